@@ -1,0 +1,142 @@
+"""Files that can be trusted: atomic writing, and reading that runs nothing and believes nothing.
+
+A checkpoint is Lightning's, plus a card under "gpt" that says how to make the model again:
+    format (1), model (the fields of GPTConfig), vocabulary (a string), config (the run's resolved configuration)
+"""
+
+import contextlib
+import os
+import pickle
+import re
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from gpt.model import GPT, GPTConfig, parameter_count
+from gpt.settings import UserError, build
+from gpt.tokenizer import CharTokenizer
+
+FORMAT = 1
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike):
+    """Yield a binary file that becomes `path` if the block ends well; else `path` stays as it was and nothing is left over."""
+    path = Path(os.path.realpath(path))  # through links, so that the link stays one
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.tmp-", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~umask())
+            os.replace(file.name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(file.name)
+            raise
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8, atomically."""
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, staged beside their target: its own staging is in the temporary folder, which may be on
+    another file system, where the last step is a copy over the good file and not a rename."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any | None = None) -> None:
+        with atomic(path) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read(Path(path))
+
+
+def make_card(config: GPTConfig, tokenizer: CharTokenizer, run: dict[str, Any]) -> dict[str, Any]:
+    """What `load` needs, in plain types; `run` is the resolved configuration, for a person to look up and to evaluate by."""
+    return {"format": FORMAT, "model": asdict(config), "vocabulary": tokenizer.vocabulary, "config": run}
+
+
+def find(place: str | None, outputs: str = "outputs") -> Path:
+    """The checkpoint meant by a file, a run folder (its best), or None (the newest run under `outputs`)."""
+    if place is None:
+        found = sorted(Path(outputs).glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"checkpoint = (newest): no run under {outputs}/; train one first: python scripts/train.py")
+        return found[-1]
+    if "://" in place:
+        raise UserError(f"checkpoint = {place}: addresses are not read; download the file and give its path")
+    path = Path(place)
+    if path.is_dir():
+        path = path / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise UserError(f"checkpoint = {path}: no such file; give a run folder under {outputs}/ or a .ckpt file")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file: plain types and tensors, on the CPU. Raises UserError if it is anything else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class|Unsupported operand|global) `?([\w.]+)", str(error))
+        what = f"it asks to run {found[1]}" if found else "it is no plain data"
+        raise UserError(f"checkpoint = {path}: refused, nothing was run: {what}; use a checkpoint that this project wrote") from None
+    except OSError as error:
+        raise UserError(f"checkpoint = {path}: {error.strerror or 'cannot be read'}; give a checkpoint that can be read") from None
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError):
+        size = path.stat().st_size
+        raise UserError(
+            f"checkpoint = {path}: truncated or not a checkpoint ({size:,} bytes); use another one, such as last.ckpt beside it"
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get("gpt"), dict) or not isinstance(content.get("state_dict"), dict):
+        raise UserError(f"checkpoint = {path}: not one of this project's; give a run folder under outputs/ or a .ckpt file in one")
+    if content["gpt"].get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint = {path}: its format is {content['gpt'].get('format')}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    return content
+
+
+def load(path: Path) -> tuple[GPT, CharTokenizer, dict[str, Any]]:
+    """The model (eval mode), its tokenizer and the run's resolved configuration. Raises UserError for a file that is not whole.
+
+    Sizes are checked against the tensors before a model is made of them, so a wrong one cannot ask for memory.
+    """
+    content = read(path)
+    card, prefix = content["gpt"], "model."
+    try:
+        config = build(GPTConfig, card["model"], "model")
+        tokenizer = CharTokenizer(card["vocabulary"])
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"checkpoint = {path}: its card makes no model ({error}); use a checkpoint that this project wrote") from None
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in content["state_dict"].items()}
+    distinct = {tensor.data_ptr(): tensor.numel() for tensor in tensors.values()}
+    if sum(distinct.values()) != parameter_count(config) or len(tokenizer) != config.vocab_size:
+        raise UserError(
+            f"checkpoint = {path}: holds {sum(distinct.values()):,} parameters and {len(tokenizer)} characters, its sizes ask for "
+            f"{parameter_count(config):,} and {config.vocab_size}; use a checkpoint that was not altered"
+        )
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(f"checkpoint = {path}: non-finite weights in {len(broken)} tensors, {broken[0]} first; use an earlier one")
+    model = GPT(config)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint = {path}: another architecture than its card says ({reason:.200}); use another one") from None
+    return model.eval(), tokenizer, card["config"]

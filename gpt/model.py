@@ -1,0 +1,274 @@
+"""The decoder-only transformer of GPT, in plain torch; read from top to bottom, it builds up from small parts to `GPT`.
+
+Sources, cited below as [A] and [G]:
+    [A] Vaswani et al. 2017, *Attention Is All You Need*
+    [G] Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*
+
+Shapes, everywhere in this package:
+    B batch, T context (positions in the input), C n_embd, H heads, D head size (C / H), V vocabulary,
+    S positions that can be attended to (T, or more when earlier keys and values come from a cache)
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+CHOICES = {
+    "norm_position": ("pre", "post"),
+    "norm": ("layernorm", "rmsnorm"),
+    "positions": ("learned", "rotary"),
+    "activation": ("gelu", "relu", "relu2"),
+}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Everything that decides which tensors a model has and what it computes. No defaults: `conf/model` holds the values.
+
+    Raises ValueError, worded as `field = value: why; what to do instead`, for a combination that makes no model.
+    """
+
+    vocab_size: int
+    context_length: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float  # on embeddings, attention weights and both residual branches, as in [G] section 4.1
+    norm_position: str  # "post": norm(x + f(x)), [A] and [G]; "pre": x + f(norm(x)) and a final norm, GPT-2
+    norm: str
+    positions: str
+    activation: str
+    bias: bool  # in linear layers and norms; the head never has one
+    tied_head: bool  # the output head is the token embedding, [G] equation 2
+    qk_norm: bool  # normalise queries and keys per head before they meet
+
+    def __post_init__(self) -> None:
+        for field in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} = {getattr(self, field)}: must be at least 1; set a positive number")
+        if self.n_embd % self.n_head:
+            fitting = [h for h in range(1, min(self.n_embd, 64) + 1) if self.n_embd % h == 0]
+            raise ValueError(f"n_head = {self.n_head}: n_embd = {self.n_embd} is not divisible by it; try one of {fitting}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}: a share of activations; set it to at least 0 and below 1")
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field} = {getattr(self, field)}: unknown; choose one of {', '.join(choices)}")
+        if self.positions == "rotary" and self.head_size % 2:
+            raise ValueError(
+                f"positions = rotary: rotates pairs, and the head size n_embd / n_head = {self.head_size} is odd; "
+                "choose an n_head that makes it even, or positions=learned"
+            )
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+
+class Dropout(nn.Module):
+    """Zeroes each element with probability p while training and scales the rest to keep the mean.
+
+    One byte decides one element, so p is rounded to 1/256, and one 64-bit draw serves eight. `nn.Dropout` draws a number
+    for each element, which on a CPU takes longer than the attention that it is applied to.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.threshold = round(p * 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.threshold == 0:
+            return x
+        draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
+        return x * keep.to(x.dtype).mul_(256 / (256 - self.threshold))
+
+
+def make_norm(config: GPTConfig, size: int) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(size, eps=1e-5)
+    return nn.LayerNorm(size, bias=config.bias)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module) -> tuple[Tensor, Tensor]:
+    """Causal scaled dot-product attention, [A] equation 1: softmax(q k' / sqrt(D)) v.
+
+    Args: q (B, H, T, D); k and v (B, H, S, D), whose last T positions are those of q.
+    Returns: the mixed values (B, H, T, D) and the weights (B, H, T, S), each row of which sums to 1.
+    """
+    T, S = q.size(-2), k.size(-2)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+    future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
+    weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
+    return dropout(weights) @ v, weights
+
+
+def rotary_table(context_length: int, head_size: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, D / 2) of the angles by which each position turns each pair (Su et al. 2021, section 3.2)."""
+    frequency = 10000.0 ** (-torch.arange(0, head_size, 2) / head_size)  # (D / 2)
+    angle = torch.arange(context_length)[:, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + D/2}) by its position's angle, so that q . k depends on the distance alone.
+
+    Args: x (B, H, T, D); cos and sin (T, D / 2).
+    """
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class Cache:
+    """Keys and values of the positions that a model has already seen, per layer, so that sampling need not recompute them."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        return self.layers[0][0].size(-2) if self.layers else 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k and v (B, H, T, D); return all of them (B, H, S, D)."""
+        if layer in self.layers:
+            old_k, old_v = self.layers[layer]
+            k, v = torch.cat((old_k, k), dim=-2), torch.cat((old_v, v), dim=-2)
+        self.layers[layer] = k, v
+        return k, v
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention, [A] section 3.2.2: all heads in one product, each looking back at earlier positions only."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.n_head = layer, config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_norm = make_norm(config, config.head_size) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config, config.head_size) if config.qk_norm else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
+        y = self.mix(q, k, v)  # (B, H, T, D)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attention`, through torch's fused kernel where one fits: it has no fast dropout on CPU, and no mask with an offset."""
+        T, S = q.size(-2), k.size(-2)
+        if (self.training and self.dropout.threshold) or 1 < T < S:
+            return attention(q, k, v, self.dropout)[0]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+
+
+class MLP(nn.Module):
+    """Position-wise feed-forward network, [A] section 3.3: four times wider inside."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.activation = config.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)  # (B, T, 4C)
+        if self.activation == "gelu":
+            x = F.gelu(x, approximate="tanh")  # the form that [G] uses
+        else:
+            x = F.relu(x)
+            if self.activation == "relu2":
+                x = x * x  # So et al. 2021, *Primer*
+        return self.proj(x)  # (B, T, C)
+
+
+class Block(nn.Module):
+    """One transformer layer: attention, then MLP, each on a residual branch with dropout at its end."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.pre = config.norm_position == "pre"
+        self.norm1, self.attn = make_norm(config, config.n_embd), SelfAttention(config, layer)
+        self.norm2, self.mlp = make_norm(config, config.n_embd), MLP(config)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
+        if self.pre:
+            x = x + self.dropout(self.attn(self.norm1(x), rotary, cache))
+            return x + self.dropout(self.mlp(self.norm2(x)))
+        x = self.norm1(x + self.dropout(self.attn(x, rotary, cache)))
+        return self.norm2(x + self.dropout(self.mlp(x)))
+
+
+class GPT(nn.Module):
+    """Token ids in, scores of the next token out, at every position at once ([G] equation 2)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.context_length, config.n_embd)
+        else:
+            cos, sin = rotary_table(config.context_length, config.head_size)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = make_norm(config, config.n_embd) if config.norm_position == "pre" else nn.Identity()
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tied_head:
+            self.head.weight = self.tokens.weight
+        self.apply(self._init)
+        for block in self.blocks:  # 2 n_layer branches add up in the residual stream: keep its variance (GPT-2, section 2.3)
+            for branch in (block.attn, block.mlp):
+                nn.init.normal_(branch.proj.weight, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)  # [G] section 4.1
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits (B, T, V) for ids (B, T). With a cache, ids continue the positions that the cache holds, which grows by T.
+
+        Raises ValueError if more than context_length positions would be needed.
+        """
+        start = cache.length if cache is not None else 0
+        end = start + ids.size(1)
+        if end > self.config.context_length:
+            raise ValueError(f"{end} positions are more than context_length = {self.config.context_length}")
+        x, rotary = self.tokens(ids), None  # (B, T, C)
+        if self.config.positions == "learned":
+            x = x + self.positions.weight[start:end]
+        else:
+            rotary = self.cos[start:end], self.sin[start:end]
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, rotary, cache)
+        return self.head(self.norm(x))
+
+
+def parameter_count(config: GPTConfig) -> int:
+    """Trainable numbers in a model of these sizes, a tied head counted once; what `GPT(config)` holds, without building it."""
+    C, bias = config.n_embd, config.bias
+    norm = lambda size: size * (2 if config.norm == "layernorm" and bias else 1)  # noqa: E731
+    block = 12 * C * C + 9 * C * bias + 2 * norm(C) + 2 * norm(config.head_size) * config.qk_norm
+    embeddings = config.vocab_size * C * (1 if config.tied_head else 2)
+    positions = config.context_length * C * (config.positions == "learned")
+    return embeddings + positions + config.n_layer * block + norm(C) * (config.norm_position == "pre")
