@@ -31,7 +31,9 @@ class Throughput(Callback):
         self.since, self.new = now, 0
         return new / seconds if seconds > 0 else 0.0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int
+    ) -> None:
         self.new += batch[0].numel()
         if (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0:
             pl_module.log("perf/chars_per_second", self._count(trainer))
@@ -73,7 +75,9 @@ class Samples(Callback):
 class ValidateAtEnd(Callback):
     """Makes the last step end in a validation (so in checkpoints), also where `val_check_interval` does not divide max_steps."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int
+    ) -> None:
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True  # Lightning validates before it stops
 

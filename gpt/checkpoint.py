@@ -1,7 +1,7 @@
 """Files that can be trusted: atomic writing, and reading that runs nothing and believes nothing.
 
 A checkpoint is Lightning's, plus a card under "gpt" that says how to make the model again:
-    format (1), model (the fields of GPTConfig), vocabulary (a string), config (the run's resolved configuration)
+    format (1), model (the fields of GPTConfig), vocabulary (a string), text_sha256, config (the run's, resolved)
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -19,6 +19,9 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from gpt.model import GPT, GPTConfig, parameter_count
 from gpt.settings import UserError, build
 from gpt.tokenizer import CharTokenizer
+
+if TYPE_CHECKING:
+    from gpt.data import CharData
 
 FORMAT = 1
 
@@ -61,13 +64,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic(path) as file:
             torch.save(checkpoint, file)
 
-    def load_checkpoint(self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return read(Path(path))
 
 
-def make_card(config: GPTConfig, tokenizer: CharTokenizer, run: dict[str, Any]) -> dict[str, Any]:
+def make_card(config: GPTConfig, data: "CharData", run: dict[str, Any]) -> dict[str, Any]:
     """What `load` needs, in plain types; `run` is the resolved configuration, for a person to look up and to evaluate by."""
-    return {"format": FORMAT, "model": asdict(config), "vocabulary": tokenizer.vocabulary, "config": run}
+    return {
+        "format": FORMAT,
+        "model": asdict(config),
+        "vocabulary": data.tokenizer.vocabulary,
+        "text_sha256": data.sha256,
+        "config": run,
+    }
 
 
 def find(place: str | None, outputs: str = "outputs") -> Path:
@@ -94,16 +105,26 @@ def read(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|class|Unsupported operand|global) `?([\w.]+)", str(error))
         what = f"it asks to run {found[1]}" if found else "it is no plain data"
-        raise UserError(f"checkpoint = {path}: refused, nothing was run: {what}; use a checkpoint that this project wrote") from None
+        raise UserError(
+            f"checkpoint = {path}: refused, nothing was run: {what}; use a checkpoint that this project wrote"
+        ) from None
     except OSError as error:
-        raise UserError(f"checkpoint = {path}: {error.strerror or 'cannot be read'}; give a checkpoint that can be read") from None
+        raise UserError(
+            f"checkpoint = {path}: {error.strerror or 'cannot be read'}; give a checkpoint that can be read"
+        ) from None
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError):
         size = path.stat().st_size
         raise UserError(
             f"checkpoint = {path}: truncated or not a checkpoint ({size:,} bytes); use another one, such as last.ckpt beside it"
         ) from None
-    if not isinstance(content, dict) or not isinstance(content.get("gpt"), dict) or not isinstance(content.get("state_dict"), dict):
-        raise UserError(f"checkpoint = {path}: not one of this project's; give a run folder under outputs/ or a .ckpt file in one")
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("gpt"), dict)
+        or not isinstance(content.get("state_dict"), dict)
+    ):
+        raise UserError(
+            f"checkpoint = {path}: not one of this project's; give a run folder under outputs/ or a .ckpt file in one"
+        )
     if content["gpt"].get("format") != FORMAT:
         raise UserError(
             f"checkpoint = {path}: its format is {content['gpt'].get('format')}, this version reads {FORMAT}; use the version that wrote it"
@@ -112,7 +133,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> tuple[GPT, CharTokenizer, dict[str, Any]]:
-    """The model (eval mode), its tokenizer and the run's resolved configuration. Raises UserError for a file that is not whole.
+    """The model (eval mode), its tokenizer, and the card. Raises UserError for a file that is not whole.
 
     Sizes are checked against the tensors before a model is made of them, so a wrong one cannot ask for memory.
     """
@@ -122,7 +143,9 @@ def load(path: Path) -> tuple[GPT, CharTokenizer, dict[str, Any]]:
         config = build(GPTConfig, card["model"], "model")
         tokenizer = CharTokenizer(card["vocabulary"])
     except (UserError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint = {path}: its card makes no model ({error}); use a checkpoint that this project wrote") from None
+        raise UserError(
+            f"checkpoint = {path}: its card makes no model ({error}); use a checkpoint that this project wrote"
+        ) from None
     tensors = {name.removeprefix(prefix): tensor for name, tensor in content["state_dict"].items()}
     distinct = {tensor.data_ptr(): tensor.numel() for tensor in tensors.values()}
     if sum(distinct.values()) != parameter_count(config) or len(tokenizer) != config.vocab_size:
@@ -132,11 +155,15 @@ def load(path: Path) -> tuple[GPT, CharTokenizer, dict[str, Any]]:
         )
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        raise UserError(f"checkpoint = {path}: non-finite weights in {len(broken)} tensors, {broken[0]} first; use an earlier one")
+        raise UserError(
+            f"checkpoint = {path}: non-finite weights in {len(broken)} tensors, {broken[0]} first; use an earlier one"
+        )
     model = GPT(config)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"checkpoint = {path}: another architecture than its card says ({reason:.200}); use another one") from None
-    return model.eval(), tokenizer, card["config"]
+        raise UserError(
+            f"checkpoint = {path}: another architecture than its card says ({reason:.200}); use another one"
+        ) from None
+    return model.eval(), tokenizer, card

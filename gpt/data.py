@@ -40,7 +40,15 @@ class RandomWindows:
     """
 
     def __init__(
-        self, ids: Tensor, context_length: int, batch_size: int, seed: int, length: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        ids: Tensor,
+        context_length: int,
+        batch_size: int,
+        seed: int,
+        length: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.windows = ids.unfold(0, context_length + 1, 1)  # (len(ids) - T, T + 1), a view
         self.batch_size, self.seed, self.length, self.start = batch_size, seed, length, start
@@ -76,17 +84,17 @@ class AllWindows:
 
 
 class CharData(L.LightningDataModule):
-    """A text, split in order into a training and a validation part, as ids of its own characters.
+    """A text, split in order into a training and a validation part, as ids of its own characters or of a given tokenizer.
 
     Raises UserError if the text has fewer than two different characters, or a part is shorter than one window.
     """
 
-    def __init__(self, config: DataConfig, context_length: int, seed: int) -> None:
+    def __init__(self, config: DataConfig, context_length: int, seed: int, tokenizer: CharTokenizer | None = None) -> None:
         super().__init__()
         self.config, self.context_length, self.seed = config, context_length, seed
         text = own_text(Path(config.path)) if config.path else tiny_shakespeare(Path(config.folder))
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
-        self.tokenizer = CharTokenizer.from_text(text)
+        self.tokenizer = tokenizer or CharTokenizer.from_text(text)
         name = config.path or "null"
         if len(self.tokenizer) < 2:
             raise UserError(f"data.path = {name}: only the character {text[0]!r}, nothing to predict; give a text with more")

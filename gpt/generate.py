@@ -21,7 +21,11 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
 
 
 def pick(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, generator: torch.Generator | None = None
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Next ids (B,) drawn from logits (B, V).
 

@@ -1,13 +1,16 @@
 """Parameter groups, optimizers, and the learning rate as a pure function of the step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
+
+from gpt.settings import UserError, build, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ class MuonConfig(AdamWConfig):
 
 
 OPTIMIZERS = {"adamw": AdamWConfig, "muon": MuonConfig}
+
+
+def optimizer_config(values: Mapping[str, Any]) -> AdamWConfig:
+    """The config of the optimizer that `values` name. Raises UserError."""
+    name = values.get("name")
+    if name not in OPTIMIZERS:
+        raise UserError(f"optimizer.name = {name}: unknown; {did_you_mean(str(name), OPTIMIZERS)}")
+    return build(OPTIMIZERS[name], values, "optimizer")
 
 
 @dataclass(frozen=True)

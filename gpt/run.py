@@ -1,20 +1,26 @@
-"""The run folder: how a run says what it was, and what came of it."""
+"""The run folder: what a run was, and what came of it."""
 
 import json
+import logging
 import platform
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from gpt.checkpoint import write_text
+from gpt.callbacks import Samples, Throughput
+from gpt.checkpoint import read, write_text
+from gpt.data import CharData
 
 
-def describe(run_dir: Path, config_yaml: str, facts: dict[str, Any]) -> None:
-    """Write config.yaml, with everything resolved, and run.json: the command, versions, machine and git commit, and `facts`."""
+def describe(run_dir: Path, config_yaml: str, trainer: L.Trainer, data: CharData) -> None:
+    """Write config.yaml, with everything resolved, and run.json: command, git commit, versions, machine, text."""
     packages = ("torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
     write_text(run_dir / "config.yaml", config_yaml)
     write_json(
@@ -26,19 +32,47 @@ def describe(run_dir: Path, config_yaml: str, facts: dict[str, Any]) -> None:
             "python": platform.python_version(),
             "versions": {package: metadata.version(package) for package in packages},
             "platform": platform.platform(),
+            "device": str(trainer.strategy.root_device),
             "threads": torch.get_num_threads(),
-            **facts,
+            "text_sha256": data.sha256,
         },
     )
 
 
+def save_result(run_dir: Path, trainer: L.Trainer, parameters: int, seconds: float) -> tuple[dict[str, Any], str | None]:
+    """Write and return result.json, and sample.txt, the last text that the model wrote (None if it was not asked to)."""
+    best = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor == "val/loss")
+    throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
+    samples = next((c for c in trainer.callbacks if isinstance(c, Samples)), None)
+    result = {
+        "best_val_loss": best.best_model_score.item(),
+        "best_step": read(Path(best.best_model_path))["global_step"],
+        "final_val_loss": trainer.callback_metrics["val/loss"].item(),
+        "step": trainer.global_step,
+        "parameters": parameters,
+        "seconds": round(seconds, 1),
+        "chars_per_second": round(throughput.characters / throughput.seconds, 1) if throughput else None,
+    }
+    write_json(run_dir / "result.json", result)
+    if samples is not None:
+        write_text(run_dir / "sample.txt", samples.latest)
+    return result, samples.latest if samples else None
+
+
 def git(*arguments: str) -> str | None:
-    """What git answers about the folder of this code; None where it is no repository, or git is missing."""
+    """What git answers about the folder of this code; None where that is no repository, or git is missing."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def quieten() -> None:
+    """Leave out Lightning's advertising, and its advice on loaders with worker processes, which ours does not need."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in ("does not have many workers", "exists and is not empty", "isinstance.treespec, LeafSpec"):
+        warnings.filterwarnings("ignore", f".*{message}")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

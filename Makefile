@@ -1,0 +1,34 @@
+# Each target sets up what it needs: nothing has to be prepared by hand.
+PYTHON ?= python3
+BIN = .venv/bin
+READY = .venv/ready
+
+.PHONY: help train test lint format plot clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[corpus,dev,plot]"
+	@touch $(READY)
+
+train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny trainer.max_steps=200"
+	$(BIN)/python scripts/train.py $(ARGS)
+
+test: $(READY) lint ## ruff, then pytest
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## put style right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+plot: $(READY) ## draw a run's losses: make plot ARGS="outputs/RUN curve.png"
+	$(BIN)/python dev/plot_run.py $(ARGS)
+
+clean: ## remove the environment, not the runs
+	rm -rf .venv build *.egg-info

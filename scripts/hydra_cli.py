@@ -1,0 +1,68 @@
+"""Between Hydra and the user: objects from a configuration, and complaints as one line."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gpt.settings import UserError, did_you_mean
+
+CONF = str(Path(__file__).parents[1] / "conf")
+TRUSTED = ("gpt.", "lightning.pytorch.")  # what a _target_ in conf/ may name: a configuration can run what it names
+
+
+def make_all(group: DictConfig) -> list[Any]:
+    """The objects that a config group lists. Raises UserError for a _target_ outside TRUSTED, or arguments that it refuses."""
+    made = []
+    for name, node in group.items():
+        target = str(node.get("_target_"))
+        if not target.startswith(TRUSTED):
+            raise UserError(f"{name}._target_ = {target}: not allowed; name something in {' or '.join(TRUSTED)}")
+        try:
+            made.append(hydra.utils.instantiate(node))
+        except HydraException as error:
+            reason = error.__cause__ if isinstance(error.__cause__, UserError) else one_line(error)
+            raise UserError(f"{name} = {target}: {reason}") from None
+    return made
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Call a function that Hydra decorates; raise UserError for what Hydra or its option parser complains about."""
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from None
+    except SystemExit as stop:
+        if stop.code == 2:  # from argparse, which has printed its usage
+            dashed = " ".join(argument for argument in sys.argv[1:] if argument.startswith("-"))
+            raise UserError(f"options = {dashed}: settings have no dashes; write them as trainer.max_steps=3") from None
+        raise
+
+
+def explain(error: Exception) -> UserError:
+    """A complaint about an override, with the settings or files that it may have meant."""
+    text, given = str(error), dict(re.findall(r"([^\s=~+]+)=(\S*)", " ".join(sys.argv[1:])))
+    if found := re.search(r"full_key: (\S+)", text):
+        key = found[1]
+        return UserError(f"{key} = {given.get(key, '')}: no such setting; {did_you_mean(key, known_settings())}")
+    if found := re.search(r"Could not find '(.+)/(.+)'\s+Available options in .*?:\s+(.*)", text, re.DOTALL):
+        group, name, options = found.groups()
+        return UserError(f"{group} = {name}: no such file in conf/{group}/; choose one of {', '.join(options.split())}")
+    return UserError(f"override = {' '.join(sys.argv[1:])}: {one_line(error)}; see python scripts/train.py --help")
+
+
+def known_settings() -> list[str]:
+    """The names that can be overridden, as the default configuration has them."""
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose("train"))
+    return [*config, *(f"{group}.{key}" for group, node in config.items() if isinstance(node, dict) for key in node)]
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
