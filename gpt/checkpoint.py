@@ -108,27 +108,21 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint = {path}: refused, nothing was run: {what}; use a checkpoint that this project wrote"
         ) from None
-    except OSError as error:
-        raise UserError(
-            f"checkpoint = {path}: {error.strerror or 'cannot be read'}; give a checkpoint that can be read"
-        ) from None
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError):
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise UserError(f"checkpoint = {path}: {error.strerror}; give a checkpoint that can be read") from None
+    except Exception:  # each kind of damage is another one to torch: OSError, RuntimeError, EOFError, KeyError, ...
         size = path.stat().st_size
         raise UserError(
             f"checkpoint = {path}: truncated or not a checkpoint ({size:,} bytes); use another one, such as last.ckpt beside it"
         ) from None
-    if (
-        not isinstance(content, dict)
-        or not isinstance(content.get("gpt"), dict)
-        or not isinstance(content.get("state_dict"), dict)
-    ):
+    parts = [content.get(part) if isinstance(content, dict) else None for part in ("gpt", "state_dict")]
+    if not all(isinstance(part, dict) for part in parts):
         raise UserError(
             f"checkpoint = {path}: not one of this project's; give a run folder under outputs/ or a .ckpt file in one"
         )
-    if content["gpt"].get("format") != FORMAT:
-        raise UserError(
-            f"checkpoint = {path}: its format is {content['gpt'].get('format')}, this version reads {FORMAT}; use the version that wrote it"
-        )
+    found = content["gpt"].get("format")
+    if found != FORMAT:
+        raise UserError(f"checkpoint = {path}: its format is {found}, this version reads {FORMAT}; use the version that wrote it")
     return content
 
 
@@ -147,11 +141,12 @@ def load(path: Path) -> tuple[GPT, CharTokenizer, dict[str, Any]]:
             f"checkpoint = {path}: its card makes no model ({error}); use a checkpoint that this project wrote"
         ) from None
     tensors = {name.removeprefix(prefix): tensor for name, tensor in content["state_dict"].items()}
-    distinct = {tensor.data_ptr(): tensor.numel() for tensor in tensors.values()}
-    if sum(distinct.values()) != parameter_count(config) or len(tokenizer) != config.vocab_size:
+    held = sum({tensor.data_ptr(): tensor.numel() for tensor in tensors.values()}.values())  # a tied head counts once
+    needed = parameter_count(config)
+    if held != needed or len(tokenizer) != config.vocab_size:
         raise UserError(
-            f"checkpoint = {path}: holds {sum(distinct.values()):,} parameters and {len(tokenizer)} characters, its sizes ask for "
-            f"{parameter_count(config):,} and {config.vocab_size}; use a checkpoint that was not altered"
+            f"checkpoint = {path}: holds {held:,} parameters and {len(tokenizer)} characters, where its sizes ask for "
+            f"{needed:,} and {config.vocab_size}; use a checkpoint that was not altered"
         )
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:

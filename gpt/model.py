@@ -101,10 +101,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module) -> tuple[Tens
     Returns: the mixed values (B, H, T, D) and the weights (B, H, T, S), each row of which sums to 1.
     """
     T, S = q.size(-2), k.size(-2)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S)
     future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
     weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
     return dropout(weights) @ v, weights
+
+
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, size: int = 128) -> Tensor:
+    """`attention` for `size` positions of q at a time, so that scores of the future are mostly not computed at all."""
+    T, S = q.size(-2), k.size(-2)
+    blocks = []
+    for start in range(0, T, size):
+        end = min(start + size, T)
+        seen = S - T + end
+        blocks.append(attention(q[..., start:end, :], k[..., :seen, :], v[..., :seen, :], dropout)[0])
+    return torch.cat(blocks, dim=-2)
 
 
 def rotary_table(context_length: int, head_size: int) -> tuple[Tensor, Tensor]:
@@ -168,10 +179,10 @@ class SelfAttention(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`attention`, through torch's fused kernel where one fits: it has no fast dropout on CPU, and no mask with an offset."""
+        """`attention` by the fastest way: torch's kernel, but on a CPU that draws dropout slowly, and it knows no offset."""
         T, S = q.size(-2), k.size(-2)
         if (self.training and self.dropout.threshold) or 1 < T < S:
-            return attention(q, k, v, self.dropout)[0]
+            return blockwise_attention(q, k, v, self.dropout)
         return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
 
 
@@ -233,6 +244,9 @@ class GPT(nn.Module):
         if config.tied_head:
             self.head.weight = self.tokens.weight
         self.apply(self._init)
+        if config.tied_head and config.norm_position == "post":
+            # With 0.02, as in [G], such a model starts out sure that each token repeats: its logit is about 0.014 C
+            nn.init.normal_(self.tokens.weight, std=1 / config.n_embd)
         for block in self.blocks:  # 2 n_layer branches add up in the residual stream: keep its variance (GPT-2, section 2.3)
             for branch in (block.attn, block.mlp):
                 nn.init.normal_(branch.proj.weight, std=0.02 / math.sqrt(2 * config.n_layer))

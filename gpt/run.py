@@ -8,15 +8,16 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gpt.callbacks import Samples, Throughput
 from gpt.checkpoint import read, write_text
 from gpt.data import CharData
+
+C = TypeVar("C", bound=L.Callback)
 
 
 def describe(run_dir: Path, config_yaml: str, trainer: L.Trainer, data: CharData) -> None:
@@ -41,12 +42,11 @@ def describe(run_dir: Path, config_yaml: str, trainer: L.Trainer, data: CharData
 
 def save_result(run_dir: Path, trainer: L.Trainer, parameters: int, seconds: float) -> tuple[dict[str, Any], str | None]:
     """Write and return result.json, and sample.txt, the last text that the model wrote (None if it was not asked to)."""
-    best = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor == "val/loss")
-    throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
-    samples = next((c for c in trainer.callbacks if isinstance(c, Samples)), None)
+    best = next((c for c in trainer.checkpoint_callbacks if c.monitor == "val/loss"), None)
+    throughput, samples = find_callback(trainer, Throughput), find_callback(trainer, Samples)
     result = {
-        "best_val_loss": best.best_model_score.item(),
-        "best_step": read(Path(best.best_model_path))["global_step"],
+        "best_val_loss": best.best_model_score.item() if best else None,
+        "best_step": read(Path(best.best_model_path))["global_step"] if best else None,
         "final_val_loss": trainer.callback_metrics["val/loss"].item(),
         "step": trainer.global_step,
         "parameters": parameters,
@@ -57,6 +57,11 @@ def save_result(run_dir: Path, trainer: L.Trainer, parameters: int, seconds: flo
     if samples is not None:
         write_text(run_dir / "sample.txt", samples.latest)
     return result, samples.latest if samples else None
+
+
+def find_callback(trainer: L.Trainer, kind: type[C]) -> C | None:
+    """The first callback of a kind; None if the configuration left it out."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
 
 def git(*arguments: str) -> str | None:

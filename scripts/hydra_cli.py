@@ -48,7 +48,7 @@ def run(main: Callable[[], Any]) -> None:
 def explain(error: Exception) -> UserError:
     """A complaint about an override, with the settings or files that it may have meant."""
     text, given = str(error), dict(re.findall(r"([^\s=~+]+)=(\S*)", " ".join(sys.argv[1:])))
-    if found := re.search(r"full_key: (\S+)", text):
+    if found := re.search(r"Could not override '(\S+)'", text):
         key = found[1]
         return UserError(f"{key} = {given.get(key, '')}: no such setting; {did_you_mean(key, known_settings())}")
     if found := re.search(r"Could not find '(.+)/(.+)'\s+Available options in .*?:\s+(.*)", text, re.DOTALL):

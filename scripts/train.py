@@ -77,13 +77,16 @@ def prepare(cfg: DictConfig, settings: dict[str, Any]) -> tuple:
 def report(run_dir: Path, result: dict[str, Any], sample: str | None) -> None:
     """What the user sees at the end: the play, the numbers, what to do next."""
     run = os.path.relpath(run_dir)
+    inside = sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ  # else the shell doesn't find our python
+    activate = "" if inside else f"  source {os.path.relpath(sys.prefix)}/bin/activate\n"
     if sample is not None:
         print(f"\n{sample}\n")
+    best = result["best_val_loss"]
     print(
-        f"val loss {result['final_val_loss']:.4f} nats per character after {result['step']:,} steps and "
-        f"{result['seconds']:,.0f} s; the best was {result['best_val_loss']:.4f} at step {result['best_step']:,}\n"
-        f"run folder: {run}\n\n"
-        f"next:\n"
+        f"val loss {result['final_val_loss']:.4f} nats per character after {result['step']:,} steps, {result['seconds']:,.0f} s"
+        + (f"; the best was {best:.4f} at step {result['best_step']:,}\n" if best is not None else "\n")
+        + f"run folder: {run}\n\n"
+        f"next:\n{activate}"
         f'  python scripts/sample.py {run} --prompt "ROMEO:"\n'
         f"  python scripts/evaluate.py {run}\n"
         f"  tensorboard --logdir outputs",
@@ -92,19 +95,25 @@ def report(run_dir: Path, result: dict[str, Any], sample: str | None) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=hydra_cli.CONF, config_name="train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     try:
         return train(cfg)["best_val_loss"]
     except UserError as error:
         run_dir = Path(cfg.run_dir)  # Hydra has made it; without a run, it goes
         if not any(run_dir.iterdir()):
             run_dir.rmdir()
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other jobs go on
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"error: {error}", file=sys.stderr)
-        raise
+            raise  # Hydra notes it and goes on with the other jobs
+        with user_errors():
+            raise
 
 
-if __name__ == "__main__":
+def cli() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through, to be told in one line
     with user_errors():
         hydra_cli.run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,72 @@
+"""What the tests share: small models, small texts, and the training script called as from a command line."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from gpt.model import GPT, GPTConfig
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURES = {
+    "gpt1": dict(norm_position="post", norm="layernorm", positions="learned", activation="gelu", bias=True, tied_head=True),
+    "gpt2": dict(norm_position="pre", norm="layernorm", positions="learned", activation="gelu", bias=True, tied_head=True),
+    "modern": dict(norm_position="pre", norm="rmsnorm", positions="rotary", activation="relu2", bias=False, tied_head=False),
+}
+
+
+def make_config(arch: str = "modern", **changes) -> GPTConfig:
+    sizes = dict(vocab_size=11, context_length=16, n_layer=2, n_head=2, n_embd=16, dropout=0.0, qk_norm=arch == "modern")
+    return GPTConfig(**(sizes | ARCHITECTURES[arch] | changes))
+
+
+def make_model(arch: str = "modern", seed: int = 0, **changes) -> GPT:
+    torch.manual_seed(seed)
+    return GPT(make_config(arch, **changes))
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def arch(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A text of 6,000 characters with every kind of letter that the prompts of the tests use."""
+    path = tmp_path / "text.txt"
+    path.write_text("ROMEO: But soft, what light?\nJULIET: O me.\n" * 200, encoding="utf-8")
+    return path
+
+
+TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.accelerator=cpu", "callbacks.samples.tokens=20"]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch, capsys):
+    """Call scripts/train.py with arguments, in an empty folder: returns its exit code, stdout and stderr."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        code = 0
+        try:
+            train.cli()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def trained(call, text: Path) -> Path:
+    """The folder of a run of four steps."""
+    code, _, err = call(*TINY, f"data.path={text}", "trainer.max_steps=4", "hydra.run.dir=run")
+    assert code == 0, err
+    return Path("run").resolve()

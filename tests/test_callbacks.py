@@ -1,0 +1,30 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gpt.callbacks import Samples, Throughput
+from gpt.settings import UserError
+
+
+def test_throughput_against_a_clock_of_our_own():
+    now = [100.0]
+    throughput, logged = Throughput(clock=lambda: now[0]), []
+    trainer = SimpleNamespace(world_size=2, log_every_n_steps=2, accumulate_grad_batches=1)
+    module = SimpleNamespace(log=lambda name, value: logged.append((name, value)))
+    batch = (torch.zeros(3, 5), None)
+    throughput.on_train_start(trainer, module)
+    for step in range(4):
+        now[0] += 0.5
+        throughput.on_train_batch_end(trainer, module, None, batch, step)
+        if step == 2:
+            throughput.on_validation_start(trainer, module)
+            now[0] += 1000  # is not counted
+            throughput.on_validation_end(trainer, module)
+    assert logged == [("perf/chars_per_second", 60.0), ("perf/chars_per_second", 60.0)]  # 2 x 15 characters in half a second
+    assert (throughput.characters, throughput.seconds) == (120, 2.0)
+
+
+def test_samples_settings_are_checked():
+    with pytest.raises(UserError, match="temperature"):
+        Samples(prompt="", tokens=5, temperature=-1)
