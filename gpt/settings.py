@@ -27,7 +27,8 @@ def build(cls: type[T], values: Mapping[str, Any], group: str) -> T:
     fields = [field.name for field in dataclasses.fields(cls)]
     for key, value in values.items():
         if key not in fields:
-            raise UserError(f"{group}.{key} = {value}: no such setting; {did_you_mean(str(key), fields)}")
+            known = [f"{group}.{field}" for field in fields]
+            raise UserError(f"{group}.{key} = {value}: no such setting; {did_you_mean(f'{group}.{key}', known)}")
     for key in fields:
         if key not in values:
             raise UserError(f"{group}.{key} = (missing): needed; set {group}.{key}=...")
@@ -65,7 +66,7 @@ def convert(value: Any, kind: Any, name: str) -> Any:
 def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
     """Advice that names the nearest of `known`, or all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
 
 

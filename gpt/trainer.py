@@ -51,10 +51,10 @@ def split_settings(values: Mapping[str, Any]) -> tuple[TrainerConfig, dict[str, 
     """Our settings, checked, and those left for `lightning.Trainer`. UserError for a key that neither knows."""
     ours = {field.name for field in fields(TrainerConfig)}
     others = {key: value for key, value in values.items() if key not in ours}
+    known = [f"trainer.{key}" for key in {*inspect.signature(L.Trainer).parameters, *ours}]
     for key, value in others.items():
-        known = {*inspect.signature(L.Trainer.__init__).parameters, *ours} - {"self"}
-        if key not in known:
-            raise UserError(f"trainer.{key} = {value}: no such setting; {did_you_mean(key, known)}")
+        if f"trainer.{key}" not in known:
+            raise UserError(f"trainer.{key} = {value}: no such setting; {did_you_mean(f'trainer.{key}', known)}")
     return build(TrainerConfig, {key: value for key, value in values.items() if key in ours}, "trainer"), others
 
 

@@ -39,6 +39,8 @@ def run(main: Callable[[], Any]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from None
     except SystemExit as stop:
+        if isinstance(stop.__cause__, UserError):
+            raise stop.__cause__ from None
         if stop.code == 2:  # from argparse, which has printed its usage
             dashed = " ".join(argument for argument in sys.argv[1:] if argument.startswith("-"))
             raise UserError(f"options = {dashed}: settings have no dashes; write them as trainer.max_steps=3") from None

@@ -105,8 +105,7 @@ def main(cfg: DictConfig) -> float | None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"error: {error}", file=sys.stderr)
             raise  # Hydra notes it and goes on with the other jobs
-        with user_errors():
-            raise
+        raise SystemExit(2) from error  # past Hydra, which would add lines of its own
 
 
 def cli() -> None:

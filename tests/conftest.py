@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 import train
+
 from gpt.model import GPT, GPTConfig
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +40,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+# A model and a run of no size, for tests that go through the whole script
 TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.accelerator=cpu", "callbacks.samples.tokens=20"]
 
 

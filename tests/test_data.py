@@ -64,5 +64,5 @@ def test_tiny_shakespeare_is_split_as_everywhere():
 def test_a_batch_that_processes_cannot_share_is_refused(text):
     data = CharData(DataConfig(path=str(text), folder="", val_fraction=0.1, batch_size=3), context_length=16, seed=0)
     data.trainer = SimpleNamespace(global_rank=0, world_size=2, accumulate_grad_batches=1, max_steps=1, global_step=0)
-    with pytest.raises(UserError, match="data.batch_size = 3: not divisible among 2 processes"):
+    with pytest.raises(UserError, match=r"data\.batch_size = 3: not divisible among 2 processes"):
         data.train_dataloader()

@@ -41,7 +41,7 @@ def test_builds_and_converts():
         ({"wide": 1}, "size.wide = 1: not true or false"),
         ({"pair": [1]}, "size.pair = [1]: not a list of 2"),
         ({"pair": [1, "x"]}, "size.pair = x: not a finite number"),
-        ({"widht": 3}, "size.widht = 3: no such setting; did you mean width?"),
+        ({"widht": 3}, "size.widht = 3: no such setting; did you mean size.width?"),
     ],
 )
 def test_refuses_by_name(change, message):

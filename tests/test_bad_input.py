@@ -1,0 +1,161 @@
+"""Bad input: one line on stderr, exit code 2, no traceback, nothing left behind."""
+
+import re
+from pathlib import Path
+
+import evaluate
+import pytest
+import sample
+import torch
+from conftest import TINY
+
+from gpt.settings import user_errors
+
+ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+; [^\n]+\n\Z")
+
+CONFIGURATION = {  # the arguments: what the line must say
+    ("model.n_head=3",): "model.n_head = 3: n_embd = 16 is not divisible by it; try one of [1, 2, 4, 8, 16]",
+    ("model.n_layer=0",): "model.n_layer = 0",
+    ("model.n_layer=-1",): "model.n_layer = -1",
+    ("model.n_embd=0",): "model.n_embd = 0",
+    ("model.context_length=0",): "model.context_length = 0",
+    ("data.batch_size=0",): "data.batch_size = 0",
+    ("data.batch_size=-4",): "data.batch_size = -4",
+    ("model.vocab_size=7",): "model.vocab_size = 7: the text has 29 characters",
+    ("model.nhead=2",): "model.nhead = 2: no such setting; did you mean model.n_head?",
+    ("+model.nhead=2",): "model.nhead = 2: no such setting; did you mean model.n_head?",
+    ("+trainer.max_step=2",): "did you mean trainer.max_steps?",
+    ("model=smal",): "model = smal: no such file in conf/model/; choose one of medium, small, tiny",
+    ("model.n_head=abc",): "model.n_head = abc: not a whole number",
+    ("trainer.max_steps=1.5",): "trainer.max_steps = 1.5: not a whole number",
+    ("optimizer.lr=0",): "optimizer.lr = 0.0",
+    ("optimizer.lr=-1",): "optimizer.lr = -1",
+    ("optimizer.lr=nan",): "optimizer.lr = nan",
+    ("optimizer.lr=inf",): "optimizer.lr = inf",
+    ("optimizer.name=sgd",): "optimizer.name = sgd: unknown; choose one of adamw, muon",
+    ("model.dropout=1.0",): "model.dropout = 1.0",
+    ("model.dropout=-0.1",): "model.dropout = -0.1",
+    ("optimizer.betas=[0.9,1.0]",): "optimizer.betas",
+    ("optimizer.betas=0.9",): "optimizer.betas = 0.9: not a list of 2",
+    ("optimizer.weight_decay=-1",): "optimizer.weight_decay = -1",
+    ("trainer.gradient_clip_val=-1",): "trainer.gradient_clip_val = -1",
+    ("trainer.accumulate_grad_batches=0",): "trainer.accumulate_grad_batches = 0",
+    ("trainer.accumulate_grad_batches=-1",): "trainer.accumulate_grad_batches = -1",
+    ("trainer.val_check_interval=0",): "trainer.val_check_interval = 0",
+    ("trainer.log_every_n_steps=0",): "trainer.log_every_n_steps = 0",
+    ("trainer.max_steps=0",): "trainer.max_steps = 0",
+    ("trainer.max_steps=-1",): "trainer.max_steps = -1",
+    ("scheduler.warmup_ratio=1.5",): "scheduler.warmup_ratio = 1.5",
+    ("scheduler.min_lr_ratio=2",): "scheduler.min_lr_ratio = 2",
+    ("scheduler.shape=square",): "scheduler.shape = square",
+    ("seed=-1",): "seed = -1",
+    ("seed=4294967296",): "seed = 4294967296",
+    ("seed=abc",): "seed = abc",
+    ("trainer.precision=16-mixed",): "trainer.precision = 16-mixed: not to be had on a CPU; set 32-true",
+    ("trainer.precision=99",): "trainer.precision = 99: unknown; choose one of",
+    ("trainer.devices=abc",): "trainer = cpu, abc",
+    ("callbacks.samples.temperature=-1",): "temperature = -1",
+    ("callbacks.samples._target_=os.system",): "samples._target_ = os.system: not allowed",
+    ("callbacks.samples.colour=red",): "callbacks.samples.colour = red: no such setting",
+    ("--max-steps", "3"): "options = --max-steps: settings have no dashes; write them as trainer.max_steps=3",
+    ("model/arch=bert",): "model/arch = bert",
+    ("model.n_head=",): "model.n_head",
+    ("data.val_fraction=0",): "data.val_fraction = 0",
+    ("data.val_fraction=1",): "data.val_fraction = 1",
+    ("data.val_fraction=nan",): "data.val_fraction = nan",
+    ("data.path=missing.txt",): "data.path = missing.txt: no such file",
+    ("data.path=.",): "data.path = .: not a file",
+    ("data.path=empty.txt",): "data.path = empty.txt: 0 characters",
+    ("data.path=same.txt",): "data.path = same.txt: only the character 'a'",
+    ("data.path=short.txt",): "its validation split has 10 characters, fewer than the 17 of one window",
+    ("data.path=latin.txt",): "data.path = latin.txt: not UTF-8 at byte 3",
+}
+
+
+@pytest.mark.parametrize("arguments", CONFIGURATION, ids=" ".join)
+def test_configuration(arguments, call, text):
+    Path("empty.txt").write_text("")
+    Path("same.txt").write_text("a" * 1000)
+    Path("short.txt").write_text("ab" * 50)
+    Path("latin.txt").write_bytes("café au lait".encode("latin-1"))
+    given = set(Path().iterdir())
+    code, out, err = call(*TINY, f"data.path={text}", *arguments)
+    usage, error = err.partition("error: options")[::2] if arguments[0].startswith("--") else ("", "")
+    line = err.removeprefix(usage) if error else err
+    assert code == 2
+    assert ONE_LINE.match(line), err
+    assert CONFIGURATION[arguments] in line
+    assert "Traceback" not in out + err
+    left = set(Path().iterdir()) - given
+    assert left <= {Path("outputs")}
+    assert not any(Path("outputs").iterdir() if left else ())
+
+
+def refused(main, arguments: list[str], capsys) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop, user_errors():
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert not out
+    assert ONE_LINE.match(err), err
+    return err
+
+
+SAMPLING = {
+    ("--prompt", "ROMEO: 0 zebra"): "'0', 'b', 'r', 'z' not among the 29 characters",
+    ("--prompt", "O", "--temperature", "-1"): "temperature = -1",
+    ("--prompt", "O", "--temperature", "nan"): "temperature = nan",
+    ("--prompt", "O", "--temperature", "inf"): "temperature = inf",
+    ("--prompt", "O", "--top-k", "0"): "top_k = 0",
+    ("--prompt", "O", "--top-k", "-5"): "top_k = -5",
+    ("--prompt", "O", "--top-p", "0"): "top_p = 0",
+    ("--prompt", "O", "--top-p", "1.5"): "top_p = 1.5",
+    ("--prompt", "O", "--tokens", "-1"): "--tokens = -1",
+    ("--prompt", "O", "--num-samples", "0"): "--num-samples = 0",
+    ("--prompt", "O", "--seed", "-1"): "--seed = -1",
+    ("--prompt-file", "missing.txt"): "--prompt-file = missing.txt: No such file",
+}
+
+
+def test_sampling(trained, capsys):
+    for arguments, message in SAMPLING.items():
+        assert message in refused(sample.main, [str(trained), *arguments], capsys)
+
+
+def test_a_prompt_is_text_and_nothing_else(trained, capsys):
+    """Commas, equals signs, quotes and braces mean something to Hydra, and nothing here."""
+    text = "O, me: light, ROMEO"
+    sample.main([str(trained), "--prompt", text, "--tokens", "1"])
+    assert capsys.readouterr().out.startswith(text)
+    assert "'$', '\\'', '='" in refused(sample.main, [str(trained), "--prompt", "O = $'O"], capsys).replace('"\'"', "'\\''")
+
+
+@pytest.mark.parametrize("main", [sample.main, evaluate.main], ids=["sample", "evaluate"])
+def test_checkpoints(main, trained, capsys):
+    extra = ["--prompt", "O"] if main is sample.main else []
+    empty, cut, foreign = Path("empty.ckpt"), Path("cut.ckpt"), Path("foreign.ckpt")
+    whole = trained / "checkpoints" / "best.ckpt"
+    empty.touch()
+    cut.write_bytes(whole.read_bytes()[:5000])
+    torch.save({"model": {"wte": torch.zeros(3)}}, foreign)
+    other = torch.load(whole, weights_only=True)
+    other["gpt"]["model"]["n_layer"] = 3
+    torch.save(other, "other.ckpt")
+    for place, message in {
+        "missing.ckpt": "missing.ckpt: no such file",
+        ".": "no such file",
+        "empty.ckpt": "truncated or not a checkpoint (0 bytes)",
+        "cut.ckpt": "truncated or not a checkpoint (5,000 bytes)",
+        "foreign.ckpt": "not one of this project's",
+        "other.ckpt": "its sizes ask for",
+        "https://example.org/best.ckpt": "addresses are not read",
+    }.items():
+        assert message in refused(main, [place, *extra], capsys)
+
+
+def test_evaluating_on_a_changed_text_is_refused(trained, text, capsys):
+    text.write_text(text.read_text() + "ROMEO: O\n")
+    assert "no longer the text" in refused(evaluate.main, [str(trained)], capsys)
+    evaluate.main([str(trained), "--data", str(text)])
+    assert "val   loss" in capsys.readouterr().out

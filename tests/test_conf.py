@@ -1,0 +1,84 @@
+"""Every file in conf/ composes, says what the dataclasses ask for, and trains for two steps."""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from gpt.data import DataConfig
+from gpt.model import GPTConfig, parameter_count
+from gpt.optim import OPTIMIZERS, SchedulerConfig
+from gpt.settings import build
+from gpt.trainer import split_settings
+
+CONF = ROOT / "conf"
+CHOICES = [f"{path.parent.relative_to(CONF)}={path.stem}" for path in sorted(CONF.glob("**/*.yaml")) if path.parent != CONF]
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["name=x", "run_dir=x", *overrides])
+        return {key: OmegaConf.to_container(node, resolve=True) for key, node in cfg.items() if OmegaConf.is_dict(node)}
+
+
+def model_config(*overrides: str, vocab_size: int = 65) -> GPTConfig:
+    return build(GPTConfig, composed(*overrides)["model"] | {"vocab_size": vocab_size}, "model")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_says_what_the_dataclasses_ask_for(choice):
+    if choice == "trainer=base":
+        return  # is no trainer of its own, but a part of each
+    groups = composed(choice)
+    assert set(groups["model"]) == {field.name for field in dataclasses.fields(GPTConfig)}
+    build(GPTConfig, groups["model"] | {"vocab_size": 65}, "model")
+    build(DataConfig, groups["data"], "data")
+    build(SchedulerConfig, groups["scheduler"], "scheduler")
+    build(OPTIMIZERS[groups["optimizer"]["name"]], groups["optimizer"], "optimizer")
+    if choice != "trainer=gpu" or torch.cuda.is_available():
+        split_settings(groups["trainer"])
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "trainer=base"])
+def test_takes_two_steps(choice, call, text):
+    sizes = [] if choice.startswith(("model=", "experiment=")) else TINY
+    overrides = [choice, *sizes, f"data.path={text}", "data.batch_size=1", "trainer.max_steps=2", "hydra.run.dir=run"]
+    if choice == "trainer=gpu":  # there is none here: all else of it
+        overrides += ["trainer.accelerator=cpu", "trainer.compile=false"]
+    if choice == "experiment=gpt1":  # no gigabytes of checkpoints; a validation split of one window
+        overrides += ["~callbacks", "data.val_fraction=0.1"]
+    code, out, err = call(*overrides)
+    assert code == 0, err
+    assert "after 2 steps" in out
+
+
+def test_known_sizes():
+    assert 1_500_000 < parameter_count(model_config()) < 3_500_000
+    assert parameter_count(model_config("model=medium", "model/arch=gpt2", "model.bias=false")) == pytest.approx(10.7e6, rel=0.02)
+    assert parameter_count(model_config("experiment=notebook")) == pytest.approx(1_606_145, rel=0.005)
+    assert parameter_count(model_config("experiment=gpt1", vocab_size=40_478)) == 116_534_784
+
+
+def test_size_and_architecture_are_independent():
+    for size in ("tiny", "small", "medium"):
+        sizes = [
+            {key: composed(f"model={size}", f"model/arch={arch}")["model"][key] for key in ("n_layer", "n_head", "n_embd")}
+            for arch in ("gpt1", "gpt2", "modern")
+        ]
+        assert sizes[0] == sizes[1] == sizes[2]
+
+
+def test_trainers_differ_in_speed_alone():
+    speed = {"accelerator", "devices", "precision", "compile", "detect_anomaly", "profiler"}
+    trainers = [composed(f"trainer={name}")["trainer"] for name in ("auto", "cpu", "gpu", "debug")]
+    rest = [{key: value for key, value in trainer.items() if key not in speed} for trainer in trainers]
+    assert all(other == rest[0] for other in rest)
+
+
+def test_files_are_short():
+    assert all(len(path.read_text().splitlines()) <= 40 for path in CONF.glob("**/*.yaml"))
+    assert os.path.getsize(CONF / "train.yaml") < 3000

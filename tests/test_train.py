@@ -1,0 +1,151 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import evaluate
+import pytest
+import torch
+from conftest import ROOT, TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gpt.checkpoint import load
+
+
+def test_the_run_folder_explains_itself(trained):
+    assert {path.name for path in trained.iterdir() if "tfevents" not in path.name} >= {
+        "config.yaml",
+        "run.json",
+        "checkpoints",
+        "metrics.csv",
+        "sample.txt",
+        "result.json",
+    }
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    result = json.loads((trained / "result.json").read_text())
+    assert (result["step"], result["best_step"]) == (4, 4)
+    assert result["best_val_loss"] == result["final_val_loss"]
+    assert result["parameters"] == sum(p.numel() for p in load(trained / "checkpoints" / "best.ckpt")[0].parameters())
+    assert result["seconds"] > 0
+    run = json.loads((trained / "run.json").read_text())
+    assert run["versions"]["torch"] == torch.__version__
+    assert len(run["text_sha256"]) == 64
+    assert "n_embd: 16" in (trained / "config.yaml").read_text()
+    assert "${" not in (trained / "config.yaml").read_text()
+
+
+def test_tensorboard_and_csv_have_the_curves(call, text):
+    code, _, err = call(
+        *TINY,
+        f"data.path={text}",
+        "trainer.max_steps=5",
+        "trainer.val_check_interval=2",
+        "trainer.log_every_n_steps=1",
+        "hydra.run.dir=run",
+    )
+    assert code == 0, err
+    events = EventAccumulator("run")
+    events.Reload()
+    wanted = {"train/loss", "train/grad_norm", "lr", "perf/chars_per_second", "val/loss", "val/bits_per_char"}
+    assert wanted <= set(events.Tags()["scalars"])
+    steps = [event.step for event in events.Scalars("val/loss")]
+    assert len(steps) == 3  # after 2, 4 and, though 2 does not divide it, 5 steps
+    loss, bits = events.Scalars("val/loss")[-1].value, events.Scalars("val/bits_per_char")[-1].value
+    assert bits == pytest.approx(loss / 0.6931472, rel=1e-5)
+    sample = events.Tensors("sample/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert sample == "    " + Path("run/sample.txt").read_text().replace("\n", "\n    ")
+    with open("run/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val/loss"]) for row in rows if row["val/loss"]][-1] == pytest.approx(loss)
+    assert sum(bool(row["train/loss"]) for row in rows) == 5
+
+
+def losses(call, folder: str, *overrides: str) -> list[tuple[str, str]]:
+    code, _, err = call(*TINY, "trainer.max_steps=4", "trainer.log_every_n_steps=1", f"hydra.run.dir={folder}", *overrides)
+    assert code == 0, err
+    with open(f"{folder}/metrics.csv", newline="") as file:
+        return [(row["train/loss"], row["val/loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_same_seed_same_losses_to_the_last_digit(call, text, optimizer):
+    overrides = [f"data.path={text}", f"optimizer={optimizer}", "model.dropout=0.1"]
+    first = losses(call, "a", *overrides)
+    assert losses(call, "b", *overrides) == first
+    assert losses(call, "c", *overrides, "seed=0") != first
+    # what runs beside training does not change it
+    with_more = losses(call, "d", *overrides, "trainer.val_check_interval=1")
+    assert [train for train, _ in with_more if train] == [train for train, _ in first if train]
+
+
+def test_accumulated_batches_train_as_one_large_batch(call, text):
+    """Half the batch twice is not the same windows, but as many characters, and steps are optimizer steps."""
+    code, out, err = call(
+        *TINY,
+        f"data.path={text}",
+        "trainer.max_steps=3",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.val_check_interval=1",
+        "hydra.run.dir=r",
+    )
+    assert code == 0, err
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("step ")] == ["1", "2", "3"]
+
+
+def test_best_and_last_are_what_they_say(call, text):
+    """A learning rate that ruins the model after some steps: last goes on while validation worsens."""
+    code, _, err = call(
+        *TINY,
+        f"data.path={text}",
+        "optimizer=adamw",
+        "optimizer.lr=1",
+        "scheduler=constant",
+        "trainer.max_steps=6",
+        "trainer.val_check_interval=1",
+        "hydra.run.dir=run",
+    )
+    assert code == 0, err
+    with open("run/metrics.csv", newline="") as file:
+        scores = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    result = json.loads(Path("run/result.json").read_text())
+    best = scores.index(min(scores)) + 1
+    assert best < 6, "the test needs a run that gets worse"
+    assert (result["best_val_loss"], result["best_step"]) == (pytest.approx(min(scores)), best)
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert torch.load("run/checkpoints/best.ckpt", weights_only=True)["global_step"] == best
+
+
+def test_evaluate_finds_the_loss_that_training_found(trained):
+    found = evaluate.evaluate(str(trained))
+    assert found["val"] == json.loads((trained / "result.json").read_text())["best_val_loss"]
+    assert found["train"] > 0
+    assert evaluate.evaluate(str(trained / "checkpoints" / "last.ckpt"))["val"] == found["val"]  # a file as well as a folder
+
+
+def test_a_sweep_names_its_runs_and_survives_a_bad_one(call, text):
+    names = "hydra.job.config.override_dirname.exclude_keys=[data.path]"  # a folder's name has no room for paths
+    code, _, err = call(
+        "-m", *TINY, f"data.path={text}", "hydra.sweep.dir=sweep", names, "trainer.max_steps=2", "model.n_head=2,3,4"
+    )
+    assert code == 2
+    assert "error: model.n_head = 3" in err
+    assert "Traceback" not in err
+    runs = sorted(path.parent.name for path in Path("sweep").glob("**/result.json"))
+    assert len(runs) == 2
+    assert ["model.n_head=2" in runs[0], "model.n_head=4" in runs[1]] == [True, True]
+    assert not list(Path("sweep").glob("**/*n_head=3*"))  # nothing is left of what never ran
+
+
+def test_steps_may_be_written_as_1e1(call, text):
+    code, out, _ = call(*TINY, f"data.path={text}", "trainer.max_steps=1e1")
+    assert code == 0
+    assert "after 10 steps" in out
+
+
+def test_two_runs_started_together_do_not_meet(tmp_path, text):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *TINY, f"data.path={text}", "trainer.max_steps=1"]
+    runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    outputs = [run.communicate(timeout=120)[0].decode() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert len(list((tmp_path / "outputs").glob("*/result.json"))) == 2
