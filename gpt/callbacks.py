@@ -14,14 +14,18 @@ from gpt.generate import check_sampling, generate
 
 
 class Throughput(Callback):
-    """Logs `perf/chars_per_second`, over all processes, since it was last logged; the time that validation takes is left out."""
+    """Logs `perf/chars_per_second` of training, over all processes, since it was last logged; validation does not count."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self.characters, self.seconds = 0, 0.0  # of the whole run
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.since, self.new = self.clock(), 0
+        self.since, self.new = None, 0  # None: the clock stands still until the next batch
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self.since is None:
+            self.since = self.clock()
 
     def _count(self, trainer: L.Trainer) -> float:
         """Add what is new to the run's totals; return its characters per second."""
@@ -39,10 +43,9 @@ class Throughput(Callback):
             pl_module.log("perf/chars_per_second", self._count(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._count(trainer)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.since = self.clock()
+        if self.since is not None:
+            self._count(trainer)
+            self.since = None  # samples and checkpoints come after the validation and are no training either
 
 
 class Samples(Callback):
@@ -82,7 +85,10 @@ class ValidateAtEnd(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, without the version number of a logger that has none."""
+    """Lightning's, without what means nothing here: the number of the one epoch, the version of a logger that has none."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

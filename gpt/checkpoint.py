@@ -8,10 +8,10 @@ import contextlib
 import os
 import pickle
 import re
-import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -27,27 +27,20 @@ FORMAT = 1
 
 
 @contextlib.contextmanager
-def atomic(path: str | os.PathLike):
+def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` if the block ends well; else `path` stays as it was and nothing is left over."""
     path = Path(os.path.realpath(path))  # through links, so that the link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.tmp-", delete=False) as file:
-        try:
+    staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(staged, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~umask())
-            os.replace(file.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-            raise
-
-
-def umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -84,7 +77,8 @@ def make_card(config: GPTConfig, data: "CharData", run: dict[str, Any]) -> dict[
 def find(place: str | None, outputs: str = "outputs") -> Path:
     """The checkpoint meant by a file, a run folder (its best), or None (the newest run under `outputs`)."""
     if place is None:
-        found = sorted(Path(outputs).glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+        # Each checkpoint that is written, best or last, touches its folder
+        found = sorted(Path(outputs).glob("**/checkpoints/best.ckpt"), key=lambda path: path.parent.stat().st_mtime)
         if not found:
             raise UserError(f"checkpoint = (newest): no run under {outputs}/; train one first: python scripts/train.py")
         return found[-1]
@@ -136,6 +130,12 @@ def load(path: Path) -> tuple[GPT, CharTokenizer, dict[str, Any]]:
     try:
         config = build(GPTConfig, card["model"], "model")
         tokenizer = CharTokenizer(card["vocabulary"])
+        if config.context_length > 2**20:  # rotary tables grow with it, and no tensor in the file says how long they were
+            raise UserError(f"model.context_length = {config.context_length}: longer than any model here; at most {2**20}")
+        if missing := {"text_sha256", "config"} - set(card):
+            raise UserError(f"card = {missing}: missing; save it again")
+        if not all(isinstance(tensor, torch.Tensor) for tensor in content["state_dict"].values()):
+            raise UserError("state_dict = ...: holds what is no tensor; save it again")
     except (UserError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"checkpoint = {path}: its card makes no model ({error}); use a checkpoint that this project wrote"

@@ -132,4 +132,5 @@ class CharData(L.LightningDataModule):
     def exact(self, ids: Tensor) -> AllWindows:
         """The pass over `ids` that makes a loss exact: each position once, this process's share of it."""
         # Windows are small and nothing is kept for a backward pass: a fixed size, so that no setting changes the sum's order
-        return AllWindows(ids, self.context_length, 32, self.trainer.global_rank, self.trainer.world_size)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return AllWindows(ids, self.context_length, 32, rank, world)

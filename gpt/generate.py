@@ -34,7 +34,8 @@ def pick(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits, order = (logits / temperature).sort(dim=-1, descending=True)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # the best at 0, so that nothing overflows
+    logits, order = logits.sort(dim=-1, descending=True)
     probabilities = logits.softmax(dim=-1)
     if top_k is not None:
         probabilities[:, top_k:] = 0
@@ -71,7 +72,8 @@ def generate(
             if cache.length + unseen.size(1) > limit:
                 window = window[:, -max(1, limit // 2) :]
                 unseen, cache = window, Cache()
-            logits = model(unseen, cache)[:, -1]  # (B, V)
+            # forward: past torch.compile, which would compile anew for each length of the cache
+            logits = model.forward(unseen, cache)[:, -1]  # (B, V)
             unseen = pick(logits, temperature, top_k, top_p, generator)[:, None]
             window = torch.cat((window, unseen), dim=1)[:, -limit:]
             yield unseen[:, 0]

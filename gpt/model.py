@@ -72,17 +72,20 @@ class GPTConfig:
 class Dropout(nn.Module):
     """Zeroes each element with probability p while training and scales the rest to keep the mean.
 
-    One byte decides one element, so p is rounded to 1/256, and one 64-bit draw serves eight. `nn.Dropout` draws a number
-    for each element, which on a CPU takes longer than the attention that it is applied to.
+    On a CPU one byte decides one element, so p is rounded to 1/256, and one 64-bit draw serves eight: `nn.Dropout` draws a
+    number for each element, which takes longer than the attention that it is applied to.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.threshold = round(p * 256)
+        self.p = p
+        self.threshold = min(max(round(p * 256), 1), 255) if p else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.threshold == 0:
+        if not self.training or self.p == 0:
             return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
         draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), None)
         keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
         return x * keep.to(x.dtype).mul_(256 / (256 - self.threshold))
@@ -181,9 +184,10 @@ class SelfAttention(nn.Module):
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`attention` by the fastest way: torch's kernel, but on a CPU that draws dropout slowly, and it knows no offset."""
         T, S = q.size(-2), k.size(-2)
-        if (self.training and self.dropout.threshold) or 1 < T < S:
+        p = self.dropout.p if self.training else 0.0
+        if (p and q.device.type == "cpu") or 1 < T < S:
             return blockwise_attention(q, k, v, self.dropout)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
 
 
 class MLP(nn.Module):

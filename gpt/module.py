@@ -13,12 +13,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt.data import Batch
 from gpt.model import GPT
 from gpt.optim import AdamWConfig, SchedulerConfig, build_optimizer, lr_multiplier
+from gpt.settings import UserError
 
 
 class GPTModule(L.LightningModule):
-    """Wraps `model`. `card` is what `gpt.checkpoint` needs to make the model again: plain types, stored under "gpt"."""
+    """Wraps `model`; to validate, it is enough.
 
-    def __init__(self, model: GPT, optimizer: AdamWConfig, scheduler: SchedulerConfig, card: dict[str, Any]) -> None:
+    `card` is what `gpt.checkpoint` needs to make the model again: plain types, stored under "gpt".
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        optimizer: AdamWConfig | None = None,
+        scheduler: SchedulerConfig | None = None,
+        card: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.card = model, card
         self.optimizer_config, self.scheduler_config = optimizer, scheduler
@@ -49,10 +59,19 @@ class GPTModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by total norm; the norm before clipping is logged, so it is computed once, clipping or not."""
+        """Clip by total norm; the norm before clipping is logged, so it is computed once, clipping or not.
+
+        Raises UserError if it is not finite, which a loss that is not makes it too: nothing after that would be training.
+        """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        lr = optimizer.param_groups[0]["lr"]
+        if not norm.isfinite():
+            raise UserError(
+                f"train/grad_norm = {norm}: not finite at step {self.global_step} (lr {lr:.2g}), the run has diverged; "
+                "lower optimizer.lr, or optimizer.muon_lr, or look closer with trainer=debug"
+            )
         self.log("train/grad_norm", norm)
-        self.log("lr", optimizer.param_groups[0]["lr"])
+        self.log("lr", lr)  # one schedule multiplies all rates, so one curve says it
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt"] = self.card

@@ -88,15 +88,16 @@ def lr_multiplier(step: int, max_steps: int, config: SchedulerConfig) -> float:
 
 
 def build_optimizer(model: nn.Module, config: AdamWConfig) -> Optimizer:
-    """The optimizer that `config` describes, over all parameters of `model`; the first group holds the blocks' matrices."""
+    """The optimizer that `config` describes, over all parameters of `model`; the first group runs at `config.lr`."""
     blocks, matrices, vectors = [], [], []
     for name, parameter in model.named_parameters():
         (vectors if parameter.ndim < 2 else blocks if name.startswith("blocks.") else matrices).append(parameter)
     rest = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if isinstance(config, MuonConfig):
         muon = Muon(blocks, lr=config.muon_lr, momentum=config.muon_momentum, weight_decay=config.weight_decay)
-        return Together(muon, AdamW(rest, lr=config.lr, betas=config.betas))
-    return AdamW([{"params": blocks, "weight_decay": config.weight_decay}, *rest], lr=config.lr, betas=config.betas)
+        return CombinedOptimizer(AdamW(rest, lr=config.lr, betas=config.betas), muon)
+    rest[0]["params"] += blocks
+    return AdamW(rest, lr=config.lr, betas=config.betas)
 
 
 class Muon(torch.optim.Muon):
@@ -139,7 +140,7 @@ def orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: in
     return x
 
 
-class Together(Optimizer):
+class CombinedOptimizer(Optimizer):
     """Several optimizers as one, so that one schedule, one state dict and Lightning's automatic loop serve them all."""
 
     def __init__(self, *optimizers: Optimizer) -> None:

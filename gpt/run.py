@@ -40,8 +40,8 @@ def describe(run_dir: Path, config_yaml: str, trainer: L.Trainer, data: CharData
     )
 
 
-def save_result(run_dir: Path, trainer: L.Trainer, parameters: int, seconds: float) -> tuple[dict[str, Any], str | None]:
-    """Write and return result.json, and sample.txt, the last text that the model wrote (None if it was not asked to)."""
+def collect(trainer: L.Trainer, parameters: int, seconds: float) -> tuple[dict[str, Any], str | None]:
+    """The numbers of a run that has ended, and the last text that the model wrote (None if it was not asked to)."""
     best = next((c for c in trainer.checkpoint_callbacks if c.monitor == "val/loss"), None)
     throughput, samples = find_callback(trainer, Throughput), find_callback(trainer, Samples)
     result = {
@@ -53,10 +53,14 @@ def save_result(run_dir: Path, trainer: L.Trainer, parameters: int, seconds: flo
         "seconds": round(seconds, 1),
         "chars_per_second": round(throughput.characters / throughput.seconds, 1) if throughput else None,
     }
-    write_json(run_dir / "result.json", result)
-    if samples is not None:
-        write_text(run_dir / "sample.txt", samples.latest)
     return result, samples.latest if samples else None
+
+
+def save_result(run_dir: Path, result: dict[str, Any], sample: str | None) -> None:
+    """Write result.json and sample.txt."""
+    write_json(run_dir / "result.json", result)
+    if sample is not None:
+        write_text(run_dir / "sample.txt", sample)
 
 
 def find_callback(trainer: L.Trainer, kind: type[C]) -> C | None:

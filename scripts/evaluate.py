@@ -38,10 +38,10 @@ def evaluate(place: str | None, path: str | None = None) -> dict[str, float]:
     if path is None and data.sha256 != card["text_sha256"]:
         raise UserError(f"data.path = {data.config.path}: no longer the text of {checkpoint}; give it with --data FILE")
     precision = run["trainer"]["precision"]  # as in training, so that the loss is the same to the last digit
-    data.trainer = L.Trainer(devices=1, precision=precision, logger=False, enable_progress_bar=False)
-    module = GPTModule(model, None, None, {})
+    trainer = L.Trainer(devices=1, precision=precision, logger=False, enable_progress_bar=False)
+    module = GPTModule(model)
     return {
-        split: data.trainer.validate(module, data.exact(ids), verbose=False)[0]["val/loss"]
+        split: trainer.validate(module, data.exact(ids), verbose=False)[0]["val/loss"]
         for split, ids in (("val", data.val_ids), ("train", data.train_ids))
     }
 

@@ -21,11 +21,13 @@ def make_all(group: DictConfig) -> list[Any]:
     """The objects that a config group lists. Raises UserError for a _target_ outside TRUSTED, or arguments that it refuses."""
     made = []
     for name, node in group.items():
+        if node is None:  # callbacks.samples=null leaves it out
+            continue
         target = str(node.get("_target_"))
         if not target.startswith(TRUSTED):
             raise UserError(f"{name}._target_ = {target}: not allowed; name something in {' or '.join(TRUSTED)}")
         try:
-            made.append(hydra.utils.instantiate(node))
+            made.append(hydra.utils.instantiate(node, _recursive_=False))  # no _target_ further inside
         except HydraException as error:
             reason = error.__cause__ if isinstance(error.__cause__, UserError) else one_line(error)
             raise UserError(f"{name} = {target}: {reason}") from None

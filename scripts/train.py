@@ -3,6 +3,7 @@
 python scripts/train.py model=small trainer.max_steps=20000
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -17,10 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 import hydra_cli
 from gpt.settings import UserError, user_errors
 
+GROUPS = {"model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger"}
+SETTINGS = {"name", "seed", "run_dir", *GROUPS}
+
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """One run, from a composed configuration to its result. Raises UserError, with nothing written, if it can't be run."""
-    from gpt.run import describe, quieten, save_result
+    from gpt.run import collect, describe, quieten, save_result
     from gpt.trainer import keep_freed_memory
 
     quieten()
@@ -28,14 +32,16 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(settings["run_dir"])
     trainer, module, data = prepare(cfg, settings)
-    describe(run_dir, OmegaConf.to_yaml(cfg, resolve=True), trainer, data)
-
     parameters = sum(p.numel() for p in module.parameters())
-    print(f"{parameters:,} parameters, {len(data.train_ids):,} characters to learn from", flush=True)
+    if trainer.is_global_zero:
+        describe(run_dir, OmegaConf.to_yaml(cfg, resolve=True), trainer, data)
+        print(f"{parameters:,} parameters, {len(data.train_ids):,} characters to learn from", flush=True)
     start = time.perf_counter()
     trainer.fit(module, datamodule=data)
-    result, sample = save_result(run_dir, trainer, parameters, seconds=time.perf_counter() - start)
-    report(run_dir, result, sample)
+    result, sample = collect(trainer, parameters, seconds=time.perf_counter() - start)
+    if trainer.is_global_zero:
+        save_result(run_dir, result, sample)
+        report(run_dir, result, sample)
     return result
 
 
@@ -49,10 +55,12 @@ def prepare(cfg: DictConfig, settings: dict[str, Any]) -> tuple:
     from gpt.model import GPT, GPTConfig
     from gpt.module import GPTModule
     from gpt.optim import SchedulerConfig, optimizer_config
-    from gpt.settings import build, convert
+    from gpt.settings import build, convert, did_you_mean
     from gpt.trainer import build_trainer
 
-    seed = convert(settings["seed"], int, "seed")
+    for key in set(settings) - SETTINGS:
+        raise UserError(f"{key} = {settings[key]}: no such setting; {did_you_mean(key, SETTINGS)}")
+    seed = convert(settings.get("seed"), int, "seed")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed = {seed}: must be at least 0 and below 2**32; set for instance seed=1")
     optimizer = optimizer_config(settings["optimizer"])
@@ -60,12 +68,12 @@ def prepare(cfg: DictConfig, settings: dict[str, Any]) -> tuple:
     callbacks = [*hydra_cli.make_all(cfg.callbacks), ProgressBar() if sys.stdout.isatty() else ProgressLines()]
     trainer = build_trainer(settings["trainer"], Path(settings["run_dir"]), callbacks, hydra_cli.make_all(cfg.logger))
 
-    sizes, asked = settings["model"], settings["model"]["vocab_size"]
-    config = build(GPTConfig, sizes | {"vocab_size": asked or 1}, "model")
+    asked = settings["model"].get("vocab_size")  # in general null: what the text has
+    config = build(GPTConfig, settings["model"] | {"vocab_size": 1 if asked is None else asked}, "model")
     data = CharData(build(DataConfig, settings["data"], "data"), config.context_length, seed)
     if asked not in (None, len(data.tokenizer)):
         raise UserError(f"model.vocab_size = {asked}: the text has {len(data.tokenizer)} characters; leave it out")
-    config = build(GPTConfig, sizes | {"vocab_size": len(data.tokenizer)}, "model")
+    config = dataclasses.replace(config, vocab_size=len(data.tokenizer))
 
     L.seed_everything(seed, verbose=False)  # before the model is made
     model = GPT(config)
@@ -99,9 +107,9 @@ def main(cfg: DictConfig) -> float | None:
     try:
         return train(cfg)["best_val_loss"]
     except UserError as error:
-        run_dir = Path(cfg.run_dir)  # Hydra has made it; without a run, it goes
-        if not any(run_dir.iterdir()):
-            run_dir.rmdir()
+        made = Path(HydraConfig.get().runtime.output_dir)  # by Hydra; without a run, it goes
+        if not any(made.iterdir()):
+            made.rmdir()
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"error: {error}", file=sys.stderr)
             raise  # Hydra notes it and goes on with the other jobs

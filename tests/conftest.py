@@ -5,20 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import train
+from omegaconf import OmegaConf
 
+import train
 from gpt.model import GPT, GPTConfig
 
 ROOT = Path(__file__).parents[1]
-ARCHITECTURES = {
-    "gpt1": dict(norm_position="post", norm="layernorm", positions="learned", activation="gelu", bias=True, tied_head=True),
-    "gpt2": dict(norm_position="pre", norm="layernorm", positions="learned", activation="gelu", bias=True, tied_head=True),
-    "modern": dict(norm_position="pre", norm="rmsnorm", positions="rotary", activation="relu2", bias=False, tied_head=False),
-}
+ARCHITECTURES = {path.stem: dict(OmegaConf.load(path)) for path in sorted((ROOT / "conf" / "model" / "arch").glob("*.yaml"))}
+ARCHITECTURES["rmsnorm"] = ARCHITECTURES["modern"] | {"norm": "rmsnorm"}
 
 
 def make_config(arch: str = "modern", **changes) -> GPTConfig:
-    sizes = dict(vocab_size=11, context_length=16, n_layer=2, n_head=2, n_embd=16, dropout=0.0, qk_norm=arch == "modern")
+    sizes = dict(vocab_size=11, context_length=16, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
     return GPTConfig(**(sizes | ARCHITECTURES[arch] | changes))
 
 
@@ -34,7 +32,7 @@ def arch(request) -> str:
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """A text of 6,000 characters with every kind of letter that the prompts of the tests use."""
+    """A text of 8,600 characters with every kind of letter that the prompts of the tests use."""
     path = tmp_path / "text.txt"
     path.write_text("ROMEO: But soft, what light?\nJULIET: O me.\n" * 200, encoding="utf-8")
     return path

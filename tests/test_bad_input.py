@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-import evaluate
 import pytest
-import sample
 import torch
-from conftest import TINY
 
+import evaluate
+import sample
+from conftest import TINY
 from gpt.settings import user_errors
 
 ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+; [^\n]+\n\Z")
@@ -51,9 +51,13 @@ CONFIGURATION = {  # the arguments: what the line must say
     ("seed=-1",): "seed = -1",
     ("seed=4294967296",): "seed = 4294967296",
     ("seed=abc",): "seed = abc",
-    ("trainer.precision=16-mixed",): "trainer.precision = 16-mixed: not to be had on a CPU; set 32-true",
-    ("trainer.precision=99",): "trainer.precision = 99: unknown; choose one of",
-    ("trainer.devices=abc",): "trainer = cpu, abc",
+    ("trainer.precision=16-mixed",): "trainer.precision = 16-mixed: not supported; choose one of 32, 32-true, bf16-mixed",
+    ("trainer.precision=99",): "trainer.precision = 99: not supported; choose one of 32, 32-true, bf16-mixed",
+    ("trainer.devices=abc",): "trainer.accelerator, devices = cpu, abc",
+    ("+trainer.fast_dev_run=true",): "trainer.fast_dev_run = True: no such setting",
+    ("+max_steps=5",): "max_steps = 5: no such setting",
+    ("~seed",): "seed = None",
+    ("~model.n_head",): "model.n_head = (missing)",
     ("callbacks.samples.temperature=-1",): "temperature = -1",
     ("callbacks.samples._target_=os.system",): "samples._target_ = os.system: not allowed",
     ("callbacks.samples.colour=red",): "callbacks.samples.colour = red: no such setting",

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
 
+from conftest import make_model
 from gpt.checkpoint import FORMAT, atomic, find, load, read, write_text
 from gpt.settings import UserError
 
@@ -91,6 +91,12 @@ def broken(how: str) -> dict:
         del made["gpt"]
     elif how == "huge":  # would take terabytes if it were believed
         card["model"] = card["model"] | {"n_embd": 10**6, "n_layer": 10**6}
+    elif how == "long":
+        card["model"] = card["model"] | {"context_length": 10**12}
+    elif how == "no tensor":
+        tensors["model.head.weight"] = "tensor"
+    elif how == "no config":
+        del card["config"]
     elif how == "other depth":
         card["model"] = card["model"] | {"n_layer": 1}
     elif how == "unknown key":
@@ -112,6 +118,9 @@ def broken(how: str) -> dict:
         ("format", f"its format is {FORMAT + 1}, this version reads {FORMAT}"),
         ("no card", "not one of this project's"),
         ("huge", "its sizes ask for"),
+        ("long", "longer than any model"),
+        ("no tensor", "no tensor"),
+        ("no config", "missing"),
         ("other depth", "its sizes ask for"),
         ("unknown key", "_target_"),
         ("wrong type", "not a whole number"),
@@ -134,7 +143,7 @@ def test_find(tmp_path, monkeypatch):
         file = tmp_path / "outputs" / run / "checkpoints" / "best.ckpt"
         file.parent.mkdir(parents=True)
         file.touch()
-        os.utime(file, (number, number))
+        os.utime(file.parent, (number, number))
     assert find(None) == Path("outputs/sweeps/s/a/checkpoints/best.ckpt")
     assert find("outputs/b") == Path("outputs/b/checkpoints/best.ckpt")
     assert find("outputs/b/checkpoints/best.ckpt") == Path("outputs/b/checkpoints/best.ckpt")

@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
+import subprocess
 
 import pytest
 import torch
-from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from conftest import ROOT, TINY
 from gpt.data import DataConfig
 from gpt.model import GPTConfig, parameter_count
 from gpt.optim import OPTIMIZERS, SchedulerConfig
@@ -61,6 +62,39 @@ def test_known_sizes():
     assert parameter_count(model_config("model=medium", "model/arch=gpt2", "model.bias=false")) == pytest.approx(10.7e6, rel=0.02)
     assert parameter_count(model_config("experiment=notebook")) == pytest.approx(1_606_145, rel=0.005)
     assert parameter_count(model_config("experiment=gpt1", vocab_size=40_478)) == 116_534_784
+
+
+def test_baselines_are_those_that_were_published():
+    baby = composed("experiment=baby_gpt")
+    assert (baby["optimizer"]["lr"], baby["optimizer"]["betas"], baby["optimizer"]["weight_decay"]) == (1e-3, [0.9, 0.99], 0.1)
+    assert baby["scheduler"] == {"shape": "cosine", "warmup_ratio": 0.02, "decay_ratio": 1.0, "min_lr_ratio": 0.1}
+    assert (baby["data"]["batch_size"], baby["trainer"]["max_steps"], baby["model"]["dropout"]) == (64, 5000, 0.2)
+    cpu = composed("experiment=baby_gpt_cpu")
+    sizes = [cpu["model"][key] for key in ("n_layer", "n_head", "n_embd", "context_length", "dropout")]
+    assert [*sizes, cpu["data"]["batch_size"], cpu["trainer"]["max_steps"]] == [4, 4, 128, 64, 0.0, 12, 2000]
+    notebook = composed("experiment=notebook")
+    sizes = [notebook["model"][key] for key in ("n_layer", "n_head", "n_embd", "context_length", "dropout", "activation")]
+    assert [*sizes, notebook["data"]["batch_size"], notebook["trainer"]["max_steps"]] == [5, 5, 160, 256, 0.2, "relu", 64, 20000]
+    assert (notebook["optimizer"]["name"], notebook["optimizer"]["lr"], notebook["scheduler"]["decay_ratio"]) == (
+        "adamw",
+        3e-4,
+        0.0,
+    )
+    paper = composed("experiment=gpt1")
+    assert (paper["optimizer"]["lr"], paper["optimizer"]["weight_decay"], paper["scheduler"]["min_lr_ratio"]) == (
+        2.5e-4,
+        0.01,
+        0.0,
+    )
+    assert paper["scheduler"]["warmup_ratio"] * paper["trainer"]["max_steps"] == 2000
+    assert paper["model"]["norm_position"] == "post"
+
+
+def test_what_a_fresh_clone_has():
+    """A file that git ignores or nobody added works on one machine alone."""
+    tracked = subprocess.run(["git", "ls-files", "conf", "gpt", "scripts"], cwd=ROOT, capture_output=True, text=True, check=True)
+    there = {str(path.relative_to(ROOT)) for part in ("conf", "gpt", "scripts") for path in (ROOT / part).rglob("*.[py]*")}
+    assert {name for name in there if name.endswith((".py", ".yaml"))} == set(tracked.stdout.split())
 
 
 def test_size_and_architecture_are_independent():

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from conftest import make_model
 
+from conftest import make_model
 from gpt.generate import generate, pick
 from gpt.settings import UserError
 

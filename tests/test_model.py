@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ARCHITECTURES, make_config, make_model
 
+from conftest import ARCHITECTURES, make_config, make_model
 from gpt.model import GPT, Cache, Dropout, SelfAttention, attention, blockwise_attention, parameter_count, rotary_table, rotate
 
 
@@ -94,6 +94,13 @@ def test_dropout_masks_are_independent_and_gone_in_eval():
     assert torch.corrcoef(torch.stack((dropped[0, :-1], dropped[0, 1:])))[0, 1].abs() < 0.02
     x = torch.randn(5)
     assert Dropout(0.5).eval()(x) is x
+
+
+@pytest.mark.parametrize("p", [1e-4, 0.999])
+def test_dropout_at_the_ends_of_its_range(p):
+    y = Dropout(p)(torch.ones(10_000))
+    assert y.isfinite().all()
+    assert 0 < (y == 0).sum() < 10_000
 
 
 def test_every_residual_branch_has_dropout():
@@ -190,6 +197,13 @@ def test_bad_sizes_are_refused_by_name():
 
 def test_architectures_differ_where_the_table_says():
     norms = {arch: type(make_model(arch).norm).__name__ for arch in ARCHITECTURES}
-    assert norms == {"gpt1": "Identity", "gpt2": "LayerNorm", "modern": "RMSNorm"}
+    assert norms == {"gpt1": "Identity", "gpt2": "LayerNorm", "modern": "LayerNorm", "rmsnorm": "RMSNorm"}
+    assert {arch: hasattr(make_model(arch), "positions") for arch in ("gpt1", "gpt2", "modern")} == {
+        "gpt1": True,
+        "gpt2": True,
+        "modern": False,
+    }
+    assert {type(make_model(arch).blocks[0].attn.q_norm).__name__ for arch in ("gpt1", "gpt2")} == {"Identity"}
+    assert type(make_model("modern").blocks[0].attn.q_norm).__name__ == "LayerNorm"
     block, x = make_model("gpt1").blocks[0], torch.randn(1, 4, 16)
     torch.testing.assert_close(block(x, None, None).mean(-1), torch.zeros(1, 4), atol=1e-5, rtol=0)  # post: ends in a norm

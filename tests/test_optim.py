@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
-from conftest import make_model
 from torch.optim.lr_scheduler import LambdaLR
 
+from conftest import make_model
 from gpt.optim import AdamWConfig, Muon, MuonConfig, SchedulerConfig, build_optimizer, lr_multiplier, orthogonalize
 
 ADAMW = AdamWConfig(name="adamw", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
@@ -53,16 +53,23 @@ def test_every_parameter_is_in_one_group_and_matrices_alone_decay(config):
     assert len(grouped) == len(list(model.parameters()))
     for group in optimizer.param_groups:
         assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
-    blocks = {id(p) for p in model.blocks.parameters() if p.ndim == 2}
-    assert {id(p) for p in optimizer.param_groups[0]["params"]} == blocks
+    if config is MUON:
+        blocks = {id(p) for p in model.blocks.parameters() if p.ndim == 2}
+        assert {id(p) for p in optimizer.param_groups[-1]["params"]} == blocks
 
 
 @CONFIGS
 def test_one_schedule_drives_all_groups(config):
-    optimizer = build_optimizer(make_model(), config)
+    model = make_model()
+    optimizer = build_optimizer(model, config)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    LambdaLR(optimizer, lambda step: 0.25)
+    assert peaks[0] == config.lr
+    schedule = LambdaLR(optimizer, lambda step: 0.25 if step == 0 else 0.0)
     assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(peak / 4) for peak in peaks]
+    schedule.step()
+    before = [p.clone() for p in model.parameters()]
+    steps(model, optimizer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))  # at a rate of 0 nothing moves
 
 
 def steps(model, optimizer, count: int, start: int = 0) -> None:
@@ -107,17 +114,19 @@ def test_orthogonalize_moves_singular_values_near_one(shape):
     torch.testing.assert_close(y, u @ torch.diag(along) @ v, atol=1e-4, rtol=0)  # directions are kept
 
 
-def test_muon_in_float32_is_torchs_up_to_bfloat16():
-    def after(cls):
-        parameter = torch.nn.Parameter(torch.zeros(24, 96))
-        optimizer = cls([parameter], lr=0.02, momentum=0.95, weight_decay=0.1)
+@pytest.mark.parametrize("shape", [(24, 24), (96, 24), (24, 96)])
+def test_muon_in_float32_is_torchs_up_to_bfloat16(shape):
+    def moved(cls):
         generator = torch.Generator().manual_seed(0)
+        start = torch.randn(shape, generator=generator)
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = cls([parameter], lr=0.02, momentum=0.95, weight_decay=2.0)
         for _ in range(3):
-            parameter.grad = torch.randn(24, 96, generator=generator)
+            parameter.grad = torch.randn(shape, generator=generator)
             optimizer.step()
-        return parameter.detach()
+        return parameter.detach() - start
 
-    ours, theirs = after(Muon), after(torch.optim.Muon)
+    ours, theirs = moved(Muon), moved(torch.optim.Muon)
     assert (ours - theirs).norm() / theirs.norm() < 0.02
 
 

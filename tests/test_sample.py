@@ -3,6 +3,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+
 import sample
 
 

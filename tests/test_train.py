@@ -4,12 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluate
 import pytest
 import torch
-from conftest import ROOT, TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import evaluate
+from conftest import ROOT, TINY
 from gpt.checkpoint import load
 
 
@@ -79,8 +79,7 @@ def test_same_seed_same_losses_to_the_last_digit(call, text, optimizer):
     assert [train for train, _ in with_more if train] == [train for train, _ in first if train]
 
 
-def test_accumulated_batches_train_as_one_large_batch(call, text):
-    """Half the batch twice is not the same windows, but as many characters, and steps are optimizer steps."""
+def test_everything_is_counted_in_optimizer_steps(call, text):
     code, out, err = call(
         *TINY,
         f"data.path={text}",
@@ -121,6 +120,43 @@ def test_evaluate_finds_the_loss_that_training_found(trained):
     assert found["val"] == json.loads((trained / "result.json").read_text())["best_val_loss"]
     assert found["train"] > 0
     assert evaluate.evaluate(str(trained / "checkpoints" / "last.ckpt"))["val"] == found["val"]  # a file as well as a folder
+
+
+def test_validation_loss_is_the_mean_over_every_position(trained):
+    """By hand, window by window: 860 characters of validation text make 53 windows, a full batch of 32 and a rest."""
+    model, tokenizer, card = load(trained / "checkpoints" / "best.ckpt")
+    text = Path(card["config"]["data"]["path"]).read_text(encoding="utf-8")
+    ids = tokenizer.encode(text[int(len(text) * 0.9) :])
+    losses = []
+    for start in range(0, len(ids) - 16, 16):
+        logits = model(ids[None, start : start + 16])
+        losses += torch.nn.functional.cross_entropy(logits[0], ids[start + 1 : start + 17], reduction="none").tolist()
+    assert len(losses) == 53 * 16
+    expected = sum(losses) / len(losses)
+    assert json.loads((trained / "result.json").read_text())["final_val_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_run_that_diverges_is_stopped_with_one_line(call, text):
+    code, out, err = call(
+        *TINY, f"data.path={text}", "optimizer=adamw", "optimizer.lr=1e30", "trainer.max_steps=50", "hydra.run.dir=run"
+    )
+    assert code == 2
+    assert "not finite at step" in err
+    assert "Traceback" not in out + err
+    assert not Path("run/result.json").exists()
+
+
+def test_early_stopping_stops(call, text):
+    overrides = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer=adamw", "optimizer.lr=1"]
+    code, _, err = call(*TINY, f"data.path={text}", *overrides, "trainer.max_steps=50", "trainer.val_check_interval=1")
+    assert code == 0, err
+    assert json.loads(next(Path("outputs").glob("*/result.json")).read_text())["step"] < 50
+
+
+def test_a_callback_can_be_left_out(call, text):
+    code, _, err = call(*TINY, f"data.path={text}", "callbacks.samples=null", "trainer.max_steps=1", "hydra.run.dir=run")
+    assert code == 0, err
+    assert not Path("run/sample.txt").exists()
 
 
 def test_a_sweep_names_its_runs_and_survives_a_bad_one(call, text):
