@@ -75,6 +75,9 @@ CONFIGURATION = {  # the arguments: what the line must say
     ("data.path=latin.txt",): "data.path = latin.txt: not UTF-8 at byte 3",
 }
 
+if not torch.cuda.is_available():
+    CONFIGURATION[("trainer=gpu", "trainer.accelerator=gpu")] = "trainer.accelerator, devices = gpu, 1"
+
 
 @pytest.mark.parametrize("arguments", CONFIGURATION, ids=" ".join)
 def test_configuration(arguments, call, text):
