@@ -78,9 +78,10 @@ def git(*arguments: str) -> str | None:
 
 
 def quieten() -> None:
-    """Leave out Lightning's advertising, and its advice on loaders with worker processes, which ours does not need."""
+    """Leave out Lightning's advertising, and advice on what is meant here: no worker processes, very short first runs."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in ("does not have many workers", "exists and is not empty", "isinstance.treespec, LeafSpec"):
+    advice = ("does not have many workers", "exists and is not empty", "smaller than the logging interval")
+    for message in (*advice, "isinstance.treespec, LeafSpec"):  # the last: Lightning 2.6.6 with torch 2.13
         warnings.filterwarnings("ignore", f".*{message}")
 
 
