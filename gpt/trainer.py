@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from gpt.callbacks import ValidateAtEnd
@@ -74,6 +74,7 @@ def build_trainer(values: Mapping[str, Any], run_dir: Path, callbacks: list[Call
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,  # our batches know their rank
         num_sanity_val_steps=0,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),  # no other than ours
         enable_model_summary=False,
     )
     try:

@@ -35,6 +35,13 @@ def test_the_run_folder_explains_itself(trained):
     assert "${" not in (trained / "config.yaml").read_text()
 
 
+def test_where_nothing_can_be_drawn_there_are_lines_and_no_bar(call, text):
+    code, out, err = call(*TINY, f"data.path={text}", "trainer.max_steps=2", "trainer.val_check_interval=1")
+    assert code == 0, err
+    assert [line.split("  ")[0] for line in out.splitlines() if line.startswith("step ")] == ["step 1 of 2", "step 2 of 2"]
+    assert "Epoch" not in out + err
+
+
 def test_tensorboard_and_csv_have_the_curves(call, text):
     code, _, err = call(
         *TINY,
