@@ -1,7 +1,7 @@
 """Files that can be trusted: atomic writing, and reading that runs nothing and believes nothing.
 
 A checkpoint is Lightning's, plus a card under "gpt" that says how to make the model again:
-    format (1), model (the fields of GPTConfig), vocabulary (a string), text_sha256, config (the run's, resolved)
+    format (2), model (the fields of GPTConfig), vocabulary (a string), text_sha256, config (the run's, resolved)
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from gpt.tokenizer import CharTokenizer
 if TYPE_CHECKING:
     from gpt.data import CharData
 
-FORMAT = 1
+FORMAT = 2
 
 
 @contextlib.contextmanager

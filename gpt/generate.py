@@ -35,6 +35,8 @@ def pick(
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # the best at 0, so that nothing overflows
+    if top_k is None and top_p is None:
+        return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator).squeeze(-1)
     logits, order = logits.sort(dim=-1, descending=True)
     probabilities = logits.softmax(dim=-1)
     if top_k is not None:
@@ -46,7 +48,7 @@ def pick(
     return order.gather(-1, drawn).squeeze(-1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: GPT,
     ids: Tensor,
@@ -66,16 +68,16 @@ def generate(
     limit, was_training = model.config.context_length, model.training
     model.eval()
     try:
-        window, cache = ids[:, -limit:], Cache()
-        unseen = window
+        unseen, cache = ids[:, -limit:], Cache(limit)
+        window = [unseen]  # what the model has read, in pieces
         for _ in range(tokens):
             if cache.length + unseen.size(1) > limit:
-                window = window[:, -max(1, limit // 2) :]
-                unseen, cache = window, Cache()
+                unseen, cache = torch.cat(window, dim=1)[:, -max(1, limit // 2) :], Cache(limit)
+                window = [unseen]
             # forward: past torch.compile, which would compile anew for each length of the cache
             logits = model.forward(unseen, cache)[:, -1]  # (B, V)
             unseen = pick(logits, temperature, top_k, top_p, generator)[:, None]
-            window = torch.cat((window, unseen), dim=1)[:, -limit:]
+            window.append(unseen)
             yield unseen[:, 0]
     finally:
         model.train(was_training)

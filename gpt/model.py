@@ -44,7 +44,7 @@ class GPTConfig:
     activation: str
     bias: bool  # in linear layers and norms; the head never has one
     tied_head: bool  # the output head is the token embedding, [G] equation 2
-    qk_norm: bool  # normalise queries and keys per head before they meet
+    qk_norm: bool  # normalise queries and keys per head before they meet, both by one norm
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
@@ -122,39 +122,39 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, siz
 
 
 def rotary_table(context_length: int, head_size: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, D / 2) of the angles by which each position turns each pair (Su et al. 2021, section 3.2)."""
+    """Cosines and signed sines (T, D) of the angles by which `rotate` turns each pair (Su et al. 2021, section 3.2)."""
     frequency = 10000.0 ** (-torch.arange(0, head_size, 2) / head_size)  # (D / 2)
     angle = torch.arange(context_length)[:, None] * frequency
-    return angle.cos(), angle.sin()
+    return torch.cat((angle.cos(), angle.cos()), dim=-1), torch.cat((-angle.sin(), angle.sin()), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + D/2}) by its position's angle, so that q . k depends on the distance alone.
+    """Turn each pair (a, b) = (x_i, x_{i + D/2}) by its position's angle, so that q . k depends on the distance alone.
 
-    Args: x (B, H, T, D); cos and sin (T, D / 2).
+    Args: x (B, H, T, D); cos and sin (T, D). Returns (a cos - b sin, b cos + a sin): the first half of the sines is negative.
     """
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
 
 
 class Cache:
-    """Keys and values of the positions that a model has already seen, per layer, so that sampling need not recompute them."""
+    """Keys and values of the positions that a model has already seen, per layer, so that sampling need not recompute them.
 
-    def __init__(self) -> None:
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+    It is written in place, so not for training.
+    """
 
-    @property
-    def length(self) -> int:
-        """Positions held."""
-        return self.layers[0][0].size(-2) if self.layers else 0
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0  # positions held, in all layers
+        self.layers: dict[int, Tensor] = {}
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, H, T, D); return all of them (B, H, S, D)."""
-        if layer in self.layers:
-            old_k, old_v = self.layers[layer]
-            k, v = torch.cat((old_k, k), dim=-2), torch.cat((old_v, v), dim=-2)
-        self.layers[layer] = k, v
-        return k, v
+        """Write k and v (B, H, T, D) behind the positions held; return all of them (B, H, S, D), without copying them."""
+        if layer not in self.layers:
+            self.layers[layer] = k.new_empty(2, *k.shape[:2], self.capacity, k.size(-1))
+        keys, values = self.layers[layer]
+        end = self.length + k.size(-2)
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
 
 
 class SelfAttention(nn.Module):
@@ -165,17 +165,14 @@ class SelfAttention(nn.Module):
         self.layer, self.n_head = layer, config.n_head
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.q_norm = make_norm(config, config.head_size) if config.qk_norm else nn.Identity()
-        self.k_norm = make_norm(config, config.head_size) if config.qk_norm else nn.Identity()
+        self.qk_norm = make_norm(config, config.head_size) if config.qk_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        qk, v = self.qk_norm(qkv[:2]), qkv[2]  # (2, B, H, T, D) and (B, H, T, D): q and k are treated alike
+        q, k = qk if rotary is None else rotate(qk, *rotary)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
         y = self.mix(q, k, v)  # (B, H, T, D)
@@ -279,6 +276,8 @@ class GPT(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, rotary, cache)
+        if cache is not None:
+            cache.length = end
         return self.head(self.norm(x))
 
 
@@ -286,7 +285,7 @@ def parameter_count(config: GPTConfig) -> int:
     """Trainable numbers in a model of these sizes, a tied head counted once; what `GPT(config)` holds, without building it."""
     C, bias = config.n_embd, config.bias
     norm = lambda size: size * (2 if config.norm == "layernorm" and bias else 1)  # noqa: E731
-    block = 12 * C * C + 9 * C * bias + 2 * norm(C) + 2 * norm(config.head_size) * config.qk_norm
+    block = 12 * C * C + 9 * C * bias + 2 * norm(C) + norm(config.head_size) * config.qk_norm
     embeddings = config.vocab_size * C * (1 if config.tied_head else 2)
     positions = config.context_length * C * (config.positions == "learned")
     return embeddings + positions + config.n_layer * block + norm(C) * (config.norm_position == "pre")

@@ -169,9 +169,10 @@ def test_one_batch_can_be_learned_by_heart(arch):
     assert loss < 0.1
 
 
+@torch.no_grad()
 def test_cache_gives_the_same_logits(arch):
     model, ids = make_model(arch).eval(), random_ids(2, 16)
-    whole, cache = model(ids), Cache()
+    whole, cache = model(ids), Cache(16)
     pieces = torch.cat([model(part, cache) for part in ids.split([5, 1, 1, 4, 5], dim=1)], dim=1)
     torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-5)
     assert cache.length == 16
@@ -203,7 +204,7 @@ def test_architectures_differ_where_the_table_says():
         "gpt2": True,
         "modern": False,
     }
-    assert {type(make_model(arch).blocks[0].attn.q_norm).__name__ for arch in ("gpt1", "gpt2")} == {"Identity"}
-    assert type(make_model("modern").blocks[0].attn.q_norm).__name__ == "LayerNorm"
+    assert {type(make_model(arch).blocks[0].attn.qk_norm).__name__ for arch in ("gpt1", "gpt2")} == {"Identity"}
+    assert type(make_model("modern").blocks[0].attn.qk_norm).__name__ == "LayerNorm"
     block, x = make_model("gpt1").blocks[0], torch.randn(1, 4, 16)
     torch.testing.assert_close(block(x, None, None).mean(-1), torch.zeros(1, 4), atol=1e-5, rtol=0)  # post: ends in a norm
