@@ -59,7 +59,7 @@ class Samples(Callback):
         self.prompt, self.tokens, self.temperature, self.top_k = prompt, tokens, temperature, top_k
         self.latest = ""
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         tokenizer, device = trainer.datamodule.tokenizer, pl_module.device

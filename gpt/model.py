@@ -45,6 +45,7 @@ class GPTConfig:
     bias: bool  # in linear layers and norms; the head never has one
     tied_head: bool  # the output head is the token embedding, [G] equation 2
     qk_norm: bool  # normalise queries and keys per head before they meet, both by one norm
+    conv_width: int  # positions before each one that are mixed into what attention and MLP see; 0: none
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
@@ -53,6 +54,8 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             fitting = [h for h in range(1, min(self.n_embd, 64) + 1) if self.n_embd % h == 0]
             raise ValueError(f"n_head = {self.n_head}: n_embd = {self.n_embd} is not divisible by it; try one of {fitting}")
+        if self.conv_width < 0:
+            raise ValueError(f"conv_width = {self.conv_width}: must not be negative; set 0 for none")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout}: a share of activations; set it to at least 0 and below 1")
         for field, choices in CHOICES.items():
@@ -137,32 +140,59 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Cache:
-    """Keys and values of the positions that a model has already seen, per layer, so that sampling need not recompute them.
+    """What a model keeps of the positions that it has seen, so that sampling need not recompute them.
 
-    It is written in place, so not for training.
+    Each part of the model keeps its own under itself. All is written in place, so not for training.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.length = 0  # positions held, in all layers
-        self.layers: dict[int, Tensor] = {}
+        self.length = 0  # positions held
+        self.kept: dict[nn.Module, Tensor] = {}
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v (B, H, T, D) behind the positions held; return all of them (B, H, S, D), without copying them."""
-        if layer not in self.layers:
-            self.layers[layer] = k.new_empty(2, *k.shape[:2], self.capacity, k.size(-1))
-        keys, values = self.layers[layer]
+    def extend(self, part: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values (B, H, T, D) behind those held; return all of them (B, H, S, D), without copying them."""
+        if part not in self.kept:
+            self.kept[part] = k.new_empty(2, *k.shape[:2], self.capacity, k.size(-1))
+        keys, values = self.kept[part]
         end = self.length + k.size(-2)
         keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
         return keys[:, :, :end], values[:, :, :end]
+
+    def precede(self, part: nn.Module, x: Tensor, width: int) -> Tensor:
+        """x (B, T, C) behind the last `width` positions that this part has given before, zeros at first: (B, width + T, C)."""
+        before = self.kept[part] if part in self.kept else x.new_zeros(x.size(0), width, x.size(-1))
+        x = torch.cat((before, x), dim=1)
+        self.kept[part] = x[:, -width:]
+        return x
+
+
+class Convolution(nn.Module):
+    """Adds to each position a mixture of the `width` positions before it, each channel by itself; at first, nothing.
+
+    A causal depthwise convolution, as So et al. 2021, *Primer*, have it behind queries, keys and values. Here it sits before
+    attention and MLP: groups of characters meet without an attention head being spent on it.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, 1, size))
+
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+        width, T = self.weight.size(0), x.size(1)
+        padded = F.pad(x, (0, 0, width, 0)) if cache is None else cache.precede(self, x, width)  # (B, width + T, C)
+        for start in range(width):
+            x = torch.addcmul(x, padded[:, start : start + T], self.weight[start])
+        return x
 
 
 class SelfAttention(nn.Module):
     """Multi-head attention, [A] section 3.2.2: all heads in one product, each looking back at earlier positions only."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.layer, self.n_head = layer, config.n_head
+        self.n_head = config.n_head
+        self.conv = Convolution(config.n_embd, config.conv_width) if config.conv_width else None
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.qk_norm = make_norm(config, config.head_size) if config.qk_norm else nn.Identity()
@@ -170,11 +200,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
         B, T, C = x.shape
+        if self.conv is not None:
+            x = self.conv(x, cache)
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         qk, v = self.qk_norm(qkv[:2]), qkv[2]  # (2, B, H, T, D) and (B, H, T, D): q and k are treated alike
         q, k = qk if rotary is None else rotate(qk, *rotary)
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
+            k, v = cache.extend(self, k, v)  # (B, H, S, D)
         y = self.mix(q, k, v)  # (B, H, T, D)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
@@ -192,11 +224,14 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.conv = Convolution(config.n_embd, config.conv_width) if config.conv_width else None
         self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.activation = config.activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+        if self.conv is not None:
+            x = self.conv(x, cache)
         x = self.fc(x)  # (B, T, 4C)
         if self.activation == "gelu":
             x = F.gelu(x, approximate="tanh")  # the form that [G] uses
@@ -210,19 +245,19 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One transformer layer: attention, then MLP, each on a residual branch with dropout at its end."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.pre = config.norm_position == "pre"
-        self.norm1, self.attn = make_norm(config, config.n_embd), SelfAttention(config, layer)
+        self.norm1, self.attn = make_norm(config, config.n_embd), SelfAttention(config)
         self.norm2, self.mlp = make_norm(config, config.n_embd), MLP(config)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
         if self.pre:
             x = x + self.dropout(self.attn(self.norm1(x), rotary, cache))
-            return x + self.dropout(self.mlp(self.norm2(x)))
+            return x + self.dropout(self.mlp(self.norm2(x), cache))
         x = self.norm1(x + self.dropout(self.attn(x, rotary, cache)))
-        return self.norm2(x + self.dropout(self.mlp(x)))
+        return self.norm2(x + self.dropout(self.mlp(x, cache)))
 
 
 class GPT(nn.Module):
@@ -239,7 +274,7 @@ class GPT(nn.Module):
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config, config.n_embd) if config.norm_position == "pre" else nn.Identity()
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied_head:
@@ -285,7 +320,15 @@ def parameter_count(config: GPTConfig) -> int:
     """Trainable numbers in a model of these sizes, a tied head counted once; what `GPT(config)` holds, without building it."""
     C, bias = config.n_embd, config.bias
     norm = lambda size: size * (2 if config.norm == "layernorm" and bias else 1)  # noqa: E731
-    block = 12 * C * C + 9 * C * bias + 2 * norm(C) + norm(config.head_size) * config.qk_norm
+    block = 12 * C * C + 9 * C * bias + 2 * norm(C) + norm(config.head_size) * config.qk_norm + 2 * config.conv_width * C
     embeddings = config.vocab_size * C * (1 if config.tied_head else 2)
     positions = config.context_length * C * (config.positions == "learned")
     return embeddings + positions + config.n_layer * block + norm(C) * (config.norm_position == "pre")
+
+
+def flops_per_token(config: GPTConfig) -> int:
+    """Multiplications and additions to train on one position, forward and backward: 6 for each weight of a matrix product,
+    12 n_layer C T for attention (Chowdhery et al. 2022, *PaLM*, appendix B, which counts what the causal mask throws away)."""
+    C = config.n_embd
+    weights = 12 * config.n_layer * C * C + config.vocab_size * C
+    return 6 * weights + 12 * config.n_layer * C * config.context_length

@@ -1,12 +1,15 @@
 """Lightning's Trainer from `conf/trainer`: checked, counted in optimizer steps, and one epoch long."""
 
 import ctypes
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -15,7 +18,7 @@ from gpt.callbacks import ValidateAtEnd
 from gpt.checkpoint import AtomicCheckpointIO
 from gpt.settings import UserError, build, did_you_mean
 
-PRECISIONS = ("32", "32-true", "bf16-mixed")  # float16 needs a scaled loss; all in bfloat16, a loss has three digits
+PRECISIONS = ("auto", "32", "32-true", "bf16-mixed")  # float16 needs a scaled loss; all in bfloat16, a loss has three digits
 PASSED_ON = ("strategy", "num_nodes", "deterministic", "benchmark", "detect_anomaly", "profiler", "max_time")
 
 
@@ -26,7 +29,7 @@ class TrainerConfig:
     accelerator: str
     devices: str
     precision: str
-    compile: bool
+    compile: bool | None  # None, like "auto" above: whatever `choose` finds best for the machine and the run
     max_steps: int
     val_check_interval: int  # in optimizer steps, as everything here
     log_every_n_steps: int
@@ -52,6 +55,36 @@ def split_settings(values: Mapping[str, Any]) -> tuple[TrainerConfig, dict[str, 
         if f"trainer.{key}" not in known:
             raise UserError(f"trainer.{key} = {value}: no such setting; {did_you_mean(f'trainer.{key}', known)}")
     return build(TrainerConfig, {key: value for key, value in values.items() if key in ours}, "trainer"), others
+
+
+def choose(values: Mapping[str, Any], flops: float) -> tuple[dict[str, Any], str]:
+    """The settings with precision and compilation decided, for batches of so many operations, and a line that says why.
+
+    bfloat16 only where the hardware computes it: other CPUs emulate it at a hundredth of their float32 speed. Compilation
+    only where it repays the minute or so that it takes: not in float32 on a CPU (2 % with AVX2; dev/LOG.md, 2026-11-22).
+    """
+    config, _ = split_settings(values)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and found is None)
+    cuda = not cpu and found is not None and found.type == "cuda"
+    run = flops * config.max_steps * config.accumulate_grad_batches
+    precision, compiled, reasons = config.precision, config.compile, []
+    if precision == "auto":
+        able = torch.cpu.get_capabilities() if cpu else {}
+        bf16 = able.get("avx512_bf16") or able.get("amx_bf16") or (cuda and torch.cuda.is_bf16_supported(False))
+        precision = "bf16-mixed" if bf16 else "32-true"
+        reasons.append(f"precision {precision}: {'' if bf16 else 'no '}bfloat16 in hardware")
+    if compiled is None:
+        obstacles = {
+            "gains nothing in float32 on a CPU": cpu and precision != "bf16-mixed",
+            "not tried on this device": not (cpu or cuda),
+            "no C++ compiler": cpu and not shutil.which(os.environ.get("CXX", "c++")),
+            "too short a run to repay it": run < (1e15 if cuda else 3e13),  # minutes of training
+        }
+        obstacle = next((reason for reason, holds in obstacles.items() if holds), None)
+        compiled = obstacle is None
+        reasons.append("compiled: a long run" if compiled else f"not compiled: {obstacle}")
+    return {**values, "precision": precision, "compile": compiled}, "; ".join(reasons)
 
 
 def build_trainer(values: Mapping[str, Any], run_dir: Path, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:

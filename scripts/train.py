@@ -31,11 +31,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     keep_freed_memory()
     settings = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(settings["run_dir"])
-    trainer, module, data = prepare(cfg, settings)
+    trainer, module, data, choice = prepare(cfg, settings)
     parameters = sum(p.numel() for p in module.parameters())
     if trainer.is_global_zero:
-        describe(run_dir, OmegaConf.to_yaml(cfg, resolve=True), trainer, data)
+        describe(run_dir, OmegaConf.to_yaml(OmegaConf.create(settings)), trainer, data)
         print(f"{parameters:,} parameters, {len(data.train_ids):,} characters to learn from", flush=True)
+        if choice:
+            print(choice, flush=True)
     start = time.perf_counter()
     trainer.fit(module, datamodule=data)
     result, sample = collect(trainer, parameters, seconds=time.perf_counter() - start)
@@ -46,17 +48,20 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def prepare(cfg: DictConfig, settings: dict[str, Any]) -> tuple:
-    """Trainer, module and data of a run. Whatever can be wrong with its settings or its text is found here: UserError."""
+    """Trainer, module and data of a run, and a line on what was chosen for the machine, which goes into `settings`.
+
+    Whatever can be wrong with the settings or the text is found here: UserError.
+    """
     import lightning as L
 
     from gpt.callbacks import ProgressBar, ProgressLines
     from gpt.checkpoint import make_card
     from gpt.data import CharData, DataConfig
-    from gpt.model import GPT, GPTConfig
+    from gpt.model import GPT, GPTConfig, flops_per_token
     from gpt.module import GPTModule
     from gpt.optim import SchedulerConfig, optimizer_config
     from gpt.settings import build, convert, did_you_mean
-    from gpt.trainer import build_trainer
+    from gpt.trainer import build_trainer, choose
 
     for key in set(settings) - SETTINGS:
         raise UserError(f"{key} = {settings[key]}: no such setting; {did_you_mean(key, SETTINGS)}")
@@ -65,9 +70,6 @@ def prepare(cfg: DictConfig, settings: dict[str, Any]) -> tuple:
         raise UserError(f"seed = {seed}: must be at least 0 and below 2**32; set for instance seed=1")
     optimizer = optimizer_config(settings["optimizer"])
     scheduler = build(SchedulerConfig, settings["scheduler"], "scheduler")
-    callbacks = [*hydra_cli.make_all(cfg.callbacks), ProgressBar() if sys.stdout.isatty() else ProgressLines()]
-    trainer = build_trainer(settings["trainer"], Path(settings["run_dir"]), callbacks, hydra_cli.make_all(cfg.logger))
-
     asked = settings["model"].get("vocab_size")  # in general null: what the text has
     config = build(GPTConfig, settings["model"] | {"vocab_size": 1 if asked is None else asked}, "model")
     data = CharData(build(DataConfig, settings["data"], "data"), config.context_length, seed)
@@ -75,11 +77,16 @@ def prepare(cfg: DictConfig, settings: dict[str, Any]) -> tuple:
         raise UserError(f"model.vocab_size = {asked}: the text has {len(data.tokenizer)} characters; leave it out")
     config = dataclasses.replace(config, vocab_size=len(data.tokenizer))
 
+    flops = flops_per_token(config) * config.context_length * data.config.batch_size
+    settings["trainer"], choice = choose(settings["trainer"], flops)
+    callbacks = [*hydra_cli.make_all(cfg.callbacks), ProgressBar() if sys.stdout.isatty() else ProgressLines()]
+    trainer = build_trainer(settings["trainer"], Path(settings["run_dir"]), callbacks, hydra_cli.make_all(cfg.logger))
+
     L.seed_everything(seed, verbose=False)  # before the model is made
     model = GPT(config)
     if settings["trainer"]["compile"]:
         model.compile()  # in place, so that the names in checkpoints stay as they are
-    return trainer, GPTModule(model, optimizer, scheduler, make_card(config, data, settings)), data
+    return trainer, GPTModule(model, optimizer, scheduler, make_card(config, data, settings)), data, choice
 
 
 def report(run_dir: Path, result: dict[str, Any], sample: str | None) -> None:

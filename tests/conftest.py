@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 import train
-from gpt.model import GPT, GPTConfig
+from gpt.model import GPT, Convolution, GPTConfig
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = {path.stem: dict(OmegaConf.load(path)) for path in sorted((ROOT / "conf" / "model" / "arch").glob("*.yaml"))}
@@ -22,7 +22,11 @@ def make_config(arch: str = "modern", **changes) -> GPTConfig:
 
 def make_model(arch: str = "modern", seed: int = 0, **changes) -> GPT:
     torch.manual_seed(seed)
-    return GPT(make_config(arch, **changes))
+    model = GPT(make_config(arch, **changes))
+    for module in model.modules():
+        if isinstance(module, Convolution):
+            torch.nn.init.normal_(module.weight, std=0.5)  # it starts as nothing, which would test nothing
+    return model
 
 
 @pytest.fixture(params=list(ARCHITECTURES))

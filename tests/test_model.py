@@ -5,7 +5,18 @@ import torch
 import torch.nn.functional as F
 
 from conftest import ARCHITECTURES, make_config, make_model
-from gpt.model import GPT, Cache, Dropout, SelfAttention, attention, blockwise_attention, parameter_count, rotary_table, rotate
+from gpt.model import (
+    GPT,
+    Cache,
+    Convolution,
+    Dropout,
+    SelfAttention,
+    attention,
+    blockwise_attention,
+    parameter_count,
+    rotary_table,
+    rotate,
+)
 
 
 def random_ids(batch: int, length: int, vocab_size: int = 11) -> torch.Tensor:
@@ -50,7 +61,7 @@ def test_attention_equals_a_loop_over_heads_and_positions():
 
 @pytest.mark.parametrize(("new", "held"), [(7, 0), (1, 6), (3, 4)])
 def test_fused_attention_equals_the_reference(new, held):
-    layer = SelfAttention(make_config(), 0).eval()
+    layer = SelfAttention(make_config()).eval()
     q = torch.randn(2, 2, new, 8)
     k, v = torch.randn(2, 2, 2, held + new, 8).unbind(0)
     torch.testing.assert_close(layer.mix(q, k, v), attention(q, k, v, torch.nn.Identity())[0])
@@ -64,7 +75,7 @@ def test_blockwise_attention_equals_the_reference(new, held):
 
 
 def test_training_with_dropout_equals_the_fused_path_on_average():
-    layer = SelfAttention(make_config(dropout=0.25), 0)
+    layer = SelfAttention(make_config(dropout=0.25))
     q, k, v = torch.randn(3, 1, 2, 6, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
     fused = layer.eval().mix(q, k, v)
     layer.train()
@@ -112,6 +123,17 @@ def test_every_residual_branch_has_dropout():
     assert changed.float().mean() < 0.05
 
 
+def test_convolution_adds_the_positions_before():
+    conv, x = Convolution(size=3, width=2), torch.randn(4, 5, 3)
+    torch.testing.assert_close(conv(x, None), x)  # as it starts
+    torch.nn.init.normal_(conv.weight)
+    two, one = conv.weight  # (1, C) each: two positions before, one before
+    y = conv(x, None)
+    torch.testing.assert_close(y[:, 0], x[:, 0])
+    torch.testing.assert_close(y[:, 1], x[:, 1] + one * x[:, 0])
+    torch.testing.assert_close(y[:, 2:], x[:, 2:] + one * x[:, 1:-1] + two * x[:, :-2])
+
+
 def test_rotary_scores_depend_on_distance_alone():
     cos, sin = rotary_table(32, 8)
     q, k = torch.randn(2, 8)
@@ -126,7 +148,8 @@ def test_rotary_scores_depend_on_distance_alone():
 @pytest.mark.parametrize("sizes", [(5, 5, 160), (6, 6, 384)])
 def test_initial_loss_is_that_of_guessing(arch, sizes):
     n_layer, n_head, n_embd = sizes
-    model = make_model(arch, vocab_size=65, n_embd=n_embd, n_head=n_head, n_layer=n_layer, context_length=64)
+    torch.manual_seed(0)
+    model = GPT(make_config(arch, vocab_size=65, n_embd=n_embd, n_head=n_head, n_layer=n_layer, context_length=64))
     ids = random_ids(96, 65, 65)
     loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert abs(loss.item() - math.log(65)) < 0.1
@@ -191,6 +214,7 @@ def test_bad_sizes_are_refused_by_name():
         ("dropout", 1.0, "dropout = 1.0"),
         ("norm", "batchnorm", "choose one of layernorm, rmsnorm"),
         ("n_head", 16, "positions = rotary"),
+        ("conv_width", -1, "conv_width = -1: must not be negative"),
     ]:
         with pytest.raises(ValueError, match=hint.replace("(", r"\(")):
             make_config(**{field: value})
