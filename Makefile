@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
 
-.PHONY: help train test lint format plot clean
+.PHONY: help train test lint format plot bench clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,10 @@ format: $(READY) ## put style right
 
 plot: $(READY) ## draw a run's losses: make plot ARGS="outputs/RUN curve.png"
 	$(BIN)/python dev/plot_run.py $(ARGS)
+
+bench: $(READY) ## measure speed, with Hugging Face's beside it: make bench ARGS="throughput sampling"
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[bench]"
+	$(BIN)/python scripts/benchmark.py --compare hf $(ARGS)
 
 clean: ## remove the environment, not the runs
 	rm -rf .venv build *.egg-info
