@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
 
-.PHONY: help train test lint format plot clean
+.PHONY: help train test lint format plot notebook clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[corpus,dev,plot]"
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[corpus,dev,notebook,plot]"
 	@touch $(READY)
 
 train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny trainer.max_steps=200"
@@ -29,6 +29,9 @@ format: $(READY) ## put style right
 
 plot: $(READY) ## draw a run's losses: make plot ARGS="outputs/RUN curve.png"
 	$(BIN)/python dev/plot_run.py $(ARGS)
+
+notebook: $(READY) ## run the derivation in place, outputs and all, in a few minutes
+	$(BIN)/python dev/run_notebook.py
 
 clean: ## remove the environment, not the runs
 	rm -rf .venv build *.egg-info
