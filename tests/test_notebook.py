@@ -61,7 +61,9 @@ def test_the_comparison_can_fail():
 
 
 def test_outputs_are_of_this_code():
-    assert COMMITTED.metadata.get("code_sha256") == code_sha256(COMMITTED), "the code changed since the outputs: run make notebook"
+    assert COMMITTED.metadata.get("code_sha256") == code_sha256(COMMITTED), (
+        "the code changed since the outputs: run make notebook"
+    )
 
 
 def test_outputs_are_there():
