@@ -2,16 +2,21 @@
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
+READY_BENCH = .venv/ready-bench
 
-.PHONY: help train test lint format plot bench clean
+.PHONY: help train test lint format plot notebook bench clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[corpus,dev,plot]"
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[corpus,dev,notebook,plot]"
 	@touch $(READY)
+
+$(READY_BENCH): $(READY)
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[bench]"
+	@touch $(READY_BENCH)
 
 train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny trainer.max_steps=200"
 	$(BIN)/python scripts/train.py $(ARGS)
@@ -30,8 +35,10 @@ format: $(READY) ## put style right
 plot: $(READY) ## draw a run's losses: make plot ARGS="outputs/RUN curve.png"
 	$(BIN)/python dev/plot_run.py $(ARGS)
 
-bench: $(READY) ## measure speed, with Hugging Face's beside it: make bench ARGS="throughput sampling"
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[bench]"
+notebook: $(READY) ## run the derivation in place, outputs and all, in a few minutes
+	$(BIN)/python dev/run_notebook.py
+
+bench: $(READY_BENCH) ## measure speed, beside Hugging Face's: make bench ARGS="throughput sampling"
 	$(BIN)/python scripts/benchmark.py --compare hf $(ARGS)
 
 clean: ## remove the environment, not the runs
