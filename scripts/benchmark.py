@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from gpt.settings import UserError, user_errors
 
 ROOT = Path(__file__).parents[1]
-TRAIN, SAMPLE = str(ROOT / "scripts" / "train.py"), str(ROOT / "scripts" / "sample.py")
+TRAIN = str(ROOT / "scripts" / "train.py")
 NOTEBOOK = ["experiment=notebook"]
 AXES = {  # of growth, one at a time off model=small with batches of 4
     "model.context_length": (64, 128, 256, 512, 1024),
@@ -68,13 +68,14 @@ def take_turns(things: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
 
 
 def compose(*overrides: str) -> Any:
-    """The configuration of a run, and no run folder of its own."""
+    """The configuration of a run; all runs share one folder, out of the way."""
     import hydra
 
     import hydra_cli
 
+    always = [f"run_dir={tempfile.gettempdir()}/gpt-benchmark", "name=benchmark", "trainer.accelerator=cpu"]
     with hydra.initialize_config_dir(hydra_cli.CONF, version_base="1.3"):
-        return hydra.compose("train", [f"run_dir={tempfile.mkdtemp()}", "name=benchmark", "trainer.accelerator=cpu", *overrides])
+        return hydra.compose("train", [*always, *overrides])
 
 
 def bare_step(*overrides: str) -> Callable[[], None]:
@@ -87,13 +88,17 @@ def bare_step(*overrides: str) -> Callable[[], None]:
     from gpt.optim import build_optimizer
 
     cfg = compose(*overrides)
-    _, module, data, _ = train.prepare(cfg, OmegaConf.to_container(cfg, resolve=True))
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    _, module, data, _ = train.prepare(cfg, settings)
     module.train()
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=settings["trainer"]["precision"] == "bf16-mixed")
     optimizer = build_optimizer(module.model, module.optimizer_config)
     batches = iter(RandomWindows(data.train_ids, data.context_length, data.config.batch_size, seed=0, length=10**9))
 
     def step() -> None:
-        module.loss(next(batches)).backward()
+        with precision:
+            loss = module.loss(next(batches))
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), cfg.trainer.gradient_clip_val or math.inf)
         optimizer.step()
         optimizer.zero_grad()
@@ -117,20 +122,9 @@ def matmul_rates(size: int = 512) -> dict[str, float]:
 def hf_model(dropout: float) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    settings = GPT2Config(
-        vocab_size=65,
-        n_positions=256,
-        n_embd=160,
-        n_layer=5,
-        n_head=5,
-        activation_function="relu",
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return GPT2LMHeadModel(settings)
+    sizes = dict(vocab_size=65, n_positions=256, n_embd=160, n_layer=5, n_head=5, activation_function="relu")
+    dropouts = dict(resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
+    return GPT2LMHeadModel(GPT2Config(**sizes, **dropouts, bos_token_id=None, eos_token_id=None))
 
 
 def hf_step(dropout: float) -> Callable[[], None]:
