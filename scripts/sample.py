@@ -24,7 +24,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, help="choose among the k likeliest")
     parser.add_argument("--top-p", type=float, help="choose among the likeliest whose probabilities sum to p")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same text (0)")
-    parser.add_argument("--num-samples", type=int, default=1, help="how many texts (1)")
+    parser.add_argument(
+        "--num-samples", type=int, default=1, help="how many texts, written side by side (1); the first is shown as it grows"
+    )
     return parser.parse_args(arguments)
 
 
@@ -76,14 +78,16 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"note: the prompt has {len(ids):,} characters; the model sees the last {limit:,}", file=sys.stderr)
 
     generator = torch.Generator().manual_seed(options.seed)
-    for number in range(options.num_samples):
-        if number:
-            print("\n" + "-" * 20)
-        sys.stdout.write(prompt)
-        for drawn in generate(model, ids[None], options.tokens, options.temperature, options.top_k, options.top_p, generator):
-            sys.stdout.write(tokenizer.decode(drawn))
-            sys.stdout.flush()
-        print(flush=True)
+    prompts = ids.expand(options.num_samples, -1)  # all samples at once, which costs little more than one
+    sys.stdout.write(prompt)
+    others = []
+    for drawn in generate(model, prompts, options.tokens, options.temperature, options.top_k, options.top_p, generator):
+        sys.stdout.write(tokenizer.decode(drawn[:1]))
+        sys.stdout.flush()
+        others.append(drawn[1:])
+    print(flush=True)
+    for sample in zip(*others, strict=True):
+        print("-" * 20 + "\n" + prompt + tokenizer.decode(sample), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,10 @@ def test_seed_and_number_of_samples(write):
     one, _ = write("--prompt", "O", "--tokens", "20", "--seed", "4")
     assert write("--prompt", "O", "--tokens", "20", "--seed", "4")[0] == one
     assert write("--prompt", "O", "--tokens", "20", "--seed", "5")[0] != one
-    two, _ = write("--prompt", "O", "--tokens", "20", "--seed", "4", "--num-samples", "2")
-    assert two.startswith(one)
-    assert two.count("-" * 20) == 1
+    three, _ = write("--prompt", "O", "--tokens", "20", "--seed", "4", "--num-samples", "3")
+    texts = three.split("-" * 20 + "\n")
+    assert [len(text) for text in texts] == [len("O") + 20 + 1] * 3
+    assert len(set(texts)) == 3
 
 
 def test_edges(write):

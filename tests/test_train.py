@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,29 @@ def test_same_seed_same_losses_to_the_last_digit(call, text, optimizer):
     # what runs beside training does not change it
     with_more = losses(call, "d", *overrides, "trainer.val_check_interval=1")
     assert [train for train, _ in with_more if train] == [train for train, _ in first if train]
+
+
+no_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@pytest.mark.parametrize("fast", ["trainer.precision=bf16-mixed", pytest.param("trainer.compile=true", marks=no_compiler)])
+def test_the_fast_paths_learn_what_float32_learns(call, fast):
+    """On Tiny Shakespeare, step by step, within 1 %."""
+    runs = [["trainer.precision=32-true", "trainer.compile=false"], [fast]]
+    steps = ["trainer.max_steps=200", "optimizer=adamw", "callbacks.samples=null"]
+    reference, other = (losses(call, f"run{number}", *run, *steps) for number, run in enumerate(runs))
+    for (train, val), (other_train, other_val) in zip(reference, other, strict=True):
+        assert float(other_train or other_val) == pytest.approx(float(train or val), rel=0.01)
+    assert float(reference[-1][1]) < 3.5
+
+
+def test_averaged_weights_are_what_is_validated_and_saved(call, text):
+    overrides = [f"data.path={text}", "callbacks=ema", "callbacks.ema.decay=0.5", "trainer.max_steps=4", "hydra.run.dir=run"]
+    code, _, err = call(*TINY, *overrides)
+    assert code == 0, err
+    saved = torch.load("run/checkpoints/best.ckpt", weights_only=True)
+    assert any(not torch.equal(saved["state_dict"][name], now) for name, now in saved["current_model_state"].items())
+    assert evaluate.evaluate("run")["val"] == json.loads(Path("run/result.json").read_text())["best_val_loss"]
 
 
 def test_everything_is_counted_in_optimizer_steps(call, text):
