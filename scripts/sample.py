@@ -24,9 +24,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, help="choose among the k likeliest")
     parser.add_argument("--top-p", type=float, help="choose among the likeliest whose probabilities sum to p")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same text (0)")
-    parser.add_argument(
-        "--num-samples", type=int, default=1, help="how many texts, written side by side (1); the first is shown as it grows"
-    )
+    parser.add_argument("--num-samples", type=int, default=1, help="how many texts; the first is shown as it grows (1)")
     return parser.parse_args(arguments)
 
 
