@@ -8,6 +8,8 @@ bench.md and pictures into a folder of its own.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import resource
@@ -173,7 +175,8 @@ def loop(options: argparse.Namespace) -> list[Row]:
 
     def through_lightning(steps: int, *overrides: str) -> float:
         cfg = compose(*overrides, f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", "callbacks.samples=null")
-        result = train.train(cfg)
+        with contextlib.redirect_stdout(io.StringIO()):  # its report
+            result = train.train(cfg)
         return cfg.data.batch_size * cfg.model.context_length / result["chars_per_second"]
 
     tiny = ["model=tiny"]
@@ -359,7 +362,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.sections or SECTIONS:
         print(f"{name} ...", file=sys.stderr, flush=True)
         rows += SECTIONS[name](options)
-        content = {"machine": describe(), "rows": [row._asdict() for row in rows]}
+        finite = [row if math.isfinite(row.value) else row._replace(value=None) for row in rows]  # JSON has no infinity
+        content = {"machine": describe(), "rows": [row._asdict() for row in finite]}
         write_text(options.out / "bench.json", json.dumps(content, indent=2) + "\n")
         write_text(options.out / "bench.md", f"{describe()}\n\n{table(rows)}\n")
     print((options.out / "bench.md").read_text(encoding="utf-8"))

@@ -33,7 +33,8 @@ def test_the_table_says_what_was_met_and_what_was_missed():
     lines = benchmark.table(rows).splitlines()
     assert lines[2] == "| speed | 3 x | >= 4 | **no** |"
     assert lines[3] == "| time | 3 s | <= 4 | yes |"
-    assert lines[4] == "| size | 12,346 MiB |  |  |"
+    assert lines[4] == "| loss | never | <= 40 | **no** |"
+    assert lines[5] == "| size | 12,346 MiB |  |  |"
 
 
 def test_a_section_writes_json_and_markdown(monkeypatch, tmp_path, capsys):
