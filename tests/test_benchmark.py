@@ -28,7 +28,8 @@ def test_the_table_says_what_was_met_and_what_was_missed():
     rows = [
         benchmark.at_least("speed", 3.0, "x", 4),
         benchmark.at_most("time", 3.0, "s", 4),
-        benchmark.Row("size", 1234.5, "MiB"),
+        benchmark.at_most("loss", float("inf"), "s", 40),
+        benchmark.Row("size", 12345.6, "MiB"),
     ]
     lines = benchmark.table(rows).splitlines()
     assert lines[2] == "| speed | 3 x | >= 4 | **no** |"
