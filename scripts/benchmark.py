@@ -335,9 +335,9 @@ def table(rows: list[Row]) -> str:
     lines = ["| measure | value | target | met |", "| --- | ---: | ---: | --- |"]
     for row in rows:
         met = "" if row.met is None else "yes" if row.met else "**no**"
-        lines.append(
-            f"| {row.measure.replace('  ', '&nbsp;&nbsp;')} | {row.value:,.4g} {row.unit} | {row.target or ''} | {met} |"
-        )
+        value = f"{row.value:,.0f} {row.unit}" if row.value >= 100 else f"{row.value:.4g} {row.unit}"
+        measure, value = row.measure.replace("  ", "&nbsp;&nbsp;"), value if math.isfinite(row.value) else "never"
+        lines.append(f"| {measure} | {value} | {row.target or ''} | {met} |")
     return "\n".join(lines)
 
 
