@@ -27,7 +27,9 @@ def code_sha256(notebook: NotebookNode) -> str:
 
 def execute(notebook: NotebookNode, folder: Path, **environment: str) -> None:
     """Run all cells in a new kernel that starts in `folder`. Raises CellExecutionError at the first that fails."""
-    environment = {"OMP_NUM_THREADS": "2"} | os.environ | environment  # threads decide the order of sums, so the last digits
+    always = {"OMP_NUM_THREADS": "2"}  # threads decide the order of sums, so the last digits
+    always["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, which Lightning imports, about bars that nobody draws
+    environment = always | os.environ | environment
     client = NotebookClient(
         notebook, timeout=None, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(folder)}}
     )
