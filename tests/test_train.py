@@ -128,6 +128,7 @@ def test_best_and_last_are_what_they_say(call, text):
     code, _, err = call(
         *TINY,
         f"data.path={text}",
+        "model/arch=gpt2",
         "optimizer=adamw",
         "optimizer.lr=1",
         "scheduler=constant",
