@@ -237,7 +237,7 @@ def startup(options: argparse.Namespace) -> list[Row]:
         return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True, cwd=folder)
 
     with tempfile.TemporaryDirectory() as folder:
-        first = ["model=tiny", "trainer.max_steps=1", "trainer.accelerator=cpu", "callbacks=null", "logger=csv"]
+        first = ["model=tiny", "trainer.max_steps=1", "trainer.accelerator=cpu", "~callbacks", "~logger"]
         seconds = take_turns(
             {
                 "hydra": call("-c", "import hydra"),

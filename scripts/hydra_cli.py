@@ -17,10 +17,13 @@ CONF = str(Path(__file__).parents[1] / "conf")
 TRUSTED = ("gpt.", "lightning.pytorch.")  # what a _target_ in conf/ may name: a configuration can run what it names
 
 
-def make_all(group: DictConfig) -> list[Any]:
-    """The objects that a config group lists. Raises UserError for a _target_ outside TRUSTED, or arguments that it refuses."""
+def make_all(group: DictConfig | None) -> list[Any]:
+    """The objects that a config group lists, none if the group is left out.
+
+    Raises UserError for a _target_ outside TRUSTED, or arguments that it refuses.
+    """
     made = []
-    for name, node in group.items():
+    for name, node in (group or {}).items():
         if node is None:  # callbacks.samples=null leaves it out
             continue
         target = str(node.get("_target_"))
@@ -40,6 +43,10 @@ def run(main: Callable[[], Any]) -> None:
         main()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from None
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
+        raise UserError(f"override = {' '.join(sys.argv[1:])}: null is no choice; leave a group out with ~, as ~logger") from None
     except SystemExit as stop:
         if isinstance(stop.__cause__, UserError):
             raise stop.__cause__ from None

@@ -79,8 +79,8 @@ def prepare(cfg: DictConfig, settings: dict[str, Any]) -> tuple:
 
     flops = flops_per_token(config) * config.context_length * data.config.batch_size
     settings["trainer"], choice = choose(settings["trainer"], flops)
-    callbacks = [*hydra_cli.make_all(cfg.callbacks), ProgressBar() if sys.stdout.isatty() else ProgressLines()]
-    trainer = build_trainer(settings["trainer"], Path(settings["run_dir"]), callbacks, hydra_cli.make_all(cfg.logger))
+    callbacks = [*hydra_cli.make_all(cfg.get("callbacks")), ProgressBar() if sys.stdout.isatty() else ProgressLines()]
+    trainer = build_trainer(settings["trainer"], Path(settings["run_dir"]), callbacks, hydra_cli.make_all(cfg.get("logger")))
 
     L.seed_everything(seed, verbose=False)  # before the model is made
     model = GPT(config)

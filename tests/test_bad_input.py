@@ -51,6 +51,7 @@ CONFIGURATION = {  # the arguments: what the line must say
     ("seed=-1",): "seed = -1",
     ("seed=4294967296",): "seed = 4294967296",
     ("seed=abc",): "seed = abc",
+    ("callbacks=null",): "null is no choice; leave a group out with ~",
     ("trainer.precision=16-mixed",): "trainer.precision = 16-mixed: not supported; choose one of auto, 32, 32-true, bf16-mixed",
     ("trainer.precision=99",): "trainer.precision = 99: not supported; choose one of auto, 32, 32-true, bf16-mixed",
     ("trainer.devices=abc",): "trainer.accelerator, devices = cpu, abc",

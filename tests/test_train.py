@@ -191,6 +191,12 @@ def test_a_callback_can_be_left_out(call, text):
     assert not Path("run/sample.txt").exists()
 
 
+def test_a_run_needs_neither_callbacks_nor_logger(call, text):
+    code, out, err = call(*TINY[:-1], f"data.path={text}", "~callbacks", "~logger", "trainer.max_steps=1")
+    assert code == 0, err
+    assert "after 1 steps" in out
+
+
 def test_a_sweep_names_its_runs_and_survives_a_bad_one(call, text):
     code, _, err = call("-m", *TINY, f"data.path={text}", "hydra.sweep.dir=sweep", "trainer.max_steps=2", "model.n_head=2,3,4")
     assert code == 2
