@@ -40,7 +40,7 @@ class GPTModule(L.LightningModule):
 
     @property
     def is_logged(self) -> bool:
-        """Whether Lightning keeps what this step logs. What it throws away is not logged at all: that takes a millisecond."""
+        """Whether Lightning keeps what this step logs. The rest is not even logged: at model=tiny, that took a fourth of the time."""
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
