@@ -40,7 +40,7 @@ class GPTModule(L.LightningModule):
 
     @property
     def is_logged(self) -> bool:
-        """Whether Lightning keeps what this step logs. The rest is not even logged: at model=tiny, that took a fourth of the time."""
+        """Whether Lightning keeps what this step logs. The rest is not even logged: that took a fourth of model=tiny's time."""
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
