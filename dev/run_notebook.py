@@ -31,7 +31,12 @@ def execute(notebook: NotebookNode, folder: Path, **environment: str) -> None:
     always["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, which Lightning imports, about bars that nobody draws
     environment = always | os.environ | environment
     client = NotebookClient(
-        notebook, timeout=None, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,  # or what is printed comes in pieces, cut by the clock
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env=environment)
 
