@@ -211,8 +211,8 @@ def sampling(options: argparse.Namespace) -> list[Row]:
     }
     if options.compare:
         other = hf_model(0.0).eval()
-        half = prompt[:, :1]  # GPT-2's positions end at 256: so many are all that it can write in one go
-        things["hf"] = lambda: other.generate(half, max_new_tokens=250, do_sample=True, temperature=0.8, top_k=0, pad_token_id=0)
+        first = prompt[:, :1]  # GPT-2's positions end at 256: so many are all that it can write in one go
+        things["hf"] = lambda: other.generate(first, max_new_tokens=250, do_sample=True, temperature=0.8, top_k=0, pad_token_id=0)
     seconds = take_turns(things, rounds=5)
     speed = {"recompute": 50 / seconds["recompute"], "cached": tokens / seconds["cached"]}
     speed["batched"] = streams * tokens / seconds["batched"]
