@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from gpt.decode import Decoder
 from gpt.model import GPT, Cache
 from gpt.settings import UserError
 
@@ -66,16 +67,20 @@ def generate(
     """
     check_sampling(temperature, top_k, top_p)
     limit, was_training = model.config.context_length, model.training
+    plain = model.head.weight.device.type == "cpu" and model.head.weight.dtype == torch.float32
     model.eval()
     try:
-        unseen, cache = ids[:, -limit:], Cache(limit)
+        unseen, cache, decoder = ids[:, -limit:], Cache(limit), None
         window = [unseen]  # what the model has read, in pieces
         for _ in range(tokens):
             if cache.length + unseen.size(1) > limit:
-                unseen, cache = torch.cat(window, dim=1)[:, -max(1, limit // 2) :], Cache(limit)
+                unseen, cache, decoder = torch.cat(window, dim=1)[:, -max(1, limit // 2) :], Cache(limit), None
                 window = [unseen]
-            # forward: past torch.compile, which would compile anew for each length of the cache
-            logits = model.forward(unseen, cache)[:, -1]  # (B, V)
+            if plain and cache.length:
+                decoder = decoder or Decoder(model, cache)
+                logits = decoder(unseen)
+            else:  # forward: past torch.compile, which would compile anew for each length of the cache
+                logits = model.forward(unseen, cache)[:, -1]  # (B, V)
             unseen = pick(logits, temperature, top_k, top_p, generator)[:, None]
             window.append(unseen)
             yield unseen[:, 0]

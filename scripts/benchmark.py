@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import math
+import multiprocessing
 import resource
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from gpt.settings import UserError, user_errors
 ROOT = Path(__file__).parents[1]
 TRAIN = str(ROOT / "scripts" / "train.py")
 NOTEBOOK = ["experiment=notebook"]
+FOLDER = tempfile.TemporaryDirectory(prefix="gpt-benchmark-")  # of this process
 AXES = {  # of growth, one at a time off model=small with batches of 4
     "model.context_length": (64, 128, 256, 512, 1024),
     "model.n_embd": (80, 160, 320, 640),
@@ -70,12 +72,12 @@ def take_turns(things: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
 
 
 def compose(*overrides: str) -> Any:
-    """The configuration of a run; all runs share one folder, out of the way."""
+    """The configuration of a run, in a folder that goes when this process ends."""
     import hydra
 
     import hydra_cli
 
-    always = [f"run_dir={tempfile.gettempdir()}/gpt-benchmark", "name=benchmark", "trainer.accelerator=cpu"]
+    always = [f"run_dir={tempfile.mkdtemp(dir=FOLDER.name)}", "name=benchmark", "trainer.accelerator=cpu"]
     with hydra.initialize_config_dir(hydra_cli.CONF, version_base="1.3"):
         return hydra.compose("train", [*always, *overrides])
 
@@ -130,19 +132,32 @@ def hf_model(dropout: float) -> Any:
 
 
 def hf_step(dropout: float) -> Callable[[], None]:
-    """One step of Hugging Face's GPT-2 in the notebook experiment's sizes, as its documentation trains it."""
+    """One step of Hugging Face's GPT-2 in the notebook experiment's sizes, in a process that knows nothing of ours."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=hf_training, args=(dropout, theirs), daemon=True).start()
+
+    def step() -> None:
+        ours.send(None)
+        ours.recv()
+
+    return step
+
+
+def hf_training(dropout: float, asked: Any) -> None:
+    """As its documentation trains it: a step whenever the pipe `asked` says so."""
     import torch
 
     model = hf_model(dropout).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     ids = torch.randint(65, (64, 256))
 
-    def step() -> None:
+    while True:
+        asked.recv()
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-
-    return step
+        asked.send(None)
 
 
 # The sections of the table
@@ -173,18 +188,22 @@ def loop(options: argparse.Namespace) -> list[Row]:
     """What Lightning's loop adds to a bare one, callbacks and loggers of the default configuration included."""
     import train
 
-    def through_lightning(steps: int, *overrides: str) -> float:
-        cfg = compose(*overrides, f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", "callbacks.samples=null")
-        with contextlib.redirect_stdout(io.StringIO()):  # its report
-            result = train.train(cfg)
-        return cfg.data.batch_size * cfg.model.context_length / result["chars_per_second"]
+    def seconds_a_step(steps: int, rounds: int, *overrides: str) -> tuple[float, float]:
+        """Of Lightning's loop and of a bare one, in turn."""
+        bare, both = bare_step(*overrides), []
+        for _ in range(rounds):
+            cfg = compose(
+                *overrides, f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", "callbacks.samples=null"
+            )
+            with contextlib.redirect_stdout(io.StringIO()):  # its report
+                speed = train.train(cfg)["chars_per_second"]
+            alone = take_turns({"bare": lambda: [bare() for _ in range(steps)]}, rounds=1)["bare"] / steps
+            both.append((bare.characters / speed, alone))
+        return tuple(median(values) for values in zip(*both, strict=True))
 
-    tiny = ["model=tiny"]
-    ours = median(through_lightning(300, *tiny) for _ in range(3))
-    bare = take_turns({"bare": bare_step(*tiny)}, rounds=300)["bare"]
+    ours, bare = seconds_a_step(300, 5, "model=tiny")
     rows = [at_most("Lightning's loop at model=tiny, added to a step", 1000 * (ours - bare), "ms", 1)]
-    ours = through_lightning(8, *NOTEBOOK)
-    bare = take_turns({"bare": bare_step(*NOTEBOOK)}, rounds=8)["bare"]
+    ours, bare = seconds_a_step(8, 1, *NOTEBOOK)
     return [*rows, at_most("Lightning's loop at the notebook's sizes, added", 100 * (ours / bare - 1), "%", 3)]
 
 
