@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from gpt.data import Batch
 from gpt.generate import check_sampling, generate
+from gpt.tensorboard import writers
 
 
 class Throughput(Callback):
@@ -19,9 +20,22 @@ class Throughput(Callback):
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self.characters, self.seconds = 0, 0.0  # of the whole run
+        self.began, self.since, self.new = clock(), None, 0  # None: the clock stands still until the next batch
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start, validation and all, without the time between a stop and a resumption."""
+        return self.clock() - self.began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"characters": self.characters, "seconds": self.seconds, "elapsed": self.elapsed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.characters, self.seconds = state_dict["characters"], state_dict["seconds"]
+        self.began = self.clock() - state_dict["elapsed"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.since, self.new = None, 0  # None: the clock stands still until the next batch
+        self.since, self.new = None, 0
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
         if self.since is None:
@@ -49,15 +63,23 @@ class Throughput(Callback):
 
 
 class Samples(Callback):
-    """At each validation, lets the model write on from `prompt`: into TensorBoard, and `latest` for whoever asks.
+    """At each validation, lets the model write on from `prompt`, once for each of `temperatures`: into TensorBoard.
 
-    The same prompt and random numbers each time, from a generator of its own: samples compare, and training does not notice.
+    `latest` is the last text at the first temperature. The same prompt and random numbers each time, from a generator of its
+    own: samples compare, and training does not notice.
     """
 
-    def __init__(self, prompt: str, tokens: int, temperature: float, top_k: int | None = None) -> None:
-        check_sampling(temperature, top_k, None)
-        self.prompt, self.tokens, self.temperature, self.top_k = prompt, tokens, temperature, top_k
+    def __init__(self, prompt: str, tokens: int, temperatures: list[float], top_k: int | None = None) -> None:
+        for temperature in temperatures:
+            check_sampling(temperature, top_k, None)
+        self.prompt, self.tokens, self.temperatures, self.top_k = prompt, tokens, temperatures, top_k
         self.latest = ""
+
+    def state_dict(self) -> dict[str, str]:
+        return {"latest": self.latest}
+
+    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+        self.latest = state_dict["latest"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.state.fn != "fit":
@@ -65,13 +87,28 @@ class Samples(Callback):
         tokenizer, device = trainer.datamodule.tokenizer, pl_module.device
         prompt = "".join(char for char in self.prompt if char in tokenizer.ids) or tokenizer.start
         ids = tokenizer.encode(prompt)[None].to(device)
-        generator = torch.Generator(device).manual_seed(0)
-        drawn = generate(pl_module.model, ids, self.tokens, self.temperature, self.top_k, generator=generator)
-        self.latest = prompt + tokenizer.decode(int(i) for i in drawn)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):  # it renders Markdown: indented text is code and keeps its lines
-                text = "    " + self.latest.replace("\n", "\n    ")
-                logger.experiment.add_text("sample", text, trainer.global_step)
+        texts = []
+        for temperature in self.temperatures:
+            generator = torch.Generator(device).manual_seed(0)
+            drawn = generate(pl_module.model, ids, self.tokens, temperature, self.top_k, generator=generator)
+            texts.append(prompt + tokenizer.decode(int(i) for i in drawn))
+            for writer in writers(trainer):  # TensorBoard renders Markdown: indented text is code and keeps its lines
+                text = "    " + texts[-1].replace("\n", "\n    ")
+                writer.add_text(f"sample/temperature {temperature}", text, trainer.global_step)
+        self.latest = texts[0]
+
+
+class StepSeed(Callback):
+    """Seeds torch's random numbers anew for each batch: dropout is a function of (seed, batch, rank), resumed or not."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        mixed = (self.seed * 1_000_003 + batch_idx) * 1_009 + trainer.global_rank
+        torch.default_generator.manual_seed(mixed)  # torch.manual_seed asks all kinds of devices: a hundred times as long
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(mixed)
 
 
 class ValidateAtEnd(Callback):

@@ -82,3 +82,5 @@ class GPTModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt"] = self.card
+        for logger in self.trainer.loggers:  # so that what led to a checkpoint is on disk when the checkpoint is
+            logger.save()

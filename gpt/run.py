@@ -12,12 +12,42 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt.callbacks import Samples, Throughput
 from gpt.checkpoint import read, write_text
 from gpt.data import CharData
+from gpt.logger import MetricsFile
+from gpt.settings import UserError, decisive
 
 C = TypeVar("C", bound=L.Callback)
+
+
+def earlier(run_dir: Path, config_yaml: str) -> tuple[dict[str, Any] | None, Path | None]:
+    """What this very run has left in its folder before: its result if it has ended, and a checkpoint from which it can go on.
+
+    Raises UserError if the folder holds a run of other settings.
+    """
+    config, result, checkpoint = (run_dir / name for name in ("config.yaml", "result.json", "checkpoints/last.ckpt"))
+    if not config.exists():
+        return None, None
+    held, asked = (decisive(yaml.safe_load(text)) for text in (config.read_text(encoding="utf-8"), config_yaml))
+    for key in [*asked, *held]:
+        if held.get(key) != asked.get(key):
+            raise UserError(f"{key} = {asked.get(key)}: the run in {run_dir} has {held.get(key)}; choose another folder")
+    done = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
+    return done, checkpoint if checkpoint.exists() else None
+
+
+def resume_logs(trainer: L.Trainer, checkpoint: Path) -> None:
+    """Let the loggers go on where the checkpoint was; what was logged after it will be logged again."""
+    step = read(checkpoint)["global_step"]
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.resume(step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger._kwargs["purge_step"] = step  # handed on to the SummaryWriter that it makes later
 
 
 def describe(run_dir: Path, config_yaml: str, trainer: L.Trainer, data: CharData) -> None:
@@ -50,7 +80,7 @@ def collect(trainer: L.Trainer, parameters: int, seconds: float) -> tuple[dict[s
         "final_val_loss": trainer.callback_metrics["val/loss"].item(),
         "step": trainer.global_step,
         "parameters": parameters,
-        "seconds": round(seconds, 1),
+        "seconds": round(throughput.elapsed if throughput else seconds, 1),
         "chars_per_second": round(throughput.characters / throughput.seconds, 1) if throughput else None,
     }
     return result, samples.latest if samples else None
@@ -81,7 +111,8 @@ def quieten() -> None:
     """Leave out Lightning's advertising, and advice on what is meant here: no worker processes, very short first runs."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     advice = ("does not have many workers", "exists and is not empty", "smaller than the logging interval")
-    for message in (*advice, "isinstance.treespec, LeafSpec"):  # the last: Lightning 2.6.6 with torch 2.13
+    resumable = "resuming from a checkpoint that ended before the epoch ended"  # ours is: batches know their step
+    for message in (*advice, resumable, "isinstance.treespec, LeafSpec"):  # the last: Lightning 2.6.6 with torch 2.13
         warnings.filterwarnings("ignore", f".*{message}")
 
 

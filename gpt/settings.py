@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+DECISIVE = ("model", "data", "optimizer", "scheduler", "trainer", "seed")  # the parts of a configuration that decide a result
 
 
 class UserError(ValueError):
@@ -61,6 +62,15 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         return str(value)
     wanted = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}[kind]
     raise UserError(f"{name} = {value}: not {wanted}; set {name} to {wanted}")
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a result, flat: {"model.n_layer": 5, ..., "seed": 1}."""
+    flat = {}
+    for part in DECISIVE:
+        value = settings.get(part)
+        flat |= {f"{part}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {part: value}
+    return flat
 
 
 def did_you_mean(word: str, known: typing.Iterable[str]) -> str:

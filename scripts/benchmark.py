@@ -73,13 +73,9 @@ def take_turns(things: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
 
 def compose(*overrides: str) -> Any:
     """The configuration of a run, in a folder that goes when this process ends."""
-    import hydra
-
     import hydra_cli
 
-    always = [f"run_dir={tempfile.mkdtemp(dir=FOLDER.name)}", "name=benchmark", "trainer.accelerator=cpu"]
-    with hydra.initialize_config_dir(hydra_cli.CONF, version_base="1.3"):
-        return hydra.compose("train", [*always, *overrides])
+    return hydra_cli.compose(["trainer.accelerator=cpu", *overrides], "benchmark", Path(tempfile.mkdtemp(dir=FOLDER.name)))
 
 
 def bare_step(*overrides: str) -> Callable[[], None]:

@@ -16,9 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gpt.settings import UserError, build, user_errors
-
-COMPARED = ("model", "data", "optimizer", "scheduler", "trainer", "seed")  # parts of a configuration that decide a result
+from gpt.settings import UserError, build, decisive, user_errors
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,10 @@ class Run:
     """A run folder, read. `result` is None for a run that failed, was stopped, or has not ended."""
 
     folder: Path
-    settings: dict[str, Any]  # model.n_layer: 2, ...; all of COMPARED
+    settings: dict[str, Any]  # what decides its result: {"model.n_layer": 2, ...}
     result: dict[str, Any] | None
     curve: list[tuple[int, float]]  # steps taken, val/loss
+    error: str = "not finished"  # of a run without result
 
     @property
     def flops(self) -> float:
@@ -72,21 +71,20 @@ def short(key: str) -> str:
 
 
 def read_run(folder: Path) -> Run:
-    settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    flat = {}
-    for part in COMPARED:
-        value = settings.get(part)
-        flat |= {f"{part}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {part: value}
-    result, curve = folder / "result.json", []
-    if (folder / "metrics.csv").exists():
-        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+    config, result, error, metrics = (folder / name for name in ("config.yaml", "result.json", "error.txt", "metrics.csv"))
+    settings, curve = OmegaConf.to_container(OmegaConf.load(config)) if config.exists() else {}, []
+    if metrics.exists():
+        with open(metrics, newline="", encoding="utf-8") as file:
             curve = [(int(row["step"]) + 1, float(row["val/loss"])) for row in csv.DictReader(file) if row.get("val/loss")]
-    return Run(folder, flat, json.loads(result.read_text(encoding="utf-8")) if result.exists() else None, curve)
+    if error.exists():
+        return Run(folder, decisive(settings), None, curve, error.read_text(encoding="utf-8").splitlines()[0])
+    return Run(folder, decisive(settings), json.loads(result.read_text(encoding="utf-8")) if result.exists() else None, curve)
 
 
 def read_runs(folder: Path) -> list[Run]:
     """All runs under a folder, by name. Raises UserError if there are none."""
-    runs = [read_run(path.parent) for path in sorted(folder.glob("**/config.yaml"))]
+    folders = {path.parent for name in ("config.yaml", "error.txt") for path in folder.glob(f"**/{name}")}
+    runs = [read_run(path) for path in sorted(folders)]
     if not any(run.result for run in runs):
         raise UserError(f"folder = {folder}: no finished run in it; give a folder under outputs/")
     return runs
@@ -227,8 +225,8 @@ def compare(folder: Path) -> str:
     runs = read_runs(folder)
     groups = group(runs)
     lines = rows(groups)
-    unfinished = [str(run.folder.relative_to(folder)) for run in runs if not run.result]
-    table = markdown(lines) + "".join(f"\n\nnot finished: {name}" for name in unfinished)
+    unfinished = [f"{run.folder.relative_to(folder)}: {run.error}" for run in runs if not run.result]
+    table = "\n\n".join([markdown(lines), *unfinished])
     write_text(folder / "compare.md", table + "\n")
     write_text(folder / "compare.csv", comma_separated(lines))
     written = ["compare.md", "compare.csv"]

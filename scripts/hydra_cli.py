@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt.settings import UserError, did_you_mean
 
+SCRIPTS = str(Path(__file__).parent)
 CONF = str(Path(__file__).parents[1] / "conf")
 TRUSTED = ("gpt.", "lightning.pytorch.")  # what a _target_ in conf/ may name: a configuration can run what it names
 
@@ -54,6 +55,17 @@ def run(main: Callable[[], Any]) -> None:
             dashed = " ".join(argument for argument in sys.argv[1:] if argument.startswith("-"))
             raise UserError(f"options = {dashed}: settings have no dashes; write them as trainer.max_steps=3") from None
         raise
+
+
+def compose(overrides: Sequence[str], name: str, run_dir: Path) -> DictConfig:
+    """What scripts/train.py would run with these overrides, in a folder of one's own. Raises UserError as it does."""
+    try:
+        with hydra.initialize_config_dir(CONF, version_base="1.3"):
+            cfg = hydra.compose("train", [*overrides, "name=null", "run_dir=null"])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from None
+    cfg.name, cfg.run_dir = name, str(run_dir.absolute())
+    return cfg
 
 
 def explain(error: Exception) -> UserError:

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from sweep import Sweep
 
 import hydra_cli
 from gpt.settings import UserError, user_errors
@@ -22,45 +24,61 @@ GROUPS = {"model", "data", "optimizer", "scheduler", "trainer", "callbacks", "lo
 SETTINGS = {"name", "seed", "run_dir", *GROUPS}
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
-    """One run, from a composed configuration to its result. Raises UserError, with nothing written, if it can't be run."""
-    from gpt.run import collect, describe, quieten, save_result
+def train(cfg: DictConfig, typed: Sequence[str] = (), quiet: bool = False, callbacks: Sequence = ()) -> dict[str, Any]:
+    """One run, from a composed configuration to its result; what its folder already has of it is not done again.
+
+    `typed`: the overrides that make it what it is, for TensorBoard. `callbacks`: more of Lightning's than the configuration has.
+    Raises UserError, with nothing written, if it can't be run.
+    """
+    from gpt.run import collect, describe, earlier, quieten, resume_logs, save_result
     from gpt.trainer import keep_freed_memory
 
     quieten()
     keep_freed_memory()
     settings = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(settings["run_dir"])
-    trainer, module, data, choice = prepare(cfg, settings)
+    trainer, module, data, choice = prepare(cfg, settings, typed, quiet)
+    trainer.callbacks += callbacks
+    config_yaml = OmegaConf.to_yaml(OmegaConf.create(settings))
+    result, checkpoint = earlier(run_dir, config_yaml)
+    if result:
+        return result
+    if checkpoint:
+        resume_logs(trainer, checkpoint)
     parameters = sum(p.numel() for p in module.parameters())
     if trainer.is_global_zero:
-        describe(run_dir, OmegaConf.to_yaml(OmegaConf.create(settings)), trainer, data)
+        describe(run_dir, config_yaml, trainer, data)
+    if trainer.is_global_zero and not quiet:
         print(f"{parameters:,} parameters, {len(data.train_ids):,} characters to learn from", flush=True)
         if choice:
             print(choice, flush=True)
     start = time.perf_counter()
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    if "val/loss" not in trainer.callback_metrics:  # all was done before but the result
+        trainer.validate(module, datamodule=data, verbose=False)
     result, sample = collect(trainer, parameters, seconds=time.perf_counter() - start)
     if trainer.is_global_zero:
         save_result(run_dir, result, sample)
+    if trainer.is_global_zero and not quiet:
         report(run_dir, result, sample)
     return result
 
 
-def prepare(cfg: DictConfig, settings: dict[str, Any]) -> tuple:
+def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Sequence[str] = (), quiet: bool = False) -> tuple:
     """Trainer, module and data of a run, and a line on what was chosen for the machine, which goes into `settings`.
 
     Whatever can be wrong with the settings or the text is found here: UserError.
     """
     import lightning as L
 
-    from gpt.callbacks import ProgressBar, ProgressLines
+    from gpt.callbacks import ProgressBar, ProgressLines, StepSeed
     from gpt.checkpoint import make_card
     from gpt.data import CharData, DataConfig
     from gpt.model import GPT, GPTConfig, flops_per_token
     from gpt.module import GPTModule
     from gpt.optim import SchedulerConfig, optimizer_config
     from gpt.settings import build, convert, did_you_mean
+    from gpt.tensorboard import HParams
     from gpt.trainer import build_trainer, choose
 
     for key in set(settings) - SETTINGS:
@@ -79,7 +97,10 @@ def prepare(cfg: DictConfig, settings: dict[str, Any]) -> tuple:
 
     flops = flops_per_token(config) * config.context_length * data.config.batch_size
     settings["trainer"], choice = choose(settings["trainer"], flops)
-    callbacks = [*hydra_cli.make_all(cfg.get("callbacks")), ProgressBar() if sys.stdout.isatty() else ProgressLines()]
+    hparams = {"name": settings["name"]} | dict(override.lstrip("+~").partition("=")[::2] for override in typed)
+    callbacks = [*hydra_cli.make_all(cfg.get("callbacks")), StepSeed(seed), HParams(hparams)]
+    if not quiet:
+        callbacks.append(ProgressBar() if sys.stdout.isatty() else ProgressLines())
     trainer = build_trainer(settings["trainer"], Path(settings["run_dir"]), callbacks, hydra_cli.make_all(cfg.get("logger")))
 
     L.seed_everything(seed, verbose=False)  # before the model is made
@@ -111,22 +132,27 @@ def report(run_dir: Path, result: dict[str, Any], sample: str | None) -> None:
 
 @hydra.main(version_base="1.3", config_path=hydra_cli.CONF, config_name="train")
 def main(cfg: DictConfig) -> float | None:
+    hydra_config = HydraConfig.get()
+    sweeping = hydra_config.mode == RunMode.MULTIRUN
     try:
-        return train(cfg)["best_val_loss"]
+        return train(cfg, hydra_config.overrides.task, quiet=sweeping)["best_val_loss"]
     except UserError as error:
-        made = Path(HydraConfig.get().runtime.output_dir)  # by Hydra; without a run, it goes
+        if sweeping:
+            raise  # sweep.py tells it, and the other jobs are done
+        made = Path(hydra_config.runtime.output_dir)  # by Hydra; without a run, it goes
         if not any(made.iterdir()):
             made.rmdir()
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(f"error: {error}", file=sys.stderr)
-            raise  # Hydra notes it and goes on with the other jobs
         raise SystemExit(2) from error  # past Hydra, which would add lines of its own
 
 
 def cli() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through, to be told in one line
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (hydra_cli.SCRIPTS, os.environ.get("PYTHONPATH"))))  # for launchers
     with user_errors():
+        Sweep.folder = None
         hydra_cli.run(main)
+        if Sweep.folder:
+            Sweep.conclude()
 
 
 if __name__ == "__main__":

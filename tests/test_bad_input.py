@@ -59,7 +59,7 @@ CONFIGURATION = {  # the arguments: what the line must say
     ("+max_steps=5",): "max_steps = 5: no such setting",
     ("~seed",): "seed = None",
     ("~model.n_head",): "model.n_head = (missing)",
-    ("callbacks.samples.temperature=-1",): "temperature = -1",
+    ("callbacks.samples.temperatures=[-1]",): "temperature = -1",
     ("callbacks.samples._target_=os.system",): "samples._target_ = os.system: not allowed",
     ("callbacks.samples.colour=red",): "callbacks.samples.colour = red: no such setting",
     ("--max-steps", "3"): "options = --max-steps: settings have no dashes; write them as trainer.max_steps=3",

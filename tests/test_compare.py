@@ -35,6 +35,8 @@ def sweep(tmp_path):
         for seed in (1, 2):
             make_run(tmp_path / f"n_layer={n_layer},n_head={n_head},seed={seed}", n_layer, n_head, seed, loss + seed / 10)
     make_run(tmp_path / "n_layer=4", 4, 1, 1, None)
+    (tmp_path / "n_head=3").mkdir()
+    (tmp_path / "n_head=3" / "error.txt").write_text("model.n_head = 3: no\n\nTraceback\n")
     return tmp_path
 
 
@@ -48,7 +50,8 @@ def test_the_table_has_what_varies_best_first_and_names_what_did_not_finish(swee
         zip(lines[0], ["2", "2", "2.1500", "", "2", "2000", "640", "2"], strict=True)
     )  # seeds 1 and 2: 2.1 and 2.2
     assert lines[0]["sd"] == "0.0707"
-    assert "not finished: n_layer=4" in shown
+    assert "n_layer=4: not finished" in shown
+    assert "n_head=3: model.n_head = 3: no" in shown
     table = (sweep / "compare.md").read_text()
     assert table.splitlines()[2].split("|")[1:4] == ["       2 ", "      2 ", "   2.1500 "]
     assert table.startswith("| n_layer |")
