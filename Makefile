@@ -11,7 +11,7 @@ help: ## what there is
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[corpus,dev,notebook,plot]"
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[corpus,dev,notebook,plot,sweep,tune,browser]"
 	@touch $(READY)
 
 $(READY_BENCH): $(READY)

@@ -41,13 +41,16 @@ class Sweep(Callback):
             config.hydra.sweeper.params = params
         given = [*(f"{key}={value}" for key, value in params.items()), *typed]
         varied = [override for override in parse(given) if override.is_sweep_override()]
-        names = short_names([override.key_or_group for override in varied])
+        keys = [override.key_or_group for override in varied]
+        names = short_names(keys)
         self.jobs = math.prod(sum(1 for _ in override.sweep_string_iterator()) for override in varied)
         own = OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "run_dir")])
         digest = hashlib.sha256("\n".join([OmegaConf.to_yaml(own), *sorted(given)]).encode()).hexdigest()[:8]
         folder = "_".join([config.name, *(name for name in names if name != "seed")])
         prefer(config, "hydra.sweep.dir", f"outputs/sweeps/{folder[:80]}_{digest}")
         prefer(config, "hydra.sweep.subdir", ",".join(map(value_of, names, varied)) or "job")
+        constant = [override.key_or_group for override in parse(given) if override.key_or_group not in keys]
+        prefer(config, "hydra.job.config.override_dirname.exclude_keys", constant)  # tells the jobs what does not vary
         Sweep.folder, Sweep.jobs = Path(config.hydra.sweep.dir), self.jobs
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
@@ -99,10 +102,10 @@ def is_group(key: str) -> bool:
     return key in HydraConfig.get().runtime.choices
 
 
-def prefer(config: DictConfig, key: str, value: str) -> None:
+def prefer(config: DictConfig, key: str, value: str | list[str]) -> None:
     """Set one of Hydra's settings, for the sweep and each of its jobs, unless the user has."""
     overrides = config.hydra.overrides.hydra
     if not any(override.startswith(f"{key}=") for override in overrides):
         with read_write(config.hydra):
             OmegaConf.update(config, key, value)
-            overrides.append(f"{key}='{value}'")
+            overrides.append(f"{key}={value!r}")

@@ -15,10 +15,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from sweep import Sweep
 
 import hydra_cli
 from gpt.settings import UserError, user_errors
+from sweep import Sweep
 
 GROUPS = {"model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger"}
 SETTINGS = {"name", "seed", "run_dir", *GROUPS}
@@ -97,7 +97,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Sequence[str] = ()
 
     flops = flops_per_token(config) * config.context_length * data.config.batch_size
     settings["trainer"], choice = choose(settings["trainer"], flops)
-    hparams = {"name": settings["name"]} | dict(override.lstrip("+~").partition("=")[::2] for override in typed)
+    hparams = dict(override.lstrip("+~").partition("=")[::2] for override in typed or [f"name={settings['name']}"])
     callbacks = [*hydra_cli.make_all(cfg.get("callbacks")), StepSeed(seed), HParams(hparams)]
     if not quiet:
         callbacks.append(ProgressBar() if sys.stdout.isatty() else ProgressLines())
@@ -134,8 +134,10 @@ def report(run_dir: Path, result: dict[str, Any], sample: str | None) -> None:
 def main(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     sweeping = hydra_config.mode == RunMode.MULTIRUN
+    constant = hydra_config.job.config.override_dirname.exclude_keys
+    typed = [override for override in hydra_config.overrides.task if override.partition("=")[0].lstrip("+~") not in constant]
     try:
-        return train(cfg, hydra_config.overrides.task, quiet=sweeping)["best_val_loss"]
+        return train(cfg, typed, quiet=sweeping)["best_val_loss"]
     except UserError as error:
         if sweeping:
             raise  # sweep.py tells it, and the other jobs are done

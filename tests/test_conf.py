@@ -17,7 +17,11 @@ from gpt.settings import build
 from gpt.trainer import split_settings
 
 CONF = ROOT / "conf"
-CHOICES = [f"{path.parent.relative_to(CONF)}={path.stem}" for path in sorted(CONF.glob("**/*.yaml")) if path.parent != CONF]
+CHOICES = [
+    f"{path.parent.relative_to(CONF)}={path.stem}"
+    for path in sorted(CONF.glob("**/*.yaml"))
+    if path.parent != CONF and path.parent.parent.name != "hydra"
+]
 
 
 def composed(*overrides: str) -> dict:

@@ -3,8 +3,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import tune
 
+import tune
 from conftest import ROOT, TINY
 from gpt.settings import UserError
 
