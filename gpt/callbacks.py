@@ -1,7 +1,10 @@
 """What runs beside training: speed, samples, and lines for a terminal that is none."""
 
+import signal
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -99,16 +102,62 @@ class Samples(Callback):
 
 
 class StepSeed(Callback):
-    """Seeds torch's random numbers anew for each batch: dropout is a function of (seed, batch, rank), resumed or not."""
+    """Makes each batch a function of its number, resumed or not: seeds torch's random numbers from (seed, batch, rank)."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        # The step that the loggers see: Lightning counts it up after it has saved it
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         mixed = (self.seed * 1_000_003 + batch_idx) * 1_009 + trainer.global_rank
         torch.default_generator.manual_seed(mixed)  # torch.manual_seed asks all kinds of devices: a hundred times as long
         if pl_module.device.type == "cuda":
             torch.cuda.manual_seed(mixed)
+
+
+class GracefulStop(Callback):
+    """Lets SIGINT, SIGTERM and SIGUSR1 (Slurm's warning) finish the step, save, and end the process with 128 + the signal.
+
+    A second Ctrl-C ends it at once. The checkpoint is one of a step's end, never of a half-done one; what is due at that step,
+    logging or a validation, still happens.
+    """
+
+    def __init__(self, checkpoint: Path, advice: str) -> None:
+        self.checkpoint, self.advice = checkpoint, advice
+        self.signal, self.saved, self.step, self.former = None, False, 0, {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():  # the only one that may
+            signals = [number for name in ("SIGINT", "SIGTERM", "SIGUSR1") if (number := getattr(signal, name, None))]
+            self.former = {number: signal.signal(number, self._note) for number in signals}
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int
+    ) -> None:
+        boundary, self.step = trainer.global_step != self.step, trainer.global_step
+        if boundary and trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+            trainer.save_checkpoint(self.checkpoint)
+            self.saved = True
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self.saved:
+            if trainer.is_global_zero:
+                print(f"stopped after {trainer.global_step:,} steps, all is saved; {self.advice}", flush=True)
+            raise SystemExit(128 + (self.signal or signal.SIGTERM))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+        self.former = {}
 
 
 class ValidateAtEnd(Callback):

@@ -8,6 +8,7 @@ import contextlib
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -54,13 +55,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     another file system, where the last step is a copy over the good file and not a rename."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any | None = None) -> None:
-        with atomic(path) as file:
-            torch.save(checkpoint, file)
+        try:
+            with atomic(path) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError):  # torch wraps some of the former in the latter
+            needed = sum(tensor.nbytes for tensor in tensors_in(checkpoint))
+            free = shutil.disk_usage(Path(path).parent).free
+            raise UserError(
+                f"checkpoint = {path}: not written, {needed:,} bytes needed and {free:,} free; "
+                "make room and resume: the one before is whole"
+            ) from None
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         return read(Path(path))
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors inside dictionaries and lists."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(inner)
 
 
 def make_card(config: GPTConfig, data: "CharData", run: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The GPT as Lightning trains it: loss, what is logged, optimizer and schedule, and what a checkpoint says about itself."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -32,6 +33,7 @@ class GPTModule(L.LightningModule):
         super().__init__()
         self.model, self.card = model, card
         self.optimizer_config, self.scheduler_config = optimizer, scheduler
+        self.latest_loss: Tensor | float = math.nan  # of training
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats per character."""
@@ -45,16 +47,28 @@ class GPTModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
+        self.latest_loss = loss.detach()
         if self.is_logged:
             self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss = self.loss(batch)
+        if not loss.isfinite():  # before it can become a checkpoint
+            raise self.diverged("val/loss", loss)
         # Lightning averages over batches and processes, weighted by batch size: every position counts the same
         average = dict(batch_size=len(batch[0]), on_epoch=True, sync_dist=True)
         self.log("val/loss", loss, prog_bar=True, **average)
         self.log("val/bits_per_char", loss / math.log(2), **average)
+
+    def diverged(self, name: str, value: Tensor) -> UserError:
+        trainer, lr = self.trainer, self.trainer.optimizers[0].param_groups[0]["lr"] if self.trainer.optimizers else math.nan
+        last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        good = f", its last good checkpoint is {last}" if last.exists() else ""
+        return UserError(
+            f"{name} = {value:.4g}: not finite at step {trainer.global_step} (train/loss {self.latest_loss:.4g}, lr {lr:.2g}), "
+            f"the run has diverged{good}; lower optimizer.lr, or optimizer.muon_lr, or look closer with trainer=debug"
+        )
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = build_optimizer(self.model, self.optimizer_config)
@@ -70,15 +84,11 @@ class GPTModule(L.LightningModule):
         Raises UserError if it is not finite, which a loss that is not makes it too: nothing after that would be training.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
-        lr = optimizer.param_groups[0]["lr"]
         if not norm.isfinite():
-            raise UserError(
-                f"train/grad_norm = {norm}: not finite at step {self.global_step} (lr {lr:.2g}), the run has diverged; "
-                "lower optimizer.lr, or optimizer.muon_lr, or look closer with trainer=debug"
-            )
+            raise self.diverged("train/grad_norm", norm)
         if self.is_logged:
             self.log("train/grad_norm", norm)
-            self.log("lr", lr)  # one schedule multiplies all rates, so one curve says it
+            self.log("lr", optimizer.param_groups[0]["lr"])  # one schedule multiplies all rates, so one curve says it
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt"] = self.card

@@ -1,11 +1,14 @@
 """The run folder: what a run was, and what came of it."""
 
+import contextlib
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,20 +27,89 @@ from gpt.settings import UserError, decisive
 C = TypeVar("C", bound=L.Callback)
 
 
-def earlier(run_dir: Path, config_yaml: str) -> tuple[dict[str, Any] | None, Path | None]:
-    """What this very run has left in its folder before: its result if it has ended, and a checkpoint from which it can go on.
+HARMLESS = {"trainer.max_steps", "trainer.log_every_n_steps"}  # what may differ when a run goes on
 
-    Raises UserError if the folder holds a run of other settings.
+
+def own_settings(place: str, typed: Sequence[str]) -> dict[str, Any]:
+    """The settings of the run in a folder (`last`: the newest of outputs/ that has not ended), changed by `typed` overrides.
+
+    Raises UserError if there is no such run, or an override chooses a file, which would be a configuration of another kind.
+    """
+    if place == "last":
+        begun = sorted(Path("outputs").glob("**/run.json"), key=lambda path: path.stat().st_mtime)
+        folders = [path.parent for path in begun if not (path.parent / "result.json").exists()]
+        if not folders:
+            raise UserError("resume = last: no run under outputs/ that has not ended; name one: resume=outputs/RUN")
+        place = str(folders[-1])
+    folder = Path(place)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"resume = {place}: no run there; give a run folder, such as outputs/RUN")
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    moved_from = yaml.safe_load(text)["run_dir"]  # callbacks and loggers name it too
+    settings = yaml.safe_load(text.replace(moved_from, str(folder.absolute())))
+    for override in typed:
+        key, _, value = override.lstrip("+~").partition("=")
+        group, _, name = key.partition(".")
+        if not isinstance(settings.get(group), dict) or not name:
+            raise UserError(f"{key} = {value}: not with resume, which goes on with the run's own; leave it out")
+        *path, last = name.split(".")
+        node = settings[group]
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = yaml.safe_load(value) if value else None
+    return settings
+
+
+def earlier(run_dir: Path, config_yaml: str, text_sha256: str) -> tuple[dict[str, Any] | None, Path | None]:
+    """What this run has left in its folder before: its result if it has ended, and a checkpoint from which it can go on.
+
+    Raises UserError if the folder holds a run of other settings (but for those that are HARMLESS) or of another text. Raised
+    `trainer.max_steps` make a run that has ended go on: at each step the rate is then what it is in a run of that length.
     """
     config, result, checkpoint = (run_dir / name for name in ("config.yaml", "result.json", "checkpoints/last.ckpt"))
     if not config.exists():
         return None, None
     held, asked = (decisive(yaml.safe_load(text)) for text in (config.read_text(encoding="utf-8"), config_yaml))
-    for key in [*asked, *held]:
-        if held.get(key) != asked.get(key):
-            raise UserError(f"{key} = {asked.get(key)}: the run in {run_dir} has {held.get(key)}; choose another folder")
+    differing = [key for key in dict.fromkeys([*asked, *held]) if key not in HARMLESS and held.get(key) != asked.get(key)]
+    if differing:
+        values = [", ".join(str(settings.get(key)) for key in differing) for settings in (asked, held)]
+        raise UserError(f"{', '.join(differing)} = {values[0]}: the run in {run_dir} has {values[1]}; choose another folder")
+    run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    if run["text_sha256"] != text_sha256:
+        raise UserError(f"data.path = {asked['data.path']}: not the text that the run in {run_dir} has seen; use that one")
+    now = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    for what, was in {"torch": run["versions"]["torch"], "threads": run["threads"]}.items():
+        if was != now[what]:
+            print(f"note: {what} {now[what]} where the run began with {was}: its last digits may differ", file=sys.stderr)
     done = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
-    return done, checkpoint if checkpoint.exists() else None
+    steps = asked["trainer.max_steps"]
+    if done and done["step"] > steps:
+        raise UserError(f"trainer.max_steps = {steps}: the run in {run_dir} is at {done['step']}; set more")
+    return (done if done and done["step"] == steps else None), checkpoint if checkpoint.exists() else None
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; the lock goes with the process, however that ends.
+
+    Raises UserError with the other one's number if there is one.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has none
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"run_dir = {run_dir}: process {file.read()} is at work there; wait, or stop it") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def resume_logs(trainer: L.Trainer, checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 python scripts/train.py model=small trainer.max_steps=20000
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -30,35 +31,39 @@ def train(cfg: DictConfig, typed: Sequence[str] = (), quiet: bool = False, callb
     `typed`: the overrides that make it what it is, for TensorBoard. `callbacks`: more of Lightning's than the configuration has.
     Raises UserError, with nothing written, if it can't be run.
     """
-    from gpt.run import collect, describe, earlier, quieten, resume_logs, save_result
+    from gpt.run import collect, describe, earlier, locked, quieten, resume_logs, save_result
     from gpt.trainer import keep_freed_memory
 
     quieten()
     keep_freed_memory()
     settings = OmegaConf.to_container(cfg, resolve=True)
+    settings.pop("resume", None)
     run_dir = Path(settings["run_dir"])
     trainer, module, data, choice = prepare(cfg, settings, typed, quiet)
     trainer.callbacks += callbacks
     config_yaml = OmegaConf.to_yaml(OmegaConf.create(settings))
-    result, checkpoint = earlier(run_dir, config_yaml)
+    parameters = sum(p.numel() for p in module.parameters())
+    result, checkpoint = earlier(run_dir, config_yaml, data.sha256)
+    if result and not quiet:
+        report(run_dir, result, None)
     if result:
         return result
-    if checkpoint:
-        resume_logs(trainer, checkpoint)
-    parameters = sum(p.numel() for p in module.parameters())
-    if trainer.is_global_zero:
-        describe(run_dir, config_yaml, trainer, data)
-    if trainer.is_global_zero and not quiet:
-        print(f"{parameters:,} parameters, {len(data.train_ids):,} characters to learn from", flush=True)
-        if choice:
-            print(choice, flush=True)
-    start = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    if "val/loss" not in trainer.callback_metrics:  # all was done before but the result
-        trainer.validate(module, datamodule=data, verbose=False)
-    result, sample = collect(trainer, parameters, seconds=time.perf_counter() - start)
-    if trainer.is_global_zero:
-        save_result(run_dir, result, sample)
+    with locked(run_dir) if trainer.is_global_zero else contextlib.nullcontext():
+        if checkpoint:
+            resume_logs(trainer, checkpoint)
+        if trainer.is_global_zero:
+            describe(run_dir, config_yaml, trainer, data)
+        if trainer.is_global_zero and not quiet:
+            print(f"{parameters:,} parameters, {len(data.train_ids):,} characters to learn from", flush=True)
+            if choice:
+                print(choice, flush=True)
+        start = time.perf_counter()
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+        if "val/loss" not in trainer.callback_metrics:  # all was done before but the result
+            trainer.validate(module, datamodule=data, verbose=False)
+        result, sample = collect(trainer, parameters, seconds=time.perf_counter() - start)
+        if trainer.is_global_zero:
+            save_result(run_dir, result, sample)
     if trainer.is_global_zero and not quiet:
         report(run_dir, result, sample)
     return result
@@ -71,7 +76,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Sequence[str] = ()
     """
     import lightning as L
 
-    from gpt.callbacks import ProgressBar, ProgressLines, StepSeed
+    from gpt.callbacks import GracefulStop, ProgressBar, ProgressLines, StepSeed
     from gpt.checkpoint import make_card
     from gpt.data import CharData, DataConfig
     from gpt.model import GPT, GPTConfig, flops_per_token
@@ -88,6 +93,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Sequence[str] = ()
         raise UserError(f"seed = {seed}: must be at least 0 and below 2**32; set for instance seed=1")
     optimizer = optimizer_config(settings["optimizer"])
     scheduler = build(SchedulerConfig, settings["scheduler"], "scheduler")
+    run_dir = Path(settings["run_dir"])
     asked = settings["model"].get("vocab_size")  # in general null: what the text has
     config = build(GPTConfig, settings["model"] | {"vocab_size": 1 if asked is None else asked}, "model")
     data = CharData(build(DataConfig, settings["data"], "data"), config.context_length, seed)
@@ -99,9 +105,11 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Sequence[str] = ()
     settings["trainer"], choice = choose(settings["trainer"], flops)
     hparams = dict(override.lstrip("+~").partition("=")[::2] for override in typed or [f"name={settings['name']}"])
     callbacks = [*hydra_cli.make_all(cfg.get("callbacks")), StepSeed(seed), HParams(hparams)]
+    again = "the same command goes on" if quiet else f"to go on: python scripts/train.py resume={os.path.relpath(run_dir)}"
+    callbacks.append(GracefulStop(run_dir / "checkpoints" / "last.ckpt", again))
     if not quiet:
         callbacks.append(ProgressBar() if sys.stdout.isatty() else ProgressLines())
-    trainer = build_trainer(settings["trainer"], Path(settings["run_dir"]), callbacks, hydra_cli.make_all(cfg.get("logger")))
+    trainer = build_trainer(settings["trainer"], run_dir, callbacks, hydra_cli.make_all(cfg.get("logger")))
 
     L.seed_everything(seed, verbose=False)  # before the model is made
     model = GPT(config)
@@ -134,15 +142,22 @@ def report(run_dir: Path, result: dict[str, Any], sample: str | None) -> None:
 def main(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     sweeping = hydra_config.mode == RunMode.MULTIRUN
+    made = Path(hydra_config.runtime.output_dir)  # by Hydra; without a run in it, it goes
     constant = hydra_config.job.config.override_dirname.exclude_keys
     typed = [override for override in hydra_config.overrides.task if override.partition("=")[0].lstrip("+~") not in constant]
     try:
+        if cfg.resume is not None:
+            from gpt.run import own_settings
+
+            typed = [override for override in typed if not override.startswith("resume=")]
+            cfg = OmegaConf.create(own_settings(cfg.resume, typed))
+            with contextlib.suppress(OSError):
+                made.rmdir()
         return train(cfg, typed, quiet=sweeping)["best_val_loss"]
     except UserError as error:
         if sweeping:
             raise  # sweep.py tells it, and the other jobs are done
-        made = Path(hydra_config.runtime.output_dir)  # by Hydra; without a run, it goes
-        if not any(made.iterdir()):
+        with contextlib.suppress(OSError):  # it holds something, or is not there
             made.rmdir()
         raise SystemExit(2) from error  # past Hydra, which would add lines of its own
 

@@ -61,6 +61,7 @@ def test_without_tensorboard_nothing_is_drawn(call, text):
     code, _, err = call(*TINY, f"data.path={text}", "logger=csv", "trainer.max_steps=1", "hydra.run.dir=run")
     assert code == 0, err
     assert {path.name for path in Path("run").iterdir()} == {
+        ".lock",
         "checkpoints",
         "config.yaml",
         "metrics.csv",
