@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def make_all(group: DictConfig | None) -> list[Any]:
 
 def run(main: Callable[[], Any]) -> None:
     """Call a function that Hydra decorates; raise UserError for what Hydra or its option parser complains about."""
+    # Our launchers are the plugins' of the same name with other values, which is what Hydra warns of
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/.*' is validated against ConfigStore schema")
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
