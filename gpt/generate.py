@@ -67,7 +67,8 @@ def generate(
     """
     check_sampling(temperature, top_k, top_p)
     limit, was_training = model.config.context_length, model.training
-    plain = model.head.weight.device.type == "cpu" and model.head.weight.dtype == torch.float32
+    weight = model.head.weight
+    small = len(ids) <= 4 and weight.device.type == "cpu" and weight.dtype == torch.float32
     model.eval()
     try:
         unseen, cache, decoder = ids[:, -limit:], Cache(limit), None
@@ -76,7 +77,7 @@ def generate(
             if cache.length + unseen.size(1) > limit:
                 unseen, cache, decoder = torch.cat(window, dim=1)[:, -max(1, limit // 2) :], Cache(limit), None
                 window = [unseen]
-            if plain and cache.length:
+            if small and cache.length:  # more streams have arithmetic enough to be faster in torch
                 decoder = decoder or Decoder(model, cache)
                 logits = decoder(unseen)
             else:  # forward: past torch.compile, which would compile anew for each length of the cache
