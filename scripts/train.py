@@ -37,7 +37,6 @@ def train(cfg: DictConfig, typed: Sequence[str] = (), quiet: bool = False, callb
     quieten()
     keep_freed_memory()
     settings = OmegaConf.to_container(cfg, resolve=True)
-    settings.pop("resume", None)
     run_dir = Path(settings["run_dir"])
     trainer, module, data, choice = prepare(cfg, settings, typed, quiet)
     trainer.callbacks += callbacks
@@ -86,6 +85,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Sequence[str] = ()
     from gpt.tensorboard import HParams
     from gpt.trainer import build_trainer, choose
 
+    settings.pop("resume", None)  # done with
     for key in set(settings) - SETTINGS:
         raise UserError(f"{key} = {settings[key]}: no such setting; {did_you_mean(key, SETTINGS)}")
     seed = convert(settings.get("seed"), int, "seed")
