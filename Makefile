@@ -4,10 +4,10 @@ BIN = .venv/bin
 READY = .venv/ready
 READY_BENCH = .venv/ready-bench
 
-.PHONY: help train test lint format plot notebook bench clean
+.PHONY: help train test test-slow lint format plot notebook bench clean
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,9 @@ train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny traine
 
 test: $(READY) lint ## ruff, then pytest
 	$(BIN)/pytest $(ARGS)
+
+test-slow: $(READY) ## a run killed thirty times and more
+	$(BIN)/pytest -m slow $(ARGS)
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check .

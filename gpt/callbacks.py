@@ -97,7 +97,7 @@ class Samples(Callback):
             texts.append(prompt + tokenizer.decode(int(i) for i in drawn))
             for writer in writers(trainer):  # TensorBoard renders Markdown: indented text is code and keeps its lines
                 text = "    " + texts[-1].replace("\n", "\n    ")
-                writer.add_text(f"sample/temperature {temperature}", text, trainer.global_step)
+                writer.add_text(f"sample/temperature {temperature}", text, trainer.global_step - 1)  # as losses are
         self.latest = texts[0]
 
 
@@ -110,7 +110,9 @@ class StepSeed(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
         # The step that the loggers see: Lightning counts it up after it has saved it
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-        mixed = (self.seed * 1_000_003 + batch_idx) * 1_009 + trainer.global_rank
+        accumulate = trainer.accumulate_grad_batches
+        number = trainer.global_step * accumulate + batch_idx % accumulate  # batch_idx begins anew where max_steps was raised
+        mixed = (self.seed * 1_000_003 + number) * 1_009 + trainer.global_rank
         torch.default_generator.manual_seed(mixed)  # torch.manual_seed asks all kinds of devices: a hundred times as long
         if pl_module.device.type == "cuda":
             torch.cuda.manual_seed(mixed)
@@ -125,7 +127,7 @@ class GracefulStop(Callback):
 
     def __init__(self, checkpoint: Path, advice: str) -> None:
         self.checkpoint, self.advice = checkpoint, advice
-        self.signal, self.saved, self.step, self.former = None, False, 0, {}
+        self.signal, self.stopping, self.step, self.former = None, False, 0, {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.step = trainer.global_step
@@ -142,11 +144,13 @@ class GracefulStop(Callback):
     ) -> None:
         boundary, self.step = trainer.global_step != self.step, trainer.global_step
         if boundary and trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
-            trainer.save_checkpoint(self.checkpoint)
-            self.saved = True
+            self.stopping = True
+            due = (batch_idx + 1) % trainer.val_check_batch == 0 or trainer.global_step >= trainer.max_steps
+            if not due:  # else the validation, which comes first, ends in a checkpoint
+                trainer.save_checkpoint(self.checkpoint)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
-        if self.saved:
+        if self.stopping:
             if trainer.is_global_zero:
                 print(f"stopped after {trainer.global_step:,} steps, all is saved; {self.advice}", flush=True)
             raise SystemExit(128 + (self.signal or signal.SIGTERM))

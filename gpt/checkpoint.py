@@ -58,18 +58,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with atomic(path) as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError):  # torch wraps some of the former in the latter
+        except (OSError, RuntimeError) as error:  # torch wraps some of the former in the latter
             needed = sum(tensor.nbytes for tensor in tensors_in(checkpoint))
             free = shutil.disk_usage(Path(path).parent).free
             raise UserError(
-                f"checkpoint = {path}: not written, {needed:,} bytes needed and {free:,} free; "
-                "make room and resume: the one before is whole"
+                f"checkpoint = {path}: not written, {needed:,} bytes needed and {free:,} free "
+                f"({getattr(error, 'strerror', None) or type(error).__name__}); make room and resume: the one before is whole"
             ) from None
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         return read(Path(path))
+
+
+def moved(value: Any, old: str, new: str) -> Any:
+    """Plain values with the path `old`, as far as they are in it, replaced by `new`: keys, values, whatever is inside."""
+    if isinstance(value, dict):
+        return {moved(key, old, new): moved(inner, old, new) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [moved(inner, old, new) for inner in value]
+    inside = isinstance(value, str) and (value == old or value.startswith(old + os.sep))
+    return new + value[len(old) :] if inside else value
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -125,7 +135,8 @@ def read(path: Path) -> dict[str, Any]:
     except Exception:  # each kind of damage is another one to torch: OSError, RuntimeError, EOFError, KeyError, ...
         size = path.stat().st_size
         raise UserError(
-            f"checkpoint = {path}: truncated or not a checkpoint ({size:,} bytes); use another one, such as last.ckpt beside it"
+            f"checkpoint = {path}: truncated or not a checkpoint ({size:,} bytes); "
+            f"use another one, such as {'best' if path.name == 'last.ckpt' else 'last'}.ckpt beside it"
         ) from None
     parts = [content.get(part) if isinstance(content, dict) else None for part in ("gpt", "state_dict")]
     if not all(isinstance(part, dict) for part in parts):

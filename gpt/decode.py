@@ -2,7 +2,7 @@
 
 `gpt.model` is the reference, and tests hold this against it. One position of a small model is a third of a millisecond of
 arithmetic in some 400 operations, and torch takes longer to start each than to compute it; numpy starts them faster.
-With it one stream of model=small is sampled MEASURED times as fast as with `GPT.forward` (dev/LOG.md, 2026-11-22).
+With it one stream of model=small is sampled two to three times as fast as with `GPT.forward` (dev/LOG.md, 2026-11-22).
 """
 
 import math

@@ -16,15 +16,14 @@ from gpt.checkpoint import write_text
 class MetricsFile(Logger):
     """A row for each thing logged, with empty cells where it says nothing; step counts from 0, as Lightning does.
 
-    Lightning's CSVLogger appends to its file and deletes what is there at the start. This one is written whole, after each
-    validation and at the end, and goes on where a resumed run's checkpoint was.
+    Lightning's CSVLogger appends to its file and deletes what is there at the start. This one is written whole, with each
+    checkpoint and at the end, and goes on where a resumed run's checkpoint was.
     """
 
     def __init__(self, path: str) -> None:
         super().__init__()
         self.path = Path(path)
         self.rows: list[dict[str, Any]] = []
-        self.stale = False  # something worth writing is not written yet
 
     def resume(self, step: int) -> None:
         """Take over what an earlier process has written of the first `step` steps."""
@@ -35,25 +34,23 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.rows.append({"step": step} | dict(metrics))
-        self.stale |= "val/loss" in metrics
+
+    def save(self) -> None:
+        """Lightning asks for it at each logged step, which is too often for a whole file."""
 
     @rank_zero_only
-    def save(self) -> None:
-        if not self.stale:
-            return
+    def write(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(
-            text, ["step", *sorted({key for row in self.rows for key in row} - {"step"})], lineterminator="\n"
-        )
+        columns = ["step", *sorted({key for row in self.rows for key in row} - {"step"})]
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
-        self.stale = False
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.stale = bool(self.rows)
-        self.save()
+        if self.rows:
+            self.write()
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """They are in config.yaml."""

@@ -1,6 +1,7 @@
 """The GPT as Lightning trains it: loss, what is logged, optimizer and schedule, and what a checkpoint says about itself."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from gpt.checkpoint import moved
 from gpt.data import Batch
+from gpt.logger import MetricsFile
 from gpt.model import GPT
 from gpt.optim import AdamWConfig, SchedulerConfig, build_optimizer, lr_multiplier
 from gpt.settings import UserError
@@ -62,7 +65,10 @@ class GPTModule(L.LightningModule):
         self.log("val/bits_per_char", loss / math.log(2), **average)
 
     def diverged(self, name: str, value: Tensor) -> UserError:
-        trainer, lr = self.trainer, self.trainer.optimizers[0].param_groups[0]["lr"] if self.trainer.optimizers else math.nan
+        trainer = self.trainer
+        if not trainer.optimizers:  # a finished model, which is only validated
+            return UserError(f"{name} = {value:.4g}: not finite; use an earlier checkpoint")
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
         last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         good = f", its last good checkpoint is {last}" if last.exists() else ""
         return UserError(
@@ -93,4 +99,17 @@ class GPTModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt"] = self.card
         for logger in self.trainer.loggers:  # so that what led to a checkpoint is on disk when the checkpoint is
-            logger.save()
+            logger.write() if isinstance(logger, MetricsFile) else logger.save()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run whose folder was moved still knows its best checkpoint: Lightning forgets it where the path is another."""
+        here = os.path.realpath(Path(self.trainer.default_root_dir) / "checkpoints")
+        states = checkpoint.get("callbacks", {})
+        states |= {name: moved(state, state["dirpath"], here) for name, state in states.items() if "dirpath" in state}
+
+    def on_train_start(self) -> None:
+        """A resumed optimizer has the rate of its old schedule, which was that of another length if max_steps was raised."""
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            for group, base, factor in zip(self.optimizers().param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+                group["lr"] = base * factor(schedule.last_epoch)

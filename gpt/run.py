@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt.callbacks import Samples, Throughput
-from gpt.checkpoint import read, write_text
+from gpt.checkpoint import moved, read, write_text
 from gpt.data import CharData
 from gpt.logger import MetricsFile
 from gpt.settings import UserError, decisive
@@ -30,62 +30,76 @@ C = TypeVar("C", bound=L.Callback)
 HARMLESS = {"trainer.max_steps", "trainer.log_every_n_steps"}  # what may differ when a run goes on
 
 
-def own_settings(place: str, typed: Sequence[str]) -> dict[str, Any]:
-    """The settings of the run in a folder (`last`: the newest of outputs/ that has not ended), changed by `typed` overrides.
+def load_text(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    """One of a run's own files. Raises UserError if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        if isinstance(found := parse(path.read_text(encoding="utf-8")), dict):
+            return found
+    raise UserError(f"file = {path}: missing or damaged; restore it, or begin anew in another folder")
 
-    Raises UserError if there is no such run, or an override chooses a file, which would be a configuration of another kind.
+
+def own_settings(place: str, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the run in a folder (`last`: the newest of outputs/ that has not ended), changed by `typed` ones.
+
+    Raises UserError if there is no such run, or if what was typed is more than single values.
     """
     if place == "last":
         begun = sorted(Path("outputs").glob("**/run.json"), key=lambda path: path.stat().st_mtime)
-        folders = [path.parent for path in begun if not (path.parent / "result.json").exists()]
+        ended = ("result.json", "error.txt")
+        folders = [path.parent for path in begun if not any((path.parent / name).exists() for name in ended)]
         if not folders:
             raise UserError("resume = last: no run under outputs/ that has not ended; name one: resume=outputs/RUN")
         place = str(folders[-1])
     folder = Path(place)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"resume = {place}: no run there; give a run folder, such as outputs/RUN")
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
-    moved_from = yaml.safe_load(text)["run_dir"]  # callbacks and loggers name it too
-    settings = yaml.safe_load(text.replace(moved_from, str(folder.absolute())))
-    for override in typed:
-        key, _, value = override.lstrip("+~").partition("=")
-        group, _, name = key.partition(".")
-        if not isinstance(settings.get(group), dict) or not name:
-            raise UserError(f"{key} = {value}: not with resume, which goes on with the run's own; leave it out")
-        *path, last = name.split(".")
-        node = settings[group]
+    settings = load_text(folder / "config.yaml", yaml.safe_load)
+    settings = moved(settings, str(settings.get("run_dir")), str(folder.absolute()))
+    for key, value in typed.items():
+        group, *path, last = key.split(".") if "." in key else (key, key)
+        node = settings.get(group) if "." in key else None
         for part in path:
-            node = node.setdefault(part, {})
-        node[last] = yaml.safe_load(value) if value else None
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise UserError(f"{key} = {value}: not with resume, which goes on with the run's own; leave it out")
+        node[last] = value
     return settings
 
 
-def earlier(run_dir: Path, config_yaml: str, text_sha256: str) -> tuple[dict[str, Any] | None, Path | None]:
+def earlier(run_dir: Path, settings: Mapping[str, Any], text_sha256: str) -> tuple[dict[str, Any] | None, Path | None]:
     """What this run has left in its folder before: its result if it has ended, and a checkpoint from which it can go on.
 
     Raises UserError if the folder holds a run of other settings (but for those that are HARMLESS) or of another text. Raised
-    `trainer.max_steps` make a run that has ended go on: at each step the rate is then what it is in a run of that length.
+    `trainer.max_steps` make a run that has ended go on: from there its rate is that of a run of the new length.
     """
-    config, result, checkpoint = (run_dir / name for name in ("config.yaml", "result.json", "checkpoints/last.ckpt"))
-    if not config.exists():
+    if not (run_dir / "config.yaml").exists():
         return None, None
-    held, asked = (decisive(yaml.safe_load(text)) for text in (config.read_text(encoding="utf-8"), config_yaml))
+    held, asked = decisive(load_text(run_dir / "config.yaml", yaml.safe_load)), decisive(settings)
     differing = [key for key in dict.fromkeys([*asked, *held]) if key not in HARMLESS and held.get(key) != asked.get(key)]
     if differing:
-        values = [", ".join(str(settings.get(key)) for key in differing) for settings in (asked, held)]
+        values = [", ".join(str(values.get(key)) for key in differing) for values in (asked, held)]
         raise UserError(f"{', '.join(differing)} = {values[0]}: the run in {run_dir} has {values[1]}; choose another folder")
-    run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    if run["text_sha256"] != text_sha256:
+    run = load_text(run_dir / "run.json")
+    if run.get("text_sha256") != text_sha256:
         raise UserError(f"data.path = {asked['data.path']}: not the text that the run in {run_dir} has seen; use that one")
-    now = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    for what, was in {"torch": run["versions"]["torch"], "threads": run["threads"]}.items():
-        if was != now[what]:
-            print(f"note: {what} {now[what]} where the run began with {was}: its last digits may differ", file=sys.stderr)
-    done = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
-    steps = asked["trainer.max_steps"]
-    if done and done["step"] > steps:
-        raise UserError(f"trainer.max_steps = {steps}: the run in {run_dir} is at {done['step']}; set more")
-    return (done if done and done["step"] == steps else None), checkpoint if checkpoint.exists() else None
+    began = {"torch": run["versions"]["torch"], "threads": run["threads"]}
+    for what, now in {"torch": torch.__version__, "threads": torch.get_num_threads()}.items():
+        if began[what] != now:
+            print(f"note: {what} {now} where the run began with {began[what]}: its last digits may differ", file=sys.stderr)
+    before, steps = held["trainer.max_steps"], asked["trainer.max_steps"]
+    result, checkpoint = run_dir / "result.json", run_dir / "checkpoints" / "last.ckpt"
+    if result.exists() and before > steps:
+        raise UserError(f"trainer.max_steps = {steps}: the run in {run_dir} has had {before}; set more")
+    return load_text(result) if result.exists() and before == steps else None, checkpoint if checkpoint.exists() else None
+
+
+def keep_choices(run_dir: Path, trainer: dict[str, Any]) -> None:
+    """Leave precision and compilation as they were chosen when a run began: another machine might choose otherwise."""
+    if (run_dir / "config.yaml").exists():
+        held = load_text(run_dir / "config.yaml", yaml.safe_load).get("trainer", {})
+        for key, free in (("precision", "auto"), ("compile", None)):
+            if trainer.get(key) == free and key in held:
+                trainer[key] = held[key]
 
 
 @contextlib.contextmanager
@@ -123,23 +137,28 @@ def resume_logs(trainer: L.Trainer, checkpoint: Path) -> None:
 
 
 def describe(run_dir: Path, config_yaml: str, trainer: L.Trainer, data: CharData) -> None:
-    """Write config.yaml, with everything resolved, and run.json: command, git commit, versions, machine, text."""
-    packages = ("torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
+    """Write run.json: command, git commit, versions, machine, text, as they were when the run began; and config.yaml, with
+    everything resolved, which says that there is a run."""
+    if (run_dir / "run.json").exists():
+        os.utime(run_dir / "run.json")  # by which resume=last finds the newest
+    else:
+        packages = ("torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
+        write_json(
+            run_dir / "run.json",
+            {
+                "command": sys.argv,
+                "git_commit": git("rev-parse", "HEAD"),
+                "git_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+                "python": platform.python_version(),
+                "versions": {package: metadata.version(package) for package in packages},
+                "platform": platform.platform(),
+                "device": str(trainer.strategy.root_device),
+                "threads": torch.get_num_threads(),
+                "text_sha256": data.sha256,
+            },
+        )
+    (run_dir / "result.json").unlink(missing_ok=True)  # of fewer steps
     write_text(run_dir / "config.yaml", config_yaml)
-    write_json(
-        run_dir / "run.json",
-        {
-            "command": sys.argv,
-            "git_commit": git("rev-parse", "HEAD"),
-            "git_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
-            "python": platform.python_version(),
-            "versions": {package: metadata.version(package) for package in packages},
-            "platform": platform.platform(),
-            "device": str(trainer.strategy.root_device),
-            "threads": torch.get_num_threads(),
-            "text_sha256": data.sha256,
-        },
-    )
 
 
 def collect(trainer: L.Trainer, parameters: int, seconds: float) -> tuple[dict[str, Any], str | None]:
@@ -161,6 +180,7 @@ def collect(trainer: L.Trainer, parameters: int, seconds: float) -> tuple[dict[s
 def save_result(run_dir: Path, result: dict[str, Any], sample: str | None) -> None:
     """Write result.json and sample.txt."""
     write_json(run_dir / "result.json", result)
+    (run_dir / "error.txt").unlink(missing_ok=True)  # of an earlier try
     if sample is not None:
         write_text(run_dir / "sample.txt", sample)
 

@@ -70,6 +70,9 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     for part in DECISIVE:
         value = settings.get(part)
         flat |= {f"{part}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {part: value}
+    for name in ("ema", "early_stopping"):  # callbacks that change what is validated, or when a run ends
+        node = (settings.get("callbacks") or {}).get(name) or {}
+        flat |= {f"callbacks.{name}.{key}": inner for key, inner in node.items()}
     return flat
 
 

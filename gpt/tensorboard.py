@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -27,8 +26,8 @@ class HParams(Callback):
     And a chart with both losses, under Custom Scalars.
     """
 
-    def __init__(self, settings: dict[str, str]) -> None:
-        self.settings = {key: yaml.safe_load(value) if value else "" for key, value in settings.items()}  # numbers as numbers
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = {key: value if isinstance(value, (int, float)) else str(value) for key, value in settings.items()}
         self.best = math.inf
 
     def state_dict(self) -> dict[str, Any]:
@@ -42,12 +41,13 @@ class HParams(Callback):
             writer.add_custom_scalars({"loss": {"train and validation": ["Multiline", ["train/loss", "val/loss"]]}})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.settings, {"hp/best_val_loss": math.nan})
+                best = self.best if self.best < math.inf else math.nan
+                logger.log_hyperparams(self.settings, {"hp/best_val_loss": best}, step=trainer.global_step)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.best = min(self.best, trainer.callback_metrics["val/loss"].item())
         for writer in writers(trainer):
-            writer.add_scalar("hp/best_val_loss", self.best, trainer.global_step)
+            writer.add_scalar("hp/best_val_loss", self.best, trainer.global_step - 1)  # as losses are
 
 
 class AttentionMaps(Callback):
@@ -65,7 +65,7 @@ class AttentionMaps(Callback):
             except ImportError:
                 return
             weights = attention_weights(model, tokenizer.encode(text)[None].to(pl_module.device))[:, 0].cpu()
-            writer.add_figure("attention", draw_attention(weights, text, Figure), trainer.global_step)
+            writer.add_figure("attention", draw_attention(weights, text, Figure), trainer.global_step - 1)
 
 
 @torch.no_grad()

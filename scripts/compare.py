@@ -76,8 +76,8 @@ def read_run(folder: Path) -> Run:
     if metrics.exists():
         with open(metrics, newline="", encoding="utf-8") as file:
             curve = [(int(row["step"]) + 1, float(row["val/loss"])) for row in csv.DictReader(file) if row.get("val/loss")]
-    if error.exists():
-        return Run(folder, decisive(settings), None, curve, error.read_text(encoding="utf-8").splitlines()[0])
+    if error.exists() and not result.exists():
+        return Run(folder, decisive(settings), None, curve, error.read_text(encoding="utf-8").partition("\n")[0])
     return Run(folder, decisive(settings), json.loads(result.read_text(encoding="utf-8")) if result.exists() else None, curve)
 
 
@@ -224,6 +224,8 @@ def compare(folder: Path) -> str:
 
     runs = read_runs(folder)
     groups = group(runs)
+    if not groups:
+        raise UserError(f"folder = {folder}: no run in it has a best val/loss; keep callbacks.best")
     lines = rows(groups)
     unfinished = [f"{run.folder.relative_to(folder)}: {run.error}" for run in runs if not run.result]
     table = "\n\n".join([markdown(lines), *unfinished])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,15 +29,35 @@ def make_all(group: DictConfig | None) -> list[Any]:
     for name, node in (group or {}).items():
         if node is None:  # callbacks.samples=null leaves it out
             continue
+        if not isinstance(node, DictConfig):
+            raise UserError(f"{name} = {node}: not settings with a _target_; write {name}=null to leave it out")
         target = str(node.get("_target_"))
-        if not target.startswith(TRUSTED):
-            raise UserError(f"{name}._target_ = {target}: not allowed; name something in {' or '.join(TRUSTED)}")
+        check_target(name, target)
         try:
             made.append(hydra.utils.instantiate(node, _recursive_=False))  # no _target_ further inside
         except HydraException as error:
             reason = error.__cause__ if isinstance(error.__cause__, UserError) else one_line(error)
             raise UserError(f"{name} = {target}: {reason}") from None
     return made
+
+
+def check_target(name: str, target: str) -> None:
+    """Raises UserError unless a _target_ names a callback or logger of ours or Lightning's: no function, nothing they import."""
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
+
+    try:
+        kind = hydra.utils.get_object(target) if target.startswith(TRUSTED) else None
+    except Exception as error:
+        raise UserError(f"{name}._target_ = {target}: not found; {one_line(error)}") from None
+    if not (isinstance(kind, type) and issubclass(kind, (Callback, Logger)) and f"{kind.__module__}.".startswith(TRUSTED)):
+        raise UserError(f"{name}._target_ = {target}: not allowed; name a callback or logger in {' or '.join(TRUSTED)}")
+
+
+def typed_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """Overrides as keys and values, in Hydra's grammar; None for one that deletes."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {override.key_or_group: None if override.is_delete() else override.value() for override in parsed}
 
 
 def run(main: Callable[[], Any]) -> None:

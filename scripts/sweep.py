@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -32,9 +33,16 @@ class Sweep(Callback):
         self.started = 0.0
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            self.begin(config)
+        except Exception as error:  # Hydra would warn of it, and go on with a sweep that has no folder
+            given = " ".join(config.hydra.overrides.task)
+            raise SystemExit(2) from UserError(f"sweep = {given}: {' '.join(str(error).split())}; see --help")
+
+    def begin(self, config: DictConfig) -> None:
         HydraConfig.instance().set_config(config)
         typed, params = list(config.hydra.overrides.task), dict(config.hydra.sweeper.get("params") or {})
-        parse = OverridesParser.create().parse_overrides
+        parse = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides
         for override in parse(typed):
             params.pop(override.key_or_group, None)  # what is typed replaces what an experiment sweeps over
         with read_write(config.hydra), open_dict(config.hydra):
@@ -59,8 +67,12 @@ class Sweep(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
             return
+        from lightning.pytorch.utilities import rank_zero_only
+
         from gpt.checkpoint import write_text
 
+        if rank_zero_only.rank:
+            return
         folder = Path(config.hydra.runtime.output_dir)
         if job_return.status == JobStatus.COMPLETED:
             (folder / "error.txt").unlink(missing_ok=True)
@@ -81,8 +93,10 @@ class Sweep(Callback):
         """Compare the jobs. Raises UserError if some have failed."""
         from compare import compare
 
-        print(f"\n{compare(cls.folder)}", flush=True)
-        if failed := len(list(cls.folder.glob("**/error.txt"))):
+        failed = len(list(cls.folder.glob("**/error.txt")))
+        if len(list(cls.folder.glob("**/result.json"))):
+            print(f"\n{compare(cls.folder)}", flush=True)
+        if failed:
             raise UserError(f"sweep = {cls.folder}: {failed} of {cls.jobs} jobs failed; the same command tries them again")
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +21,48 @@ import hydra_cli
 from gpt.settings import UserError, user_errors
 from sweep import Sweep
 
+HELP = """Train a GPT: python scripts/train.py [key=value ...]
+
+  python scripts/train.py model=tiny trainer.max_steps=200
+  python scripts/train.py -m model.n_head=2,4 model.n_layer=2,4    every combination
+  python scripts/train.py --cfg job                                every setting there is
+
+A word such as model=tiny chooses a file of conf/model/; so with ablation, callbacks, data, experiment, logger,
+model/arch, optimizer, scheduler and trainer. A dotted one such as model.n_layer=4 sets a single value.
+--hydra-help tells what else Hydra can do."""
 GROUPS = {"model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger"}
 SETTINGS = {"name", "seed", "run_dir", *GROUPS}
 
 
-def train(cfg: DictConfig, typed: Sequence[str] = (), quiet: bool = False, callbacks: Sequence = ()) -> dict[str, Any]:
+def train(
+    cfg: DictConfig, typed: Mapping[str, Any] | None = None, quiet: bool = False, callbacks: Sequence = ()
+) -> dict[str, Any]:
     """One run, from a composed configuration to its result; what its folder already has of it is not done again.
 
-    `typed`: the overrides that make it what it is, for TensorBoard. `callbacks`: more of Lightning's than the configuration has.
+    `typed`: the settings that make it what it is, for TensorBoard. `callbacks`: more of Lightning's than the configuration has.
     Raises UserError, with nothing written, if it can't be run.
     """
-    from gpt.run import collect, describe, earlier, locked, quieten, resume_logs, save_result
+    from gpt.run import collect, describe, earlier, keep_choices, locked, quieten, resume_logs, save_result
     from gpt.trainer import keep_freed_memory
 
     quieten()
     keep_freed_memory()
     settings = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(settings["run_dir"])
+    keep_choices(run_dir, settings.get("trainer") or {})
     trainer, module, data, choice = prepare(cfg, settings, typed, quiet)
     trainer.callbacks += callbacks
-    config_yaml = OmegaConf.to_yaml(OmegaConf.create(settings))
     parameters = sum(p.numel() for p in module.parameters())
-    result, checkpoint = earlier(run_dir, config_yaml, data.sha256)
-    if result and not quiet:
-        report(run_dir, result, None)
-    if result:
-        return result
     with locked(run_dir) if trainer.is_global_zero else contextlib.nullcontext():
+        result, checkpoint = earlier(run_dir, settings, data.sha256)
+        if result and not quiet:
+            report(run_dir, result, None)
+        if result:
+            return result
         if checkpoint:
             resume_logs(trainer, checkpoint)
         if trainer.is_global_zero:
-            describe(run_dir, config_yaml, trainer, data)
+            describe(run_dir, OmegaConf.to_yaml(OmegaConf.create(settings)), trainer, data)
         if trainer.is_global_zero and not quiet:
             print(f"{parameters:,} parameters, {len(data.train_ids):,} characters to learn from", flush=True)
             if choice:
@@ -59,6 +70,7 @@ def train(cfg: DictConfig, typed: Sequence[str] = (), quiet: bool = False, callb
         start = time.perf_counter()
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
         if "val/loss" not in trainer.callback_metrics:  # all was done before but the result
+            trainer.loggers = []  # they have it
             trainer.validate(module, datamodule=data, verbose=False)
         result, sample = collect(trainer, parameters, seconds=time.perf_counter() - start)
         if trainer.is_global_zero:
@@ -68,7 +80,7 @@ def train(cfg: DictConfig, typed: Sequence[str] = (), quiet: bool = False, callb
     return result
 
 
-def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Sequence[str] = (), quiet: bool = False) -> tuple:
+def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Mapping[str, Any] | None = None, quiet: bool = False) -> tuple:
     """Trainer, module and data of a run, and a line on what was chosen for the machine, which goes into `settings`.
 
     Whatever can be wrong with the settings or the text is found here: UserError.
@@ -103,13 +115,18 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Sequence[str] = ()
 
     flops = flops_per_token(config) * config.context_length * data.config.batch_size
     settings["trainer"], choice = choose(settings["trainer"], flops)
-    hparams = dict(override.lstrip("+~").partition("=")[::2] for override in typed or [f"name={settings['name']}"])
-    callbacks = [*hydra_cli.make_all(cfg.get("callbacks")), StepSeed(seed), HParams(hparams)]
+    callbacks = [
+        *hydra_cli.make_all(cfg.get("callbacks")),
+        StepSeed(seed),
+        HParams(dict(typed or {}) or {"name": settings["name"]}),
+    ]
     again = "the same command goes on" if quiet else f"to go on: python scripts/train.py resume={os.path.relpath(run_dir)}"
     callbacks.append(GracefulStop(run_dir / "checkpoints" / "last.ckpt", again))
     if not quiet:
         callbacks.append(ProgressBar() if sys.stdout.isatty() else ProgressLines())
     trainer = build_trainer(settings["trainer"], run_dir, callbacks, hydra_cli.make_all(cfg.get("logger")))
+    if quiet and trainer.world_size > 1 and not trainer.strategy.cluster_environment.creates_processes_externally:
+        raise UserError(f"trainer.devices = {trainer.world_size}: in a sweep or search, one for each job; let Slurm start more")
 
     L.seed_everything(seed, verbose=False)  # before the model is made
     model = GPT(config)
@@ -144,16 +161,18 @@ def main(cfg: DictConfig) -> float | None:
     sweeping = hydra_config.mode == RunMode.MULTIRUN
     made = Path(hydra_config.runtime.output_dir)  # by Hydra; without a run in it, it goes
     constant = hydra_config.job.config.override_dirname.exclude_keys
-    typed = [override for override in hydra_config.overrides.task if override.partition("=")[0].lstrip("+~") not in constant]
     try:
-        if cfg.resume is not None:
+        typed = hydra_cli.typed_values(hydra_config.overrides.task)
+        if typed.pop("resume", None) is not None:
             from gpt.run import own_settings
 
-            typed = [override for override in typed if not override.startswith("resume=")]
-            cfg = OmegaConf.create(own_settings(cfg.resume, typed))
-            with contextlib.suppress(OSError):
-                made.rmdir()
-        return train(cfg, typed, quiet=sweeping)["best_val_loss"]
+            if sweeping:
+                raise UserError(f"resume = {cfg.resume}: not in a sweep, which the same command continues; leave -m out")
+            if any(override.startswith("hydra.run.dir=") for override in hydra_config.overrides.hydra):
+                raise UserError(f"resume = {cfg.resume}: goes on in the run's own folder; leave hydra.run.dir out")
+            cfg = OmegaConf.create(own_settings(str(cfg.resume), typed))
+            made.rmdir()
+        return train(cfg, {key: value for key, value in typed.items() if key not in constant}, quiet=sweeping)["best_val_loss"]
     except UserError as error:
         if sweeping:
             raise  # sweep.py tells it, and the other jobs are done
@@ -165,6 +184,9 @@ def main(cfg: DictConfig) -> float | None:
 def cli() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through, to be told in one line
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (hydra_cli.SCRIPTS, os.environ.get("PYTHONPATH"))))  # for launchers
+    if {"-h", "--help"} & set(sys.argv):  # Hydra's lists every group by loading everything again, in a second
+        print(HELP)
+        return
     with user_errors():
         Sweep.folder = None
         hydra_cli.run(main)

@@ -7,9 +7,11 @@ cores with OMP_NUM_THREADS. What is searched stands in conf/tune.yaml.
 """
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from omegaconf import OmegaConf
 
 import hydra_cli
@@ -23,7 +25,12 @@ def read_space(path: Path) -> dict[str, dict[str, Any]]:
     """What is searched. Raises UserError for a line that says neither choices nor low and high."""
     if not path.is_file():
         raise UserError(f"--space = {path}: no such file; give a YAML file such as conf/tune.yaml")
-    space = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        space = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--space = {path}: no YAML; {' '.join(str(error).split())}") from None
+    if not isinstance(space, dict):
+        raise UserError(f"--space = {path}: no settings; write lines such as model.n_head: {{choices: [1, 2]}}")
     for key, line in space.items():
         keys = set(line) if isinstance(line, dict) else set()
         if keys != {"choices"} and not {"low", "high"} <= keys <= {"low", "high", "log"}:
@@ -57,39 +64,47 @@ def run_trial(trial: "optuna.Trial", study: Path, typed: list[str], space: dict[
             if trial.should_prune():
                 raise optuna.TrialPruned(f"dropped after {trainer.global_step:,} steps: worse than half of the others were then")
 
-    number = optuna.storages.RetryFailedTrialCallback.retried_trial_number(trial.study.trials[trial.number])
+    number = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial.study.trials[trial.number])
     folder = study / f"{trial.number if number is None else number:04}"
     overrides = suggest(trial, space)
     try:
         cfg = hydra_cli.compose([*typed, *overrides], study.name, folder)
-        result = train.train(cfg, overrides, quiet=True, callbacks=[Report()])
+        result = train.train(cfg, trial.params, quiet=True, callbacks=[Report()])
     except (UserError, optuna.TrialPruned) as error:
         write_text(folder / "error.txt", f"{error}\n")
         print(f"{folder.name}  {' '.join(overrides)}: {error}", flush=True)
         raise
-    print(f"{folder.name}  {' '.join(overrides)}: val loss {result['best_val_loss']:.4f}, {result['seconds']:.0f} s", flush=True)
-    return result["best_val_loss"]
+    loss = result["best_val_loss"] or result["final_val_loss"]
+    print(f"{folder.name}  {' '.join(overrides)}: val loss {loss:.4f}, {result['seconds']:.0f} s", flush=True)
+    return loss
 
 
 def tune(study_dir: Path, trials: int, typed: list[str], space: dict[str, dict[str, Any]]) -> "optuna.Study":
     """Add trials to the study in a folder, which is made if need be."""
     import optuna
+    from filelock import FileLock  # comes with torch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study_dir.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{study_dir.resolve()}/study.db",
-        engine_kwargs={"connect_args": {"timeout": 60}},  # seconds to wait while another process writes
-        heartbeat_interval=30,  # so that the trial of a killed process is noticed, and taken over
-        failed_trial_callback=optuna.storages.RetryFailedTrialCallback(),
-    )
-    study = optuna.create_study(
-        storage=storage,
-        study_name=study_dir.name,
-        load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),  # minds what others are trying
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
-    )
+    with FileLock(study_dir / ".lock"):  # two processes that begin at once would make the same tables
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{study_dir.resolve()}/study.db",
+            engine_kwargs={"connect_args": {"timeout": 60}},  # seconds to wait while another process writes
+            heartbeat_interval=30,  # so that the trial of a killed process is noticed, and taken over
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        )
+        study = optuna.create_study(
+            storage=storage,
+            study_name=study_dir.name,
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),  # minds what others are trying
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+        )
+    asked = {"overrides": typed, "space": space}
+    if study.user_attrs.get("asked", asked) != asked:
+        raise UserError(f"--study = {study_dir.name}: it has searched {study.user_attrs['asked']}; choose another name")
+    study.set_user_attr("asked", asked)
     study.optimize(lambda trial: run_trial(trial, study_dir, typed, space), n_trials=trials, catch=(UserError,))
     return study
 
@@ -129,6 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.trials < 1:
         raise UserError(f"--trials = {options.trials}: must be at least 1; set a positive number")
+    if any(override.startswith("resume=") for override in options.overrides):
+        raise UserError("resume = ...: not here; the same --study goes on by itself")
     try:
         import matplotlib
         import optuna  # noqa: F401

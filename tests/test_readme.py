@@ -23,7 +23,7 @@ def arguments(line: str) -> list[str]:
     return [word for word in shlex.split(line)[2:] if not word.startswith(("trainer.max_steps", "data.path"))]
 
 
-TRAINING = [arguments(line) for line in LINES if line.startswith("python scripts/train.py")]
+TRAINING = [arguments(line) for line in LINES if line.startswith("python scripts/train.py") and "resume=" not in line]
 TRAINING += [
     arguments("make train " + shlex.split(line)[2].removeprefix("ARGS=")) for line in LINES if line.startswith("make train ARGS")
 ]

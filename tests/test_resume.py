@@ -74,7 +74,7 @@ def test_more_steps_go_on_from_the_end(call, trained):
         (["resume=RUN", "model.n_layer=1", "optimizer.lr=0.1"], "model.n_layer, optimizer.lr = 1, 0.1: the run in"),
         (["resume=RUN", "model=small"], "model = small: not with resume"),
         (["resume=RUN", "seed=3"], "seed = 3: not with resume"),
-        (["resume=RUN", "trainer.max_steps=3"], "trainer.max_steps = 3: the run in RUN is at 4"),
+        (["resume=RUN", "trainer.max_steps=3"], "trainer.max_steps = 3: the run in RUN has had 4"),
         (["resume=nowhere"], "resume = nowhere: no run there"),
         (["resume=last"], "resume = last: no run under outputs/ that has not ended"),
     ],
