@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpt.data import Batch
 from gpt.generate import check_sampling, generate
+from gpt.settings import UserError, convert
 from gpt.tensorboard import writers
 
 
@@ -73,9 +74,13 @@ class Samples(Callback):
     """
 
     def __init__(self, prompt: str, tokens: int, temperatures: list[float], top_k: int | None = None) -> None:
-        for temperature in temperatures:
-            check_sampling(temperature, top_k, None)
-        self.prompt, self.tokens, self.temperatures, self.top_k = prompt, tokens, temperatures, top_k
+        if not isinstance(temperatures, Sequence) or isinstance(temperatures, str) or not temperatures:
+            raise UserError(f"temperatures = {temperatures}: not a list; write [0.8] for one")
+        self.prompt, self.tokens = convert(prompt, str, "prompt"), convert(tokens, int, "tokens")
+        self.temperatures = [convert(temperature, float, "temperatures") for temperature in temperatures]
+        self.top_k = convert(top_k, int | None, "top_k")
+        for temperature in self.temperatures:
+            check_sampling(temperature, self.top_k, None)
         self.latest = ""
 
     def state_dict(self) -> dict[str, str]:
@@ -97,7 +102,7 @@ class Samples(Callback):
             texts.append(prompt + tokenizer.decode(int(i) for i in drawn))
             for writer in writers(trainer):  # TensorBoard renders Markdown: indented text is code and keeps its lines
                 text = "    " + texts[-1].replace("\n", "\n    ")
-                writer.add_text(f"sample/temperature {temperature}", text, trainer.global_step - 1)  # as losses are
+                writer.add_text(f"sample/temperature {temperature:g}", text, trainer.global_step - 1)  # as losses are
         self.latest = texts[0]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from gpt.model import GPT, attention
+from gpt.settings import convert
 
 
 def writers(trainer: L.Trainer) -> Iterator[SummaryWriter]:
@@ -54,7 +55,7 @@ class AttentionMaps(Callback):
     """At each validation, a picture of who looks at whom in `text`, for each layer and head. Needs matplotlib (extra plot)."""
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text = convert(text, str, "text")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         tokenizer, model = trainer.datamodule.tokenizer, pl_module.model

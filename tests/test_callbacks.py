@@ -29,4 +29,4 @@ def test_throughput_against_a_clock_of_our_own():
 
 def test_samples_settings_are_checked():
     with pytest.raises(UserError, match="temperature"):
-        Samples(prompt="", tokens=5, temperatures=[-1])
+        Samples(prompt="", tokens=5, temperatures=[-1.0])
