@@ -31,7 +31,7 @@ OVERRIDES = st.lists(
 ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+\n\Z")
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(OVERRIDES)
 def test_any_configuration(call, text, overrides):
     shutil.rmtree("outputs", ignore_errors=True)
