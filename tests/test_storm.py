@@ -37,7 +37,7 @@ def life(process: subprocess.Popen, folder: Path, chance: random.Random) -> bool
 
 @pytest.mark.slow
 def test_a_storm(call, text, record_property):
-    more = ["model.dropout=0.1", "trainer.max_steps=6000", "trainer.val_check_interval=20", "callbacks.samples=null"]
+    more = ["model.dropout=0.1", "trainer.max_steps=800", "trainer.val_check_interval=20", "callbacks.samples=null"]
     settings = [*TINY[:-1], *more, "callbacks.attention=null", f"data.path={text}"]
     assert call(*settings, "hydra.run.dir=whole")[0] == 0
     chance, kills, folder = random.Random(0), 0, Path("outputs/parts")
