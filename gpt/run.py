@@ -25,8 +25,6 @@ from gpt.logger import MetricsFile
 from gpt.settings import UserError, decisive
 
 C = TypeVar("C", bound=L.Callback)
-
-
 HARMLESS = {"trainer.max_steps", "trainer.log_every_n_steps"}  # what may differ when a run goes on
 
 
@@ -158,6 +156,8 @@ def describe(run_dir: Path, config_yaml: str, trainer: L.Trainer, data: CharData
             },
         )
     (run_dir / "result.json").unlink(missing_ok=True)  # of fewer steps
+    for half in run_dir.glob("**/.*.tmp-*"):  # what a killed process was writing
+        half.unlink()
     write_text(run_dir / "config.yaml", config_yaml)
 
 
