@@ -24,7 +24,7 @@ train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny traine
 test: $(READY) lint ## ruff, then pytest
 	$(BIN)/pytest $(ARGS)
 
-test-slow: $(READY) ## a run killed thirty times and more
+test-slow: $(READY) ## a run killed thirty times, random settings, more launchers
 	$(BIN)/pytest -m slow $(ARGS)
 
 lint: $(READY) ## check style

@@ -58,7 +58,7 @@ class Throughput(Callback):
     ) -> None:
         self.new += batch[0].numel()
         if (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0:
-            pl_module.log("perf/chars_per_second", self._count(trainer))
+            pl_module.log("perf/chars_per_second", self._count(trainer), prog_bar=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.since is not None:

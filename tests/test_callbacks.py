@@ -11,7 +11,7 @@ def test_throughput_against_a_clock_of_our_own():
     now = [100.0]
     throughput, logged = Throughput(clock=lambda: now[0]), []
     trainer = SimpleNamespace(world_size=2, log_every_n_steps=2, accumulate_grad_batches=1)
-    module = SimpleNamespace(log=lambda name, value: logged.append((name, value)))
+    module = SimpleNamespace(log=lambda name, value, prog_bar: logged.append((name, value)))
     batch = (torch.zeros(3, 5), None)
     throughput.on_train_start(trainer, module)
     now[0] += 1000  # until the first batch

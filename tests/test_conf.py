@@ -56,7 +56,8 @@ def test_takes_two_steps(choice, call, text):
     if choice == "trainer=gpu":  # there is none here: all else of it
         overrides += ["trainer.accelerator=cpu", "trainer.compile=false"]
     if sweeping:
-        overrides += ["seed=1", *(["model.n_layer=1", "model.n_head=1"] if choice.endswith("shape") else [])]
+        fewer = {"shape": ["model.n_layer=1", "model.n_head=1"], "ablation": ["ablation=none,no_conv"]}
+        overrides += ["seed=1", *fewer.get(choice.split("_")[-1], [])]
     if choice == "experiment=gpt1":
         overrides += ["~callbacks.best", "~callbacks.last", "callbacks.samples.tokens=5"]  # no gigabytes of checkpoints
     code, out, err = call(*overrides)

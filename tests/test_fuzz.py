@@ -12,6 +12,7 @@ from conftest import TINY
 from gpt.settings import UserError
 
 hypothesis = pytest.importorskip("hypothesis", reason="extra dev is not installed")
+pytestmark = pytest.mark.slow
 st = hypothesis.strategies
 
 KEYS = [

@@ -16,8 +16,8 @@ from conftest import ROOT, TINY
     ("launcher", "settings"),
     [
         ("joblib", ["hydra.launcher.n_jobs=2"]),
-        ("submitit_local", []),
-        ("ray", ["hydra.launcher.ray.init.num_cpus=2"]),
+        pytest.param("submitit_local", [], marks=pytest.mark.slow),
+        pytest.param("ray", ["hydra.launcher.ray.init.num_cpus=2"], marks=pytest.mark.slow),
     ],
 )
 def test_a_launcher_runs_a_sweep(launcher, settings, tmp_path, text):
