@@ -52,13 +52,17 @@ class HParams(Callback):
 
 
 class AttentionMaps(Callback):
-    """At each validation, a picture of who looks at whom in `text`, for each layer and head. Needs matplotlib (extra plot)."""
+    """A picture of who looks at whom in `text`, for each layer and head: at the end, and at one validation in `every`, as
+    drawing takes seconds. Needs matplotlib (extra plot)."""
 
-    def __init__(self, text: str) -> None:
-        self.text = convert(text, str, "text")
+    def __init__(self, text: str, every: int = 4) -> None:
+        self.text, self.every, self.seen = convert(text, str, "text"), max(1, convert(every, int, "every")), 0
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         tokenizer, model = trainer.datamodule.tokenizer, pl_module.model
+        self.seen += 1
+        if self.seen % self.every and trainer.global_step < trainer.max_steps:
+            return
         text = "".join(char for char in self.text if char in tokenizer.ids)[: model.config.context_length]
         for writer in writers(trainer) if text else ():
             try:

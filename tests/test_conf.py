@@ -59,7 +59,12 @@ def test_takes_two_steps(choice, call, text):
         fewer = {"shape": ["model.n_layer=1", "model.n_head=1"], "ablation": ["ablation=none,no_conv"]}
         overrides += ["seed=1", *fewer.get(choice.split("_")[-1], [])]
     if choice == "experiment=gpt1":
-        overrides += ["~callbacks.best", "~callbacks.last", "callbacks.samples.tokens=5"]  # no gigabytes of checkpoints
+        overrides += [
+            "~callbacks.best",
+            "~callbacks.last",
+            "~callbacks.attention",
+            "callbacks.samples.tokens=5",
+        ]  # no gigabytes of checkpoints
     code, out, err = call(*overrides)
     assert code == 0, err
     assert ("done before" not in out and "1 of " in out) if sweeping else "after 2 steps" in out

@@ -24,7 +24,13 @@ def test_attention_weights_are_those_that_the_model_uses(arch):
 
 @pytest.fixture
 def events(call, text) -> EventAccumulator:
-    shown = ["callbacks.samples.temperatures=[0.8,0]", "callbacks.attention.text=ROMEO", "model.n_layer=2", "seed=5"]
+    shown = [
+        "callbacks.samples.temperatures=[0.8,0]",
+        "callbacks.attention.text=ROMEO",
+        "callbacks.attention.every=1",
+        "model.n_layer=2",
+        "seed=5",
+    ]
     code, _, err = call(
         *TINY, *shown, f"data.path={text}", "trainer.max_steps=4", "trainer.val_check_interval=2", "hydra.run.dir=run"
     )
