@@ -124,7 +124,7 @@ class StepSeed(Callback):
 
 
 class GracefulStop(Callback):
-    """Lets SIGINT, SIGTERM and SIGUSR1 (Slurm's warning) finish the step, save, and end the process with 128 + the signal.
+    """Lets SIGINT, SIGTERM and SIGUSR1 finish the step, save, and end the process with 128 + the signal.
 
     A second Ctrl-C ends it at once. The checkpoint is one of a step's end, never of a half-done one; what is due at that step,
     logging or a validation, still happens.
