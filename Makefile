@@ -11,7 +11,7 @@ help: ## what there is
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[corpus,dev,notebook,plot,sweep,tune,browser]"
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[corpus,dev,notebook,plot,sweep,tune,browser,hf,onnx]"
 	@touch $(READY)
 
 $(READY_BENCH): $(READY)
@@ -21,8 +21,9 @@ $(READY_BENCH): $(READY)
 train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny trainer.max_steps=200"
 	$(BIN)/python scripts/train.py $(ARGS)
 
-test: $(READY) lint ## ruff, then pytest
-	$(BIN)/pytest $(ARGS)
+test: export OMP_NUM_THREADS = 1
+test: $(READY) lint ## ruff, then pytest, on up to four cores
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## a run killed thirty times, random settings, more launchers
 	$(BIN)/pytest -m slow $(ARGS)

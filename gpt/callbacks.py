@@ -19,7 +19,9 @@ from gpt.tensorboard import writers
 
 
 class Throughput(Callback):
-    """Logs `perf/chars_per_second` of training, over all processes, since it was last logged; validation does not count."""
+    """Logs `perf/chars_per_second` of training, over all processes, since it was last logged; validation does not count.
+
+    Where an id is not a character, their mean number is what counts."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
@@ -56,7 +58,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int
     ) -> None:
-        self.new += batch[0].numel()
+        self.new += batch[0].numel() * trainer.datamodule.characters_per_id
         if (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0:
             pl_module.log("perf/chars_per_second", self._count(trainer), prog_bar=True)
 
@@ -93,7 +95,7 @@ class Samples(Callback):
         if not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         tokenizer, device = trainer.datamodule.tokenizer, pl_module.device
-        prompt = "".join(char for char in self.prompt if char in tokenizer.ids) or tokenizer.start
+        prompt = tokenizer.known(self.prompt) or tokenizer.start
         ids = tokenizer.encode(prompt)[None].to(device)
         texts = []
         for temperature in self.temperatures:

@@ -1,7 +1,7 @@
 """Files that can be trusted: atomic writing, and reading that runs nothing and believes nothing.
 
 A checkpoint is Lightning's, plus a card under "gpt" that says how to make the model again:
-    format (2), model (the fields of GPTConfig), vocabulary (a string), text_sha256, config (the run's, resolved)
+    format (3), model (the fields of GPTConfig), tokenizer (its state), text_sha256, config (the run's, resolved)
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from gpt.model import GPT, GPTConfig, parameter_count
 from gpt.settings import UserError, build
-from gpt.tokenizer import CharTokenizer
+from gpt.tokenizer import Tokenizer, restore
 
 if TYPE_CHECKING:
     from gpt.data import CharData
 
-FORMAT = 2
+FORMAT = 3
 
 
 @contextlib.contextmanager
@@ -96,7 +96,7 @@ def make_card(config: GPTConfig, data: "CharData", run: dict[str, Any]) -> dict[
     return {
         "format": FORMAT,
         "model": asdict(config),
-        "vocabulary": data.tokenizer.vocabulary,
+        "tokenizer": data.tokenizer.state,
         "text_sha256": data.sha256,
         "config": run,
     }
@@ -143,13 +143,18 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint = {path}: not one of this project's; give a run folder under outputs/ or a .ckpt file in one"
         )
+    if foreign := [part for part in content if "hyper_parameters" in part]:  # from which Lightning would make objects
+        raise UserError(
+            f"checkpoint = {path}: refused, nothing was run: it has {', '.join(foreign)} "
+            f"({content[foreign[0]]!s:.100}), which none of ours has; use a checkpoint that this project wrote"
+        )
     found = content["gpt"].get("format")
     if found != FORMAT:
         raise UserError(f"checkpoint = {path}: its format is {found}, this version reads {FORMAT}; use the version that wrote it")
     return content
 
 
-def load(path: Path) -> tuple[GPT, CharTokenizer, dict[str, Any]]:
+def load(path: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """The model (eval mode), its tokenizer, and the card. Raises UserError for a file that is not whole.
 
     Sizes are checked against the tensors before a model is made of them, so a wrong one cannot ask for memory.
@@ -158,14 +163,14 @@ def load(path: Path) -> tuple[GPT, CharTokenizer, dict[str, Any]]:
     card, prefix = content["gpt"], "model."
     try:
         config = build(GPTConfig, card["model"], "model")
-        tokenizer = CharTokenizer(card["vocabulary"])
+        tokenizer = restore(card["tokenizer"])
         if config.context_length > 2**20:  # rotary tables grow with it, and no tensor in the file says how long they were
             raise UserError(f"model.context_length = {config.context_length}: longer than any model here; at most {2**20}")
         if missing := {"text_sha256", "config"} - set(card):
             raise UserError(f"card = {missing}: missing; save it again")
         if not all(isinstance(tensor, torch.Tensor) for tensor in content["state_dict"].values()):
             raise UserError("state_dict = ...: holds what is no tensor; save it again")
-    except (UserError, KeyError, TypeError, AttributeError) as error:
+    except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"checkpoint = {path}: its card makes no model ({error}); use a checkpoint that this project wrote"
         ) from None
@@ -174,7 +179,7 @@ def load(path: Path) -> tuple[GPT, CharTokenizer, dict[str, Any]]:
     needed = parameter_count(config)
     if held != needed or len(tokenizer) != config.vocab_size:
         raise UserError(
-            f"checkpoint = {path}: holds {held:,} parameters and {len(tokenizer)} characters, where its sizes ask for "
+            f"checkpoint = {path}: holds {held:,} parameters and {len(tokenizer)} tokens, where its sizes ask for "
             f"{needed:,} and {config.vocab_size}; use a checkpoint that was not altered"
         )
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]

@@ -1,17 +1,21 @@
-"""Batches of characters: training batches as a pure function of (seed, step, rank), and an exact pass over a whole split."""
+"""Batches of ids: training batches as a pure function of (seed, step, rank), and an exact pass over a whole split."""
 
-import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
 import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from gpt.corpus import own_text, tiny_shakespeare
+from gpt.corpus import Text, find_files, tiny_shakespeare_file
+from gpt.encode import encode, make_tokenizer
 from gpt.settings import UserError
-from gpt.tokenizer import CharTokenizer
+from gpt.tokenizer import KINDS, CharTokenizer, Tokenizer
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), which are the inputs one position later
 
@@ -20,16 +24,28 @@ Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), which are the
 class DataConfig:
     """`conf/data`. Raises ValueError for sizes that make no batch or no split."""
 
-    path: str | None  # a UTF-8 text file; None: Tiny Shakespeare
-    folder: str  # where a downloaded Tiny Shakespeare is kept
+    path: str | None  # a text file, a folder of them, or a pattern with *; None: Tiny Shakespeare
+    folder: str  # where a downloaded Tiny Shakespeare and the ids of large texts are kept
     val_fraction: float  # the end of the text, held out
     batch_size: int  # windows in a batch, over all processes together
+    tokenizer: str = "char"  # char, byte, or bpe
+    bpe_vocab_size: int = 512
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction = {self.val_fraction}: leaves a split empty; set it between 0 and 1, such as 0.1")
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size}: must be at least 1; set a positive number")
+        if self.tokenizer not in KINDS:
+            raise ValueError(f"tokenizer = {self.tokenizer}: unknown; choose one of {', '.join(KINDS)}")
+        if not 2 <= self.bpe_vocab_size <= 2**16:
+            raise ValueError(f"bpe_vocab_size = {self.bpe_vocab_size}: must be from 2 to {2**16}; set for instance 512")
+
+
+def batch_of(windows: np.ndarray) -> Batch:
+    """Inputs and targets, from windows (B, T + 1)."""
+    ids = torch.from_numpy(windows.astype(np.int64))
+    return ids[:, :-1], ids[:, 1:]
 
 
 class RandomWindows:
@@ -41,7 +57,7 @@ class RandomWindows:
 
     def __init__(
         self,
-        ids: Tensor,
+        ids: Tensor | np.ndarray,
         context_length: int,
         batch_size: int,
         seed: int,
@@ -50,7 +66,7 @@ class RandomWindows:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.windows = ids.unfold(0, context_length + 1, 1)  # (len(ids) - T, T + 1), a view
+        self.windows = sliding_window_view(np.asarray(ids), context_length + 1)  # (len(ids) - T, T + 1), nothing is copied
         self.batch_size, self.seed, self.length, self.start = batch_size, seed, length, start
         self.rank, self.world = rank, world
 
@@ -65,55 +81,60 @@ class RandomWindows:
         """Batch number k, this process's share."""
         generator = np.random.Generator(np.random.Philox(key=[self.seed, k]))
         picks = generator.integers(len(self.windows), size=self.batch_size)[self.rank :: self.world]
-        windows = self.windows[picks]  # (B, T + 1)
-        return windows[:, :-1], windows[:, 1:]
+        return batch_of(self.windows[picks])
 
 
 class AllWindows:
-    """Every non-overlapping window of `ids` once, in order; a rest shorter than a window is left out."""
+    """Every non-overlapping window of `ids` once, in order; a rest shorter than a window is left out.
 
-    def __init__(self, ids: Tensor, context_length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        windows = ids.unfold(0, context_length + 1, context_length)  # targets of one window are inputs of the next
-        self.batches = windows[rank::world].split(batch_size)
+    Each of `world` processes gets whole batches, so that every batch has the loss that it has for one process.
+    """
+
+    def __init__(self, ids: Tensor | np.ndarray, context_length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        windows = sliding_window_view(np.asarray(ids), context_length + 1)[::context_length]  # the last target begins the next
+        batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
+        self.batches = batches[rank::world] if len(batches) >= world else batches  # none left without, or others would wait
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return ((windows[:, :-1], windows[:, 1:]) for windows in self.batches)
+        return map(batch_of, self.batches)
 
 
 class CharData(L.LightningDataModule):
-    """A text, split in order into a training and a validation part, as ids of its own characters or of a given tokenizer.
+    """A text, split in order into a training and a validation part, as ids of its own characters, or of bytes, or of pieces
+    found in its training part, or of a given tokenizer.
 
     Raises UserError if the text has fewer than two different characters, or a part is shorter than one window.
     """
 
-    def __init__(self, config: DataConfig, context_length: int, seed: int, tokenizer: CharTokenizer | None = None) -> None:
+    def __init__(self, config: DataConfig, context_length: int, seed: int, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
         self.config, self.context_length, self.seed = config, context_length, seed
-        text = own_text(Path(config.path)) if config.path else tiny_shakespeare(Path(config.folder))
-        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
-        self.tokenizer = tokenizer or CharTokenizer.from_text(text)
-        name = config.path or "null"
+        files = find_files(config.path) if config.path else [tiny_shakespeare_file(Path(config.folder))]
+        text, name = Text(files, raw=config.tokenizer == "byte"), config.path or "null"
+        share = 1 - config.val_fraction
+        self.tokenizer = tokenizer or make_tokenizer(text, config.tokenizer, config.bpe_vocab_size, share)
         if len(self.tokenizer) < 2:
-            raise UserError(f"data.path = {name}: only the character {text[0]!r}, nothing to predict; give a text with more")
-        split = int(len(text) * (1 - config.val_fraction))
-        for part, size in (("training", split), ("validation", len(text) - split)):
-            if size < context_length + 1:
+            raise UserError(
+                f"data.path = {name}: only the character {self.tokenizer.start!r}, nothing to predict; give a text with more"
+            )
+        if isinstance(self.tokenizer, CharTokenizer) and (control := self.tokenizer.control):
+            rank_zero_only(print)(f"note: data.path = {name}: control characters in it, kept: {control!r}", file=sys.stderr)
+        split = int(len(text) * share)
+        self.train_ids, self.val_ids = encode(text, self.tokenizer, split, Path(config.folder))
+        self.sha256, self.characters_per_id = text.sha256, split / max(len(self.train_ids), 1)
+        self.unit = {"char": "characters", "byte": "bytes", "bpe": "tokens"}[config.tokenizer]
+        for part, ids in (("training", self.train_ids), ("validation", self.val_ids)):
+            if len(ids) < context_length + 1:
                 raise UserError(
-                    f"data.path = {name}: its {part} split has {size:,} characters, fewer than the {context_length + 1:,} of one "
-                    "window; give a longer text, or set a smaller model.context_length"
+                    f"data.path = {name}: its {part} split has {len(ids):,} {self.unit}, fewer than the {context_length + 1:,} "
+                    "of one window; give a longer text, or set a smaller model.context_length"
                 )
-        ids = self.tokenizer.encode(text)
-        self.train_ids, self.val_ids = ids[:split], ids[split:]
 
     def train_dataloader(self) -> RandomWindows:
         trainer = self.trainer
-        if self.config.batch_size % trainer.world_size:
-            raise UserError(
-                f"data.batch_size = {self.config.batch_size}: not divisible among {trainer.world_size} processes; set a multiple"
-            )
         accumulate = trainer.accumulate_grad_batches
         return RandomWindows(
             self.train_ids,
@@ -129,7 +150,7 @@ class CharData(L.LightningDataModule):
     def val_dataloader(self) -> AllWindows:
         return self.exact(self.val_ids)
 
-    def exact(self, ids: Tensor) -> AllWindows:
+    def exact(self, ids: np.ndarray) -> AllWindows:
         """The pass over `ids` that makes a loss exact: each position once, this process's share of it."""
         # Windows are small and nothing is kept for a backward pass: a fixed size, so that no setting changes the sum's order
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

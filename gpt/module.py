@@ -2,13 +2,17 @@
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -23,7 +27,8 @@ from gpt.settings import UserError
 class GPTModule(L.LightningModule):
     """Wraps `model`; to validate, it is enough.
 
-    `card` is what `gpt.checkpoint` needs to make the model again: plain types, stored under "gpt".
+    `card` is what `gpt.checkpoint` needs to make the model again: plain types, stored under "gpt". `lengths` (2, V): characters
+    and bytes of each token, by which losses compare between tokenizers; None: one each.
     """
 
     def __init__(
@@ -32,14 +37,23 @@ class GPTModule(L.LightningModule):
         optimizer: AdamWConfig | None = None,
         scheduler: SchedulerConfig | None = None,
         card: dict[str, Any] | None = None,
+        lengths: Tensor | None = None,
     ) -> None:
         super().__init__()
+        lengths = torch.ones(2, model.config.vocab_size, dtype=torch.int64) if lengths is None else lengths
+        self.register_buffer("lengths", lengths, persistent=False)
         self.model, self.card = model, card
         self.optimizer_config, self.scheduler_config = optimizer, scheduler
         self.latest_loss: Tensor | float = math.nan  # of training
 
+    def configure_model(self) -> None:
+        """With trainer=fsdp, each process keeps its share of every weight and gathers a block's when it is that block's turn."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            for part in (*self.model.blocks, self.model):
+                fully_shard(part)
+
     def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy in nats per character."""
+        """Mean cross-entropy in nats per token, which in general is a character."""
         inputs, targets = batch
         return F.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
 
@@ -52,17 +66,23 @@ class GPTModule(L.LightningModule):
         loss = self.loss(batch)
         self.latest_loss = loss.detach()
         if self.is_logged:
-            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss = self.loss(batch)
         if not loss.isfinite():  # before it can become a checkpoint
             raise self.diverged("val/loss", loss)
-        # Lightning averages over batches and processes, weighted by batch size: every position counts the same
-        average = dict(batch_size=len(batch[0]), on_epoch=True, sync_dist=True)
-        self.log("val/loss", loss, prog_bar=True, **average)
-        self.log("val/bits_per_char", loss / math.log(2), **average)
+        # Lightning averages over batches and processes, weighted by batch size: every position counts the same. In float64,
+        # so that the order in which they are added, which is another with several processes, does not show; and with sizes
+        # that these divide, as it takes the mean of the sizes, too, and cuts it to a whole number
+        loss = loss.double() if loss.device.type != "mps" else loss
+        average = partial(self.log, on_epoch=True, sync_dist=True)
+        world, tokens = self.trainer.world_size, batch[1].numel()
+        average("val/loss", loss, prog_bar=True, batch_size=world * len(batch[0]))
+        for unit, count in zip(("char", "byte"), self.lengths[:, batch[1]].sum(dim=(1, 2)).tolist(), strict=True):
+            count = max(count, 1)
+            average(f"val/bits_per_{unit}", loss / math.log(2) * (tokens / count), batch_size=world * count)
 
     def diverged(self, name: str, value: Tensor) -> UserError:
         trainer = self.trainer
@@ -90,6 +110,7 @@ class GPTModule(L.LightningModule):
         Raises UserError if it is not finite, which a loss that is not makes it too: nothing after that would be training.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not norm.isfinite():
             raise self.diverged("train/grad_norm", norm)
         if self.is_logged:

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import warnings
@@ -22,10 +24,13 @@ from gpt.callbacks import Samples, Throughput
 from gpt.checkpoint import moved, read, write_text
 from gpt.data import CharData
 from gpt.logger import MetricsFile
+from gpt.model import GPTConfig, parameter_count
 from gpt.settings import UserError, decisive
 
 C = TypeVar("C", bound=L.Callback)
-HARMLESS = {"trainer.max_steps", "trainer.log_every_n_steps"}  # what may differ when a run goes on
+# What may differ when a run goes on. The last ones move it to other devices: the same batches, other last digits
+HARMLESS = {"trainer.max_steps", "trainer.log_every_n_steps"}
+HARMLESS |= {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy")}
 
 
 def load_text(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
@@ -64,7 +69,37 @@ def own_settings(place: str, typed: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def earlier(run_dir: Path, settings: Mapping[str, Any], text_sha256: str) -> tuple[dict[str, Any] | None, Path | None]:
+def check_room(run_dir: Path, config: GPTConfig, tokens: int) -> None:
+    """Raises UserError if a run cannot fit into the memory or onto the disk, for batches of so many tokens. Counted is what it
+    takes at least, in float32: weights, gradients and one moment of them, and what the blocks' matrix products must remember."""
+    weights = 12 * parameter_count(config)
+    needed = weights + 4 * 12 * config.n_layer * config.n_embd * tokens
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    if needed > there:
+        raise UserError(
+            f"model, data.batch_size = {parameter_count(config):,} parameters, {tokens:,} tokens a batch: at least "
+            f"{needed / 2**30:,.0f} GiB of memory, and there are {there / 2**30:,.0f}; choose less of either"
+        )
+    place = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if 3 * weights > (free := shutil.disk_usage(place).free):  # best, last, and the next one while it is written
+        raise UserError(
+            f"run_dir = {run_dir}: {free:,} bytes free, and checkpoints take {3 * weights:,}; make room, or choose another folder"
+        )
+
+
+def machine(trainer: L.Trainer) -> dict[str, Any]:
+    """What the last digits of a result depend on, beside its settings."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": str(trainer.strategy.root_device),
+        "processes": trainer.world_size,
+    }
+
+
+def earlier(
+    run_dir: Path, settings: Mapping[str, Any], text_sha256: str, trainer: L.Trainer
+) -> tuple[dict[str, Any] | None, Path | None]:
     """What this run has left in its folder before: its result if it has ended, and a checkpoint from which it can go on.
 
     Raises UserError if the folder holds a run of other settings (but for those that are HARMLESS) or of another text. Raised
@@ -80,10 +115,9 @@ def earlier(run_dir: Path, settings: Mapping[str, Any], text_sha256: str) -> tup
     run = load_text(run_dir / "run.json")
     if run.get("text_sha256") != text_sha256:
         raise UserError(f"data.path = {asked['data.path']}: not the text that the run in {run_dir} has seen; use that one")
-    began = {"torch": run["versions"]["torch"], "threads": run["threads"]}
-    for what, now in {"torch": torch.__version__, "threads": torch.get_num_threads()}.items():
-        if began[what] != now:
-            print(f"note: {what} {now} where the run began with {began[what]}: its last digits may differ", file=sys.stderr)
+    for what, now in machine(trainer).items() if trainer.is_global_zero else ():
+        if (began := run.get("machine", {}).get(what)) != now:
+            print(f"note: {what} {now} where the run began with {began}: its last digits may differ", file=sys.stderr)
     before, steps = held["trainer.max_steps"], asked["trainer.max_steps"]
     result, checkpoint = run_dir / "result.json", run_dir / "checkpoints" / "last.ckpt"
     if result.exists() and before > steps:
@@ -126,7 +160,10 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 def resume_logs(trainer: L.Trainer, checkpoint: Path) -> None:
     """Let the loggers go on where the checkpoint was; what was logged after it will be logged again."""
-    step = read(checkpoint)["global_step"]
+    content = read(checkpoint)
+    if not content.get("optimizer_states"):
+        raise UserError(f"resume = {checkpoint}: weights alone, no optimizer state; begin anew in another folder")
+    step = content["global_step"]
     for logger in trainer.loggers:
         if isinstance(logger, MetricsFile):
             logger.resume(step)
@@ -150,8 +187,7 @@ def describe(run_dir: Path, config_yaml: str, trainer: L.Trainer, data: CharData
                 "python": platform.python_version(),
                 "versions": {package: metadata.version(package) for package in packages},
                 "platform": platform.platform(),
-                "device": str(trainer.strategy.root_device),
-                "threads": torch.get_num_threads(),
+                "machine": machine(trainer),
                 "text_sha256": data.sha256,
             },
         )
@@ -169,6 +205,7 @@ def collect(trainer: L.Trainer, parameters: int, seconds: float) -> tuple[dict[s
         "best_val_loss": best.best_model_score.item() if best else None,
         "best_step": read(Path(best.best_model_path))["global_step"] if best else None,
         "final_val_loss": trainer.callback_metrics["val/loss"].item(),
+        "final_bits_per_char": trainer.callback_metrics["val/bits_per_char"].item(),
         "step": trainer.global_step,
         "parameters": parameters,
         "seconds": round(throughput.elapsed if throughput else seconds, 1),
@@ -201,7 +238,8 @@ def git(*arguments: str) -> str | None:
 
 def quieten() -> None:
     """Leave out Lightning's advertising, and advice on what is meant here: no worker processes, very short first runs."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     advice = ("does not have many workers", "exists and is not empty", "smaller than the logging interval")
     resumable = "resuming from a checkpoint that ended before the epoch ended"  # ours is: batches know their step
     for message in (*advice, resumable, "isinstance.treespec, LeafSpec"):  # the last: Lightning 2.6.6 with torch 2.13

@@ -86,6 +86,7 @@ def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """End the program with one line on stderr and exit code 2 if the block raises UserError."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 gets what it can show
     try:
         yield
     except UserError as error:

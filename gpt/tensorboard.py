@@ -63,14 +63,15 @@ class AttentionMaps(Callback):
         self.seen += 1
         if self.seen % self.every and trainer.global_step < trainer.max_steps:
             return
-        text = "".join(char for char in self.text if char in tokenizer.ids)[: model.config.context_length]
-        for writer in writers(trainer) if text else ():
+        ids = tokenizer.encode(tokenizer.known(self.text))[None, : model.config.context_length]
+        names = [tokenizer.decode(ids[:, n]) for n in range(ids.size(1))]
+        for writer in writers(trainer) if names else ():
             try:
                 from matplotlib.figure import Figure
             except ImportError:
                 return
-            weights = attention_weights(model, tokenizer.encode(text)[None].to(pl_module.device))[:, 0].cpu()
-            writer.add_figure("attention", draw_attention(weights, text, Figure), trainer.global_step - 1)
+            weights = attention_weights(model, ids.to(pl_module.device))[:, 0].cpu()
+            writer.add_figure("attention", draw_attention(weights, names, Figure), trainer.global_step - 1)
 
 
 @torch.no_grad()
@@ -95,11 +96,11 @@ def attention_weights(model: GPT, ids: Tensor) -> Tensor:
     return torch.stack(kept)
 
 
-def draw_attention(weights: Tensor, text: str, figure_class: type) -> Any:
+def draw_attention(weights: Tensor, tokens: list[str], figure_class: type) -> Any:
     """A grid of heads (n_layer, H, T, T): layers downwards, heads across, the darker the more attention."""
     layers, heads, size = weights.shape[:3]
     figure = figure_class(figsize=(1 + 2.2 * heads, 0.5 + 2.2 * layers), dpi=80, layout="constrained")
-    names = ["\u23ce" if char == "\n" else "\u2423" if char == " " else char for char in text]
+    names = [token.replace("\n", "\u23ce").replace(" ", "\u2423") for token in tokens]
     for layer, row in enumerate(figure.subplots(layers, heads, squeeze=False, sharex=True, sharey=True)):
         for head, axes in enumerate(row):
             axes.imshow(weights[layer, head], cmap="Greys", vmin=0, vmax=1)
@@ -116,7 +117,8 @@ class TokenEmbeddings(Callback):
     """At the end, the token embedding with its characters, for the Projector tab."""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        names = [repr(char) for char in trainer.datamodule.tokenizer.vocabulary]  # a raw tab would break the table
+        tokenizer = trainer.datamodule.tokenizer
+        names = [repr(tokenizer.decode([n])) for n in range(len(tokenizer))]  # a raw tab would break the table
         for writer in writers(trainer):
             writer.add_embedding(
                 pl_module.model.tokens.weight.detach(), metadata=names, tag="tokens", global_step=trainer.global_step
@@ -132,4 +134,4 @@ class WeightNorms(Callback):
         model = pl_module.model
         parts = {"tokens": model.tokens, "head": model.head} | {f"block_{n + 1}": block for n, block in enumerate(model.blocks)}
         norms = {name: torch.nn.utils.get_total_norm([p.detach() for p in part.parameters()]) for name, part in parts.items()}
-        pl_module.log_dict({f"weight_norm/{name}": norm for name, norm in norms.items()})
+        pl_module.log_dict({f"weight_norm/{name}": norm for name, norm in norms.items()}, sync_dist=True)

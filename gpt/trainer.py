@@ -11,8 +11,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from gpt.callbacks import ValidateAtEnd
 from gpt.checkpoint import AtomicCheckpointIO
@@ -20,6 +22,11 @@ from gpt.settings import UserError, build, did_you_mean
 
 PRECISIONS = ("auto", "32", "32-true", "bf16-mixed")  # float16 needs a scaled loss; all in bfloat16, a loss has three digits
 PASSED_ON = ("strategy", "num_nodes", "deterministic", "benchmark", "detect_anomaly", "profiler", "max_time")
+STRATEGIES = {
+    # Buffers are constants; if they were sent at each forward pass, unequal numbers of validation batches would be waited for
+    "ddp": lambda: DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True),
+    "fsdp": lambda: ModelParallelStrategy(save_distributed_checkpoint=False),  # GPTModule.configure_model shards
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ def choose(values: Mapping[str, Any], flops: float) -> tuple[dict[str, Any], str
         obstacle = next((reason for reason, holds in obstacles.items() if holds), None)
         compiled = obstacle is None
         reasons.append("compiled: a long run" if compiled else f"not compiled: {obstacle}")
+    if values.get("strategy") == "fsdp":
+        reasons.append("no samples and pictures: with fsdp, no process has the whole model")
     return {**values, "precision": precision, "compile": compiled}, "; ".join(reasons)
 
 
@@ -110,12 +119,18 @@ def build_trainer(values: Mapping[str, Any], run_dir: Path, callbacks: list[Call
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),  # no other than ours
         enable_model_summary=False,
     )
+    if (name := others.get("strategy")) in STRATEGIES:
+        others["strategy"] = STRATEGIES[name]()
     try:
-        return L.Trainer(**(settings | others))
+        trainer = L.Trainer(**(settings | others))
     except (MisconfigurationException, ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".;")
         given = f"trainer.accelerator, devices = {config.accelerator}, {config.devices}"
         raise UserError(f"{given}: {reason}; try trainer=cpu trainer.devices=1") from None
+    cores = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise UserError(f"trainer.devices = {trainer.num_devices}: more processes than the {cores} cores here; set fewer")
+    return trainer
 
 
 def keep_freed_memory() -> None:

@@ -4,7 +4,6 @@ python scripts/evaluate.py outputs/RUN
 """
 
 import argparse
-import math
 
 from gpt.settings import UserError, build, user_errors
 
@@ -18,8 +17,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def evaluate(place: str | None, path: str | None = None) -> dict[str, float]:
-    """Losses in nats per character of the checkpoint meant by `place`: {"val": ..., "train": ...}."""
+def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, float]]:
+    """What the checkpoint meant by `place` reaches on each split: {"val": {"loss": ..., "bits_per_char": ...}, "train": ...}."""
     import lightning as L
 
     from gpt.checkpoint import find, load
@@ -39,17 +38,23 @@ def evaluate(place: str | None, path: str | None = None) -> dict[str, float]:
         raise UserError(f"data.path = {data.config.path}: no longer the text of {checkpoint}; give it with --data FILE")
     precision = run["trainer"]["precision"]  # as in training, so that the loss is the same to the last digit
     trainer = L.Trainer(devices=1, precision=precision, logger=False, enable_progress_bar=False)
-    module = GPTModule(model)
+    module = GPTModule(model, lengths=tokenizer.lengths)
     return {
-        split: trainer.validate(module, data.exact(ids), verbose=False)[0]["val/loss"]
+        split: {
+            name.removeprefix("val/"): value
+            for name, value in trainer.validate(module, data.exact(ids), verbose=False)[0].items()
+        }
         for split, ids in (("val", data.val_ids), ("train", data.train_ids))
     }
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    for split, loss in evaluate(options.checkpoint, options.data).items():
-        print(f"{split:5} loss {loss:.6f} nats per character, {loss / math.log(2):.6f} bits per character")
+    for split, found in evaluate(options.checkpoint, options.data).items():
+        print(
+            f"{split:5} loss {found['loss']:.6f} nats per token, "
+            f"{found['bits_per_char']:.6f} bits per character, {found['bits_per_byte']:.6f} per byte"
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Between Hydra and the user: objects from a configuration, and complaints as one line."""
 
+import errno
 import re
 import sys
 import warnings
@@ -68,6 +69,10 @@ def run(main: Callable[[], Any]) -> None:
         main()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from None
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG):
+            raise
+        raise UserError(f"file = {error.filename}: {error.strerror}; choose another hydra.run.dir, or make room") from None
     except ValueError as error:
         if not str(error).startswith("Config group override"):
             raise

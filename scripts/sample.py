@@ -5,6 +5,7 @@ echo "ROMEO:" | python scripts/sample.py outputs/RUN --temperature 0.7 --num-sam
 """
 
 import argparse
+import codecs
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="text to write on from; else standard input, if it is piped, or a new line")
     source.add_argument("--prompt-file", help="a UTF-8 file that holds the prompt; - for standard input")
-    parser.add_argument("--tokens", type=int, default=500, help="characters to write (500)")
+    parser.add_argument("--tokens", type=int, default=500, help="how many to write, in general characters (500)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest; 1: the model's own odds (0.8)")
     parser.add_argument("--top-k", type=int, help="choose among the k likeliest")
     parser.add_argument("--top-p", type=float, help="choose among the likeliest whose probabilities sum to p")
@@ -73,14 +74,14 @@ def main(arguments: list[str] | None = None) -> None:
     prompt = read_prompt(options) or tokenizer.start
     ids, limit = tokenizer.encode(prompt), model.config.context_length
     if len(ids) > limit:
-        print(f"note: the prompt has {len(ids):,} characters; the model sees the last {limit:,}", file=sys.stderr)
+        print(f"note: the prompt has {len(ids):,} tokens; the model sees the last {limit:,}", file=sys.stderr)
 
     generator = torch.Generator().manual_seed(options.seed)
     prompts = ids.expand(options.num_samples, -1)  # all samples at once, which costs little more than one
     sys.stdout.write(prompt)
-    others = []
+    whole, others = codecs.getincrementaldecoder("utf-8")("replace"), []  # a token may end within a character
     for drawn in generate(model, prompts, options.tokens, options.temperature, options.top_k, options.top_p, generator):
-        sys.stdout.write(tokenizer.decode(drawn[:1]))
+        sys.stdout.write(whole.decode(tokenizer.join(drawn[:1])))
         sys.stdout.flush()
         others.append(drawn[1:])
     print(flush=True)

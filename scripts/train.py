@@ -5,6 +5,7 @@ python scripts/train.py model=small trainer.max_steps=20000
 
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -35,11 +36,12 @@ SETTINGS = {"name", "seed", "run_dir", *GROUPS}
 
 
 def train(
-    cfg: DictConfig, typed: Mapping[str, Any] | None = None, quiet: bool = False, callbacks: Sequence = ()
+    cfg: DictConfig, typed: Mapping[str, Any] | None = None, quiet: bool = False, callbacks: Sequence = (), named: bool = True
 ) -> dict[str, Any]:
     """One run, from a composed configuration to its result; what its folder already has of it is not done again.
 
     `typed`: the settings that make it what it is, for TensorBoard. `callbacks`: more of Lightning's than the configuration has.
+    `named`: whether another process with the same command has the same folder.
     Raises UserError, with nothing written, if it can't be run.
     """
     from gpt.run import collect, describe, earlier, keep_choices, locked, quieten, resume_logs, save_result
@@ -52,9 +54,14 @@ def train(
     keep_choices(run_dir, settings.get("trainer") or {})
     trainer, module, data, choice = prepare(cfg, settings, typed, quiet)
     trainer.callbacks += callbacks
+    alone = trainer.world_size == 1 or not trainer.strategy.cluster_environment.creates_processes_externally
+    if not (alone or named):
+        raise UserError(
+            f"hydra.run.dir = (missing): {trainer.world_size} processes need one folder; set hydra.run.dir=outputs/NAME"
+        )
     parameters = sum(p.numel() for p in module.parameters())
     with locked(run_dir) if trainer.is_global_zero else contextlib.nullcontext():
-        result, checkpoint = earlier(run_dir, settings, data.sha256)
+        result, checkpoint = earlier(run_dir, settings, data.sha256, trainer)
         if result and not quiet:
             report(run_dir, result, None)
         if result:
@@ -64,11 +71,15 @@ def train(
         if trainer.is_global_zero:
             describe(run_dir, OmegaConf.to_yaml(OmegaConf.create(settings)), trainer, data)
         if trainer.is_global_zero and not quiet:
-            print(f"{parameters:,} parameters, {len(data.train_ids):,} characters to learn from", flush=True)
+            print(f"{parameters:,} parameters, {len(data.train_ids):,} {data.unit} to learn from", flush=True)
             if choice:
                 print(choice, flush=True)
+        if trainer.world_size > 1 and alone:
+            # Lightning starts the others, by this command: they join the run that now has a folder. With Hydra's help it would
+            # start them from a file that Hydra has not written
+            sys.argv, HydraConfig.instance().cfg = [sys.argv[0], f"resume='{run_dir}'"], None
         start = time.perf_counter()
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if "val/loss" not in trainer.callback_metrics:  # all was done before but the result
             trainer.loggers = []  # they have it
             trainer.validate(module, datamodule=data, verbose=False)
@@ -87,15 +98,14 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Mapping[str, Any] 
     """
     import lightning as L
 
-    from gpt.callbacks import GracefulStop, ProgressBar, ProgressLines, StepSeed
     from gpt.checkpoint import make_card
     from gpt.data import CharData, DataConfig
     from gpt.model import GPT, GPTConfig, flops_per_token
     from gpt.module import GPTModule
     from gpt.optim import SchedulerConfig, optimizer_config
+    from gpt.run import check_room
     from gpt.settings import build, convert, did_you_mean
-    from gpt.tensorboard import HParams
-    from gpt.trainer import build_trainer, choose
+    from gpt.trainer import choose
 
     settings.pop("resume", None)  # done with
     for key in set(settings) - SETTINGS:
@@ -103,36 +113,56 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Mapping[str, Any] 
     seed = convert(settings.get("seed"), int, "seed")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed = {seed}: must be at least 0 and below 2**32; set for instance seed=1")
+    settings["seed"] = seed
     optimizer = optimizer_config(settings["optimizer"])
     scheduler = build(SchedulerConfig, settings["scheduler"], "scheduler")
-    run_dir = Path(settings["run_dir"])
     asked = settings["model"].get("vocab_size")  # in general null: what the text has
     config = build(GPTConfig, settings["model"] | {"vocab_size": 1 if asked is None else asked}, "model")
     data = CharData(build(DataConfig, settings["data"], "data"), config.context_length, seed)
     if asked not in (None, len(data.tokenizer)):
-        raise UserError(f"model.vocab_size = {asked}: the text has {len(data.tokenizer)} characters; leave it out")
+        raise UserError(f"model.vocab_size = {asked}: the text has {len(data.tokenizer)} {data.unit}; leave it out")
     config = dataclasses.replace(config, vocab_size=len(data.tokenizer))
 
     flops = flops_per_token(config) * config.context_length * data.config.batch_size
     settings["trainer"], choice = choose(settings["trainer"], flops)
-    callbacks = [
-        *hydra_cli.make_all(cfg.get("callbacks")),
-        StepSeed(seed),
-        HParams(dict(typed or {}) or {"name": settings["name"]}),
-    ]
-    again = "the same command goes on" if quiet else f"to go on: python scripts/train.py resume={os.path.relpath(run_dir)}"
-    callbacks.append(GracefulStop(run_dir / "checkpoints" / "last.ckpt", again))
-    if not quiet:
-        callbacks.append(ProgressBar() if sys.stdout.isatty() else ProgressLines())
-    trainer = build_trainer(settings["trainer"], run_dir, callbacks, hydra_cli.make_all(cfg.get("logger")))
-    if quiet and trainer.world_size > 1 and not trainer.strategy.cluster_environment.creates_processes_externally:
-        raise UserError(f"trainer.devices = {trainer.world_size}: in a sweep or search, one for each job; let Slurm start more")
-
+    trainer = make_trainer(cfg, settings, typed, quiet)
+    check_room(Path(settings["run_dir"]), config, config.context_length * data.config.batch_size // trainer.world_size)
     L.seed_everything(seed, verbose=False)  # before the model is made
     model = GPT(config)
     if settings["trainer"]["compile"]:
         model.compile()  # in place, so that the names in checkpoints stay as they are
-    return trainer, GPTModule(model, optimizer, scheduler, make_card(config, data, settings)), data, choice
+    module = GPTModule(model, optimizer, scheduler, make_card(config, data, settings), data.tokenizer.lengths)
+    return trainer, module, data, choice
+
+
+def make_trainer(cfg: DictConfig, settings: Mapping[str, Any], typed: Mapping[str, Any] | None, quiet: bool) -> Any:
+    """Lightning's Trainer with everything that runs beside training, of `cfg` and what each run has."""
+    from gpt.callbacks import GracefulStop, ProgressBar, ProgressLines, Samples, StepSeed
+    from gpt.tensorboard import AttentionMaps, HParams, TokenEmbeddings, WeightNorms
+    from gpt.trainer import build_trainer
+
+    run_dir, callbacks = Path(settings["run_dir"]), hydra_cli.make_all(cfg.get("callbacks"))
+    if settings["trainer"].get("strategy") == "fsdp":
+        if settings["optimizer"]["name"] == "muon":
+            raise UserError(
+                "optimizer = muon: needs whole matrices, of which fsdp gives each process a part; set optimizer=adamw"
+            )
+        whole = (Samples, AttentionMaps, TokenEmbeddings, WeightNorms)
+        callbacks = [callback for callback in callbacks if not isinstance(callback, whole)]
+    again = "the same command goes on" if quiet else f"to go on: python scripts/train.py resume={os.path.relpath(run_dir)}"
+    callbacks += [
+        StepSeed(settings["seed"]),
+        HParams(dict(typed or {}) or {"name": settings["name"]}),
+        GracefulStop(run_dir / "checkpoints" / "last.ckpt", again),
+    ]
+    if not quiet:
+        callbacks.append(ProgressBar() if sys.stdout.isatty() else ProgressLines())
+    trainer = build_trainer(settings["trainer"], run_dir, callbacks, hydra_cli.make_all(cfg.get("logger")))
+    if (size := settings["data"]["batch_size"]) % trainer.world_size:
+        raise UserError(f"data.batch_size = {size}: not divisible among {trainer.world_size} processes; set a multiple")
+    if trainer.world_size > 1 and quiet and not trainer.strategy.cluster_environment.creates_processes_externally:
+        raise UserError(f"trainer.devices = {trainer.world_size}: in a sweep or search, one for each job; let Slurm start more")
+    return trainer
 
 
 def report(run_dir: Path, result: dict[str, Any], sample: str | None) -> None:
@@ -142,9 +172,11 @@ def report(run_dir: Path, result: dict[str, Any], sample: str | None) -> None:
     activate = "" if inside else f"  source {os.path.relpath(sys.prefix)}/bin/activate\n"
     if sample is not None:
         print(f"\n{sample}\n")
-    best = result["best_val_loss"]
+    best, bits = result["best_val_loss"], result["final_bits_per_char"]
+    is_char = math.isclose(bits * math.log(2), result["final_val_loss"], rel_tol=1e-6)
+    unit = "character" if is_char else f"token ({bits:.4f} bits per character)"
     print(
-        f"val loss {result['final_val_loss']:.4f} nats per character after {result['step']:,} steps, {result['seconds']:,.0f} s"
+        f"val loss {result['final_val_loss']:.4f} nats per {unit} after {result['step']:,} steps, {result['seconds']:,.0f} s"
         + (f"; the best was {best:.4f} at step {result['best_step']:,}\n" if best is not None else "\n")
         + f"run folder: {run}\n\n"
         f"next:\n{activate}"
@@ -161,6 +193,7 @@ def main(cfg: DictConfig) -> float | None:
     sweeping = hydra_config.mode == RunMode.MULTIRUN
     made = Path(hydra_config.runtime.output_dir)  # by Hydra; without a run in it, it goes
     constant = hydra_config.job.config.override_dirname.exclude_keys
+    named = any(override.startswith("hydra.run.dir=") for override in hydra_config.overrides.hydra)
     try:
         typed = hydra_cli.typed_values(hydra_config.overrides.task)
         if typed.pop("resume", None) is not None:
@@ -168,11 +201,12 @@ def main(cfg: DictConfig) -> float | None:
 
             if sweeping:
                 raise UserError(f"resume = {cfg.resume}: not in a sweep, which the same command continues; leave -m out")
-            if any(override.startswith("hydra.run.dir=") for override in hydra_config.overrides.hydra):
+            if named:
                 raise UserError(f"resume = {cfg.resume}: goes on in the run's own folder; leave hydra.run.dir out")
-            cfg = OmegaConf.create(own_settings(str(cfg.resume), typed))
+            cfg, named = OmegaConf.create(own_settings(str(cfg.resume), typed)), True
             made.rmdir()
-        return train(cfg, {key: value for key, value in typed.items() if key not in constant}, quiet=sweeping)["best_val_loss"]
+        typed = {key: value for key, value in typed.items() if key not in constant}
+        return train(cfg, typed, quiet=sweeping, named=named or sweeping)["best_val_loss"]
     except UserError as error:
         if sweeping:
             raise  # sweep.py tells it, and the other jobs are done

@@ -1,7 +1,9 @@
 """What the tests share: small models, small texts, and the training script called as from a command line."""
 
+import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -64,7 +66,8 @@ def call(tmp_path: Path, monkeypatch, capsys):
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    return run
+    with mock.patch.dict(os.environ):  # what Lightning sets there for processes of its own, goes
+        yield run
 
 
 @pytest.fixture

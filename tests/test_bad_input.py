@@ -1,6 +1,10 @@
 """Bad input: one line on stderr, exit code 2, no traceback, nothing left behind."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,7 @@ import torch
 
 import evaluate
 import sample
-from conftest import TINY
+from conftest import ROOT, TINY
 from gpt.settings import user_errors
 
 ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+; [^\n]+\n\Z")
@@ -62,6 +66,17 @@ CONFIGURATION = {  # the arguments: what the line must say
     ("callbacks.samples.temperatures=[-1]",): "temperature = -1",
     ("callbacks.samples._target_=os.system",): "samples._target_ = os.system: not allowed",
     ("callbacks.samples.colour=red",): "callbacks.samples.colour = red: no such setting",
+    ("trainer.devices=0",): "trainer.accelerator, devices = cpu, 0",
+    ("trainer.devices=4096",): "trainer.devices = 4096: more processes than",
+    ("data.num_workers=-1",): "data.num_workers = -1: no such setting",
+    ("trainer.max_steps=-5",): "trainer.max_steps = -5",
+    ("model.n_embd=10000000",): "GiB of memory, and there are",
+    ("data.batch_size=1000000000",): "GiB of memory, and there are",
+    ("data.tokenizer=word",): "data.tokenizer = word: unknown; choose one of char, byte, bpe",
+    ("data.bpe_vocab_size=1",): "data.bpe_vocab_size = 1: must be from 2 to 65536",
+    ("data.path=/dev/zero",): "data.path = /dev/zero: not a file",
+    ("data.path='*.md'",): "data.path = *.md: no such file",
+    ("hydra.run.dir=same.txt/run",): "file = same.txt/run: Not a directory",
     ("--max-steps", "3"): "options = --max-steps: settings have no dashes; write them as trainer.max_steps=3",
     ("model/arch=bert",): "model/arch = bert",
     ("model.n_head=",): "model.n_head",
@@ -69,7 +84,7 @@ CONFIGURATION = {  # the arguments: what the line must say
     ("data.val_fraction=1",): "data.val_fraction = 1",
     ("data.val_fraction=nan",): "data.val_fraction = nan",
     ("data.path=missing.txt",): "data.path = missing.txt: no such file",
-    ("data.path=.",): "data.path = .: not a file",
+    ("data.path=nothing",): "data.path = nothing: a folder without files",
     ("data.path=empty.txt",): "data.path = empty.txt: 0 characters",
     ("data.path=same.txt",): "data.path = same.txt: only the character 'a'",
     ("data.path=short.txt",): "its validation split has 10 characters, fewer than the 17 of one window",
@@ -83,6 +98,7 @@ if not torch.cuda.is_available():
 @pytest.mark.parametrize("arguments", CONFIGURATION, ids=" ".join)
 def test_configuration(arguments, call, text):
     Path("empty.txt").write_text("")
+    Path("nothing").mkdir()
     Path("same.txt").write_text("a" * 1000)
     Path("short.txt").write_text("ab" * 50)
     Path("latin.txt").write_bytes("café au lait".encode("latin-1"))
@@ -97,6 +113,46 @@ def test_configuration(arguments, call, text):
     left = set(Path().iterdir()) - given
     assert left <= {Path("outputs")}
     assert not any(Path("outputs").iterdir() if left else ())
+
+
+def test_a_folder_that_holds_another_run_is_refused(call, trained, text):
+    code, _, err = call(*TINY, f"data.path={text}", "trainer.max_steps=4", "model.n_layer=1", "hydra.run.dir=run")
+    assert code == 2
+    assert "model.n_layer = 1: the run in" in err
+    assert ONE_LINE.match(err)
+
+
+def test_what_can_be_meant_is_taken(call, text):
+    """No refusal: a validation that is further off than the end, control characters, a mark at the beginning."""
+    text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes() + b"\x00\x1b")
+    settings = [*TINY, f"data.path={text}", "callbacks.samples=null", "trainer.max_steps=1e0"]
+    code, out, err = call(*settings, "trainer.val_check_interval=100", "hydra.run.dir=far")
+    assert code == 0
+    assert "after 1 steps" in out  # validated at the end
+    assert err == f"note: data.path = {text}: control characters in it, kept: '\\x00\\x1b'\n"
+
+
+def test_too_little_room_on_the_disk_is_noticed_before(call, text, monkeypatch):
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    code, _, err = call(*TINY, f"data.path={text}", "trainer.max_steps=4")
+    assert code == 2
+    assert "1,000 bytes free, and checkpoints take" in err
+    assert ONE_LINE.match(err)
+    assert not list(Path().glob("outputs/*"))
+
+
+def test_a_terminal_without_unicode(text, call):
+    text.write_text("ROMEO: π\n" * 500)
+    assert call(*TINY, f"data.path={text}", "trainer.max_steps=1", "hydra.run.dir=run")[0] == 0
+    command = [sys.executable, str(ROOT / "scripts" / "sample.py"), "run", "--prompt", "π", "--tokens", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("\\u03c0")
+    head = f"{' '.join(command)} --tokens 400 | head -c 2; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", head], capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""  # whoever read us, had enough
 
 
 def refused(main, arguments: list[str], capsys) -> str:
@@ -150,6 +206,12 @@ def test_checkpoints(main, trained, capsys):
     other = torch.load(whole, weights_only=True)
     other["gpt"]["model"]["n_layer"] = 3
     torch.save(other, "other.ckpt")
+    newer = torch.load(whole, weights_only=True)
+    newer["gpt"]["format"] = 99
+    torch.save(newer, "newer.ckpt")
+    broken = torch.load(whole, weights_only=True)
+    broken["state_dict"]["model.head.weight"].fill_(torch.nan)
+    torch.save(broken, "nan.ckpt")
     for place, message in {
         "missing.ckpt": "missing.ckpt: no such file",
         ".": "no such file",
@@ -157,6 +219,8 @@ def test_checkpoints(main, trained, capsys):
         "cut.ckpt": "truncated or not a checkpoint (5,000 bytes)",
         "foreign.ckpt": "not one of this project's",
         "other.ckpt": "its sizes ask for",
+        "newer.ckpt": "its format is 99, this version reads",
+        "nan.ckpt": "non-finite weights in 1 tensors",
         "https://example.org/best.ckpt": "addresses are not read",
     }.items():
         assert message in refused(main, [place, *extra], capsys)

@@ -11,6 +11,7 @@ def test_throughput_against_a_clock_of_our_own():
     now = [100.0]
     throughput, logged = Throughput(clock=lambda: now[0]), []
     trainer = SimpleNamespace(world_size=2, log_every_n_steps=2, accumulate_grad_batches=1)
+    trainer.datamodule = SimpleNamespace(characters_per_id=1.0)
     module = SimpleNamespace(log=lambda name, value, prog_bar: logged.append((name, value)))
     batch = (torch.zeros(3, 5), None)
     throughput.on_train_start(trainer, module)

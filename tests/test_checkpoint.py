@@ -9,11 +9,18 @@ import torch
 from conftest import make_model
 from gpt.checkpoint import FORMAT, atomic, find, load, read, write_text
 from gpt.settings import UserError
+from gpt.tokenizer import CharTokenizer
 
 
 def content(**changes) -> dict:
     model = make_model()
-    card = {"format": FORMAT, "model": vars(model.config), "vocabulary": "abcdefghijk", "text_sha256": "", "config": {}}
+    card = {
+        "format": FORMAT,
+        "model": vars(model.config),
+        "tokenizer": CharTokenizer("abcdefghijk").state,
+        "text_sha256": "",
+        "config": {},
+    }
     return {"gpt": card | changes, "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()}}
 
 
@@ -28,7 +35,7 @@ def test_load_makes_the_same_model(path):
     ids = tokenizer.encode("abc")[None]
     assert torch.equal(model(ids), make_model().eval()(ids))
     assert not model.training
-    assert card["vocabulary"] == "abcdefghijk"
+    assert card["tokenizer"]["vocabulary"] == "abcdefghijk"
 
 
 def test_every_checkpoint_of_a_run_holds_plain_types_and_loads(trained):
@@ -51,7 +58,7 @@ class Evil:
 def test_a_malicious_pickle_is_refused_by_name_and_not_run(path, tmp_path, monkeypatch):
     marker = tmp_path / "it_ran"
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # an explicit weights_only=True is stronger
-    for evil in (content(vocabulary=Evil(marker)), Evil(marker)):
+    for evil in (content(tokenizer={"kind": "char", "vocabulary": Evil(marker)}), Evil(marker)):
         torch.save(evil, path)
         with pytest.raises(UserError, match=r"refused, nothing was run: it asks to run (posix|os)\.system"):
             read(path)
@@ -104,9 +111,11 @@ def broken(how: str) -> dict:
     elif how == "wrong type":
         card["model"] = card["model"] | {"n_head": "two"}
     elif how == "vocabulary":
-        card["vocabulary"] = "abc"
+        card["tokenizer"]["vocabulary"] = "abc"
     elif how == "nan":
         tensors["model.head.weight"][0, 0] = torch.nan
+    elif how == "instantiator":  # by which Lightning's own loading would call what it names
+        made["hyper_parameters"] = {"_instantiator": "os.system", "command": "touch it_ran"}
     elif how == "renamed":
         tensors["model.other.weight"] = tensors.pop("model.head.weight")
     return made
@@ -124,8 +133,9 @@ def broken(how: str) -> dict:
         ("other depth", "its sizes ask for"),
         ("unknown key", "_target_"),
         ("wrong type", "not a whole number"),
-        ("vocabulary", "3 characters"),
+        ("vocabulary", "3 tokens"),
         ("nan", "non-finite weights in 1 tensors"),
+        ("instantiator", r"refused, nothing was run: it has hyper_parameters \(.*_instantiator.*os\.system"),
         ("renamed", "another architecture"),
     ],
 )

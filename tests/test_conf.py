@@ -22,6 +22,7 @@ CHOICES = [
     for path in sorted(CONF.glob("**/*.yaml"))
     if path.parent != CONF and path.parent.parent.name != "hydra"
 ]
+PARTS = ("trainer=base", "trainer=ddp", "trainer=fsdp")  # the first is part of each; test_distributed.py has the others
 
 
 def composed(*overrides: str) -> dict:
@@ -37,7 +38,7 @@ def model_config(*overrides: str, vocab_size: int = 65) -> GPTConfig:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_says_what_the_dataclasses_ask_for(choice):
     if choice == "trainer=base":
-        return  # is no trainer of its own, but a part of each
+        return  # is part of each
     groups = composed(choice)
     assert set(groups["model"]) == {field.name for field in dataclasses.fields(GPTConfig)}
     build(GPTConfig, groups["model"] | {"vocab_size": 65}, "model")
@@ -48,7 +49,7 @@ def test_says_what_the_dataclasses_ask_for(choice):
         split_settings(groups["trainer"])
 
 
-@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "trainer=base"])
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice not in PARTS])
 def test_takes_two_steps(choice, call, text):
     sweeping = choice.startswith("experiment=sweep")
     sizes = [] if choice.startswith(("model=", "experiment=")) and not sweeping else TINY

@@ -46,7 +46,56 @@ def test_altered_cache_is_refused(tmp_path):
         corpus.tiny_shakespeare(tmp_path)
 
 
-def test_own_text_keeps_its_line_endings_and_loses_its_byte_order_mark(tmp_path):
+def test_a_text_keeps_its_line_endings_and_loses_its_byte_order_mark(tmp_path):
     path = tmp_path / "own.txt"
     path.write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
-    assert corpus.own_text(path) == "a\r\nb\rc\n"
+    assert "".join(corpus.Text([path])) == "a\r\nb\rc\n"
+    assert b"".join(corpus.Text([path], raw=True)) == path.read_bytes()
+
+
+def test_a_text_is_the_same_in_small_parts(tmp_path, monkeypatch):
+    whole = "To be, π or 🙂 not\n" * 3
+    for name, part in (("b.txt", whole[:20]), ("a.txt", whole[20:])):
+        (tmp_path / name).write_text(part)
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    monkeypatch.setattr(corpus, "PART", 3)
+    text = corpus.Text(corpus.find_files(str(tmp_path)))
+    assert "".join(text) == whole[20:] + whole[:20]
+    assert (len(text), text.sha256) == (len(whole), hashlib.sha256((whole[20:] + whole[:20]).encode()).hexdigest())
+    for start, end in ((0, 5), (4, 31), (30, len(whole)), (7, 7)):
+        assert "".join(text.span(start, end)) == (whole[20:] + whole[:20])[start:end]
+
+
+def test_files_are_a_file_a_folder_or_a_pattern(tmp_path):
+    for name in ("a.txt", "b.md", "inner/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = lambda path: [str(file.relative_to(tmp_path)) for file in corpus.find_files(str(tmp_path / path))]  # noqa: E731
+    assert found("a.txt") == ["a.txt"]
+    assert found("") == ["a.txt", "b.md", "inner/c.txt"]
+    assert found("*.txt") == ["a.txt"]
+    assert found("**/*.txt") == ["a.txt", "inner/c.txt"]
+    (tmp_path / "empty").mkdir()
+    for path, why in (("*.csv", "no such file"), ("empty", "a folder without files")):
+        with pytest.raises(UserError, match=why):
+            found(path)
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("abc")
+    text = corpus.Text([path])
+    assert len(text) == 3
+    path.write_text("abd")
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(text)
+
+
+def test_the_first_wrong_byte_is_named_wherever_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "own.txt"
+    for part in (3, 4, 100):
+        monkeypatch.setattr(corpus, "PART", part)
+        for content, where in ((b"abc\xc3\xa9\xe9 and", 5), (b"abcd\xf0\x9f\x99", 4)):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=f"not UTF-8 at byte {where};"):
+                list(corpus.Text([path]))

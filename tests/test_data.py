@@ -1,12 +1,15 @@
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from gpt import encode
 from gpt.corpus import tiny_shakespeare
 from gpt.data import AllWindows, CharData, DataConfig, RandomWindows
-from gpt.settings import UserError
 
 IDS = torch.arange(1000)
 
@@ -61,8 +64,58 @@ def test_tiny_shakespeare_is_split_as_everywhere():
     assert data.tokenizer.decode(data.train_ids[:40]) == tiny_shakespeare(Path("none"))[:40]
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(text):
-    data = CharData(DataConfig(path=str(text), folder="", val_fraction=0.1, batch_size=3), context_length=16, seed=0)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=2, accumulate_grad_batches=1, max_steps=1, global_step=0)
-    with pytest.raises(UserError, match=r"data\.batch_size = 3: not divisible among 2 processes"):
-        data.train_dataloader()
+def test_validation_batches_are_shared_whole():
+    alone = list(AllWindows(IDS, 16, 7))
+    shares = [list(AllWindows(IDS, 16, 7, rank, 2)) for rank in range(2)]
+    for k, batch in enumerate(alone):
+        assert all(torch.equal(a, b) for a, b in zip(batch, shares[k % 2][k // 2], strict=True))
+    assert len(list(AllWindows(IDS, 16, 100, rank=1, world=2))) == 1  # fewer batches than processes: all do all
+
+
+def corpus(tmp_path: Path, tokenizer: str, **changes) -> CharData:
+    text = "To be, or not to be: π 🙂 that is the question.\n" * 40
+    (tmp_path / "text.txt").write_text(text)
+    settings = dict(path=str(tmp_path / "text.txt"), folder=str(tmp_path / "kept"), val_fraction=0.2, batch_size=2)
+    return CharData(DataConfig(**settings, tokenizer=tokenizer, bpe_vocab_size=60, **changes), context_length=16, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_a_large_text_is_encoded_once_into_a_file(kind, tmp_path, monkeypatch):
+    if kind == "bpe":
+        pytest.importorskip("tokenizers", reason="extra hf is not installed")
+    small = corpus(tmp_path, kind)
+    monkeypatch.setattr(encode, "IN_MEMORY", 10)
+    large = corpus(tmp_path, kind)
+    assert isinstance(large.train_ids, np.memmap)
+    assert large.train_ids.dtype == np.uint8
+    for part in ("train_ids", "val_ids"):
+        assert np.array_equal(getattr(large, part), getattr(small, part))
+    whole = (tmp_path / "text.txt").read_text()
+    assert small.tokenizer.decode([*small.train_ids.tolist(), *small.val_ids.tolist()]) == whole
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert [path.suffix for path in kept] == [".ids", ".json"]
+    before = [path.stat().st_mtime_ns for path in kept]
+    corpus(tmp_path, kind)
+    assert [path.stat().st_mtime_ns for path in kept] == before  # not made again
+    kept[0].write_bytes(kept[0].read_bytes()[:-1] + b"x")
+    again = corpus(tmp_path, kind)
+    assert np.array_equal(again.val_ids, small.val_ids)  # made again
+    kept[1].write_text("{")
+    assert np.array_equal(corpus(tmp_path, kind).val_ids, small.val_ids)
+
+
+def test_two_processes_may_encode_at_once(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be.\n" * 50_000)
+    code = (
+        "import sys; from pathlib import Path; import gpt.encode as e; from gpt.corpus import Text\n"
+        "from gpt.tokenizer import CharTokenizer; e.IN_MEMORY = 10\n"
+        "text = Text([Path(sys.argv[1])]); tokenizer = CharTokenizer.from_parts(text)\n"
+        "train, val = e.encode(text, tokenizer, 900_000, Path(sys.argv[2])); print(len(train), len(val), int(val.sum()))"
+    )
+    command = [sys.executable, "-c", code, str(text), str(tmp_path / "kept")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=100)[0] for process in processes]
+    assert said[0].startswith("900000 150000 ")
+    assert said == said[:1] * 3
+    assert len(list((tmp_path / "kept").iterdir())) == 2

@@ -36,7 +36,7 @@ def test_a_launcher_runs_a_sweep(launcher, settings, tmp_path, text):
     assert "model.n_head = 3" in (folder / "n_head=3" / "error.txt").read_text()
     assert "model.n_head = 3" in (folder / "compare.md").read_text()
     if launcher == "joblib":  # two jobs at once share the cores
-        threads = json.loads((folder / "n_head=2" / "run.json").read_text())["threads"]
+        threads = json.loads((folder / "n_head=2" / "run.json").read_text())["machine"]["threads"]
         assert threads == max(1, os.cpu_count() // 2)
 
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 from test_sweep import history
+from test_train import no_compiler
 
 from conftest import ROOT, TINY
 from gpt.checkpoint import AtomicCheckpointIO
+from gpt.module import GPTModule
 from gpt.run import locked
 from gpt.settings import UserError
 
@@ -56,6 +58,36 @@ def test_any_end_and_a_new_beginning_make_the_run_that_was_never_stopped(call, t
     assert all(parts[key] == whole[key] for key in ("best_val_loss", "best_step", "final_val_loss", "step"))
 
 
+VARIANTS = {
+    "bfloat16": ["trainer.precision=bf16-mixed"],
+    "compiled": ["trainer.compile=true"],
+}
+
+
+@pytest.mark.parametrize("stop", [4, 5])  # a step that is, and one that is not one of a validation
+@pytest.mark.parametrize("variant", [pytest.param(v, marks=no_compiler if v == "compiled" else ()) for v in VARIANTS])
+def test_whatever_is_trained_goes_on_to_the_last_bit(variant, stop, call, text, monkeypatch):
+    settings = [*TINY, *VARIANTS[variant], "model.dropout=0.1", "trainer.max_steps=8", "trainer.val_check_interval=2"]
+    settings += [f"data.path={text}", "trainer.log_every_n_steps=1"]
+    assert call(*settings, "hydra.run.dir=whole")[0] == 0
+
+    def kill(self, *args) -> None:
+        if self.trainer.global_step == stop - 1:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GPTModule, "on_train_batch_start", kill)
+        assert call(*settings, "hydra.run.dir=parts")[0] == 138
+    assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == stop
+    code, _, err = call("resume=parts")
+    assert code == 0, err
+    assert history("parts") == history("whole")
+    for name in ("best", "last"):
+        parts, whole = (torch.load(f"{run}/checkpoints/{name}.ckpt", weights_only=True) for run in ("parts", "whole"))
+        assert all(torch.equal(parts["state_dict"][key], tensor) for key, tensor in whole["state_dict"].items())
+        assert str(parts["optimizer_states"]) == str(whole["optimizer_states"])
+
+
 def test_more_steps_go_on_from_the_end(call, trained):
     half = trained / "checkpoints" / ".last.ckpt.tmp-1"  # what a killed process was writing
     half.touch()
@@ -94,15 +126,28 @@ def test_what_would_make_another_run_is_refused(given, said, call, trained):
 
 def test_another_text_is_refused_and_another_machine_is_named(call, trained, text):
     run = json.loads((trained / "run.json").read_text())
-    run["threads"] += 1
+    run["machine"]["threads"] += 1
+    run["machine"]["device"] = "cuda:0"
     (trained / "run.json").write_text(json.dumps(run))
     code, _, err = call(f"resume={trained}", "trainer.max_steps=5")
     assert code == 0
     assert err.startswith("note: threads ")
+    assert "\nnote: device cpu where the run began with cuda:0: its last digits may differ\n" in err
     text.write_text(text.read_text() + "more")
     code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
     assert code == 2
     assert "not the text that the run" in err
+
+
+def test_weights_alone_are_refused(call, trained):
+    last = trained / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    del content["optimizer_states"]
+    torch.save(content, last)
+    code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
+    assert code == 2
+    assert "weights alone, no optimizer state" in err
+    assert err.count("\n") == 1
 
 
 def test_a_second_process_is_refused_by_number(call, trained):
@@ -131,6 +176,31 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_is_needed(tmp_path)
         files.save_checkpoint({"state_dict": {"a": torch.ones(100_000)}}, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_rename_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path, files = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    files.save_checkpoint({"state_dict": {}}, path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(UserError, match=r"not written.*Input/output error"):
+        files.save_checkpoint({"state_dict": {"a": torch.ones(10)}}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_nan_in_one_batch_ends_the_run_before_it_is_saved(call, text, monkeypatch):
+    loss = GPTModule.loss
+
+    def broken(self, batch):
+        return loss(self, batch) * (torch.nan if self.trainer.training and self.trainer.global_step == 5 else 1)
+
+    monkeypatch.setattr(GPTModule, "loss", broken)
+    code, _, err = call(*TINY, f"data.path={text}", "trainer.max_steps=8", "trainer.val_check_interval=2", "hydra.run.dir=run")
+    assert code == 2
+    assert "train/grad_norm = nan: not finite at step 5" in err
+    assert "its last good checkpoint is " in err
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
 
 
 def test_the_last_good_checkpoint_is_named_where_a_run_diverges(call, text):

@@ -52,7 +52,7 @@ def test_edges(write):
     assert greedy[0] == greedy[1]
     assert write("--prompt", "O", "--tokens", "5", "--top-k", "1000")[0]
     out, err = write("--prompt", "O me " * 9, "--tokens", "1")
-    assert "45 characters; the model sees the last 16" in err
+    assert "45 tokens; the model sees the last 16" in err
     assert out.startswith("O me " * 9)
 
 

@@ -1,17 +1,77 @@
+import json
+import random
+
+import numpy as np
 import pytest
 import torch
 
 from gpt.settings import UserError
-from gpt.tokenizer import CharTokenizer
+from gpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, restore
+
+TEXT = "To be,\nor not to be: π 🙂\r\nthat is the question.\n"
 
 
-def test_round_trip():
-    text = "To be,\nor not: π 🙂\r\n"
-    tokenizer = CharTokenizer.from_text(text)
-    ids = tokenizer.encode(text)
+def make(kind: str):
+    if kind == "bpe":
+        pytest.importorskip("tokenizers", reason="extra hf is not installed")
+        return BPETokenizer.from_parts([TEXT], vocab_size=45)
+    return ByteTokenizer() if kind == "byte" else CharTokenizer.from_text(TEXT)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_round_trip(kind):
+    tokenizer = make(kind)
+    ids = tokenizer.encode(TEXT)
     assert ids.dtype == torch.int64
-    assert tokenizer.decode(ids) == text
-    assert len(tokenizer) == len(set(text))
+    assert tokenizer.decode(ids) == TEXT
+    characters, size = tokenizer.lengths[:, ids].sum(dim=1).tolist()
+    assert (characters, size) == (len(TEXT), len(TEXT.encode()))
+    again = restore(json.loads(json.dumps(tokenizer.state)))
+    assert again.state == tokenizer.state
+    assert torch.equal(again.encode(TEXT), ids)
+
+
+def test_what_each_kind_has():
+    assert len(make("char")) == len(set(TEXT))
+    assert make("byte").encode("é").tolist() == [0xC3, 0xA9]
+    bpe = make("bpe")
+    assert len(bpe) == 45
+    assert len(bpe.encode(TEXT)) < len(TEXT)
+    assert b" be" in bpe.pieces
+
+
+def test_byte_pairs_do_not_depend_on_chance():
+    pytest.importorskip("tokenizers", reason="extra hf is not installed")
+    text = "".join(random.Random(0).choices("ab \n", k=5000))
+    made = [BPETokenizer.from_parts([text], vocab_size=100).state for _ in range(3)]
+    assert made[0] == made[1] == made[2]
+
+
+def test_characters_are_found_in_parts():
+    assert CharTokenizer.from_parts(["cab", "", "bé", "abz"]).vocabulary == "abczé"
+
+
+def test_ids_take_few_bytes_and_compare_with_a_slow_way():
+    tokenizer = make("char")
+    for text in (TEXT, "To be", ""):
+        assert tokenizer.ids(text).tolist() == [tokenizer.vocabulary.index(char) for char in text]
+        assert tokenizer.ids(text).dtype == np.uint16
+
+
+@pytest.mark.parametrize("state", [{}, None, {"kind": "char"}, {"kind": "char", "vocabulary": 7}, {"kind": "word"}])
+def test_a_state_that_is_none_is_refused(state):
+    with pytest.raises(UserError, match="tokenizer = "):
+        restore(state)
+
+
+def test_a_damaged_state_is_refused():
+    make("bpe")
+    with pytest.raises(UserError, match="tokenizer = bpe: damaged"):
+        restore({"kind": "bpe", "definition": {"model": "os.system"}})
+
+
+def test_control_characters_are_found():
+    assert CharTokenizer.from_text("a\tb\x00\x1b\n").control == "\x00\x1b"
 
 
 def test_ids_follow_code_points():
@@ -21,6 +81,15 @@ def test_ids_follow_code_points():
 def test_unknown_characters_are_named():
     with pytest.raises(UserError, match=r"'\?', 'é' not among the 3 characters"):
         CharTokenizer("abc").encode("aé?")
+    with pytest.raises(UserError, match=r"'\?' not among the 3 characters"):
+        CharTokenizer("abc").encode("a?")
+    with pytest.raises(UserError, match=r"'é', '\\ud800' not among"):
+        CharTokenizer("abc").encode("aé\ud800")
+    with pytest.raises(UserError, match=r"'\?', 'é' not among"):
+        make("bpe").encode("To é be?")
+    with pytest.raises(UserError, match=r"'\\ud800' not among"):
+        make("bpe").encode("To\ud800")
+    assert make("bpe").known("To é be?") == make("char").known("To é be?") == "To  be"
 
 
 def test_a_vocabulary_has_each_character_once():

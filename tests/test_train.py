@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def test_averaged_weights_are_what_is_validated_and_saved(call, text):
     assert code == 0, err
     saved = torch.load("run/checkpoints/best.ckpt", weights_only=True)
     assert any(not torch.equal(saved["state_dict"][name], now) for name, now in saved["current_model_state"].items())
-    assert evaluate.evaluate("run")["val"] == json.loads(Path("run/result.json").read_text())["best_val_loss"]
+    assert evaluate.evaluate("run")["val"]["loss"] == json.loads(Path("run/result.json").read_text())["best_val_loss"]
 
 
 def test_everything_is_counted_in_optimizer_steps(call, text):
@@ -149,8 +150,9 @@ def test_best_and_last_are_what_they_say(call, text):
 
 def test_evaluate_finds_the_loss_that_training_found(trained):
     found = evaluate.evaluate(str(trained))
-    assert found["val"] == json.loads((trained / "result.json").read_text())["best_val_loss"]
-    assert found["train"] > 0
+    assert found["val"]["loss"] == json.loads((trained / "result.json").read_text())["best_val_loss"]
+    assert found["val"]["bits_per_char"] == found["val"]["bits_per_byte"] == pytest.approx(found["val"]["loss"] / math.log(2))
+    assert found["train"]["loss"] > 0
     assert evaluate.evaluate(str(trained / "checkpoints" / "last.ckpt"))["val"] == found["val"]  # a file as well as a folder
 
 

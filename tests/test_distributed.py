@@ -1,0 +1,114 @@
+"""Two real processes on this machine's CPU, which talk through gloo, train as one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import begin, wait_for_step
+from test_sweep import history
+
+import evaluate
+from conftest import ROOT, TINY
+from gpt.checkpoint import load
+
+RUN = [*TINY, "callbacks.samples=null", "data.batch_size=4", "model.dropout=0", "trainer.max_steps=50"]
+RUN += ["trainer.val_check_interval=20", "trainer.log_every_n_steps=1"]
+TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
+METRICS = ("train/loss", "val/loss", "val/bits_per_char", "train/grad_norm", "lr")
+
+
+def together(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
+    """Run scripts/train.py in two processes; return what they print."""
+    command = [sys.executable, *launcher, str(ROOT / "scripts" / "train.py"), *arguments]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def assert_same(run: str, other: str) -> None:
+    """What both have logged is the same but for rounding; and what each says of its best checkpoint is so to the last digit."""
+    for row, expected in zip(history(run), history(other), strict=True):
+        assert row["step"] == expected["step"]
+        for name in METRICS:
+            assert bool(row[name]) == bool(expected[name])
+            if row[name]:
+                assert float(row[name]) == pytest.approx(float(expected[name]), abs=1e-5, rel=1e-4 if "norm" in name else 0)
+    for folder in (run, other):
+        assert evaluate.evaluate(folder)["val"]["loss"] == json.loads(Path(folder, "result.json").read_text())["best_val_loss"]
+
+
+def test_two_processes_train_as_one(call, text):
+    settings = [*RUN, f"data.path={text}"]
+    assert call(*settings, "hydra.run.dir=one")[0] == 0
+    out = together(*settings, "trainer=ddp", *TWO, "hydra.run.dir=two")
+    assert out.count("val loss") == 1  # one of them speaks
+    assert_same("two", "one")
+    assert json.loads(Path("two/run.json").read_text())["machine"]["processes"] == 2
+    two, one = (load(Path(run, "checkpoints", "last.ckpt"))[0].state_dict() for run in ("two", "one"))
+    assert all(torch.allclose(two[name], tensor, atol=1e-4) for name, tensor in one.items())
+    assert not list(Path().glob("outputs/*"))
+
+
+def test_a_signal_stops_both_and_one_goes_on_alone(call, text):
+    settings = [*RUN, f"data.path={text}"]
+    assert call(*settings, "hydra.run.dir=one")[0] == 0
+    process = begin(*settings, "trainer=ddp", *TWO, "hydra.run.dir=two")
+    wait_for_step(process, 20)
+    process.send_signal(signal.SIGTERM)  # to the first alone
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 143, err
+    assert out.count("all is saved") == 1
+    code, _, err = call("resume=two", "trainer.devices=1", "trainer.strategy=auto")
+    assert code == 0, err
+    assert "note: processes 1 where the run began with 2: its last digits may differ" in err
+    assert_same("two", "one")
+
+
+def test_torchrun_goes_on_with_the_run_of_one(call, text):
+    settings = [*RUN, f"data.path={text}", "trainer.accumulate_grad_batches=2", "trainer.max_steps=20"]
+    for run in ("one", "two"):
+        assert call(*settings, f"hydra.run.dir={run}")[0] == 0
+    assert call("resume=one", "trainer.max_steps=50")[0] == 0
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    together("resume=two", "trainer.max_steps=50", "trainer.strategy=ddp", "trainer.devices=2", launcher=torchrun)
+    assert_same("two", "one")
+
+
+def test_shares_of_the_weights(call, text):
+    settings = [*RUN, f"data.path={text}", "optimizer=adamw", "trainer.precision=32"]
+    together(*settings, "trainer=fsdp", "trainer.precision=32", *TWO, "hydra.run.dir=two")
+    assert call(*settings, "hydra.run.dir=one")[0] == 0
+    assert_same("two", "one")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["trainer=fsdp", *TWO], "optimizer = muon: needs whole matrices"),
+        (["trainer=ddp", *TWO, "data.batch_size=3"], "data.batch_size = 3: not divisible among 2 processes"),
+        (["-m", "trainer=ddp", *TWO, "seed=1,2"], "trainer.devices = 2: in a sweep or search, one for each job"),
+        (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=4096"], "trainer.devices = 4096: more processes than"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_processes_cannot_do_is_refused(given, said, call, text):
+    flags = [word for word in given if word.startswith("-")]
+    code, out, err = call(*flags, *RUN, f"data.path={text}", *given[len(flags) :])
+    assert code == 2
+    assert said in (out + err)
+    assert "Traceback" not in err
+    assert not [path for path in Path().glob("outputs/*") if path.name != "sweeps"]
+
+
+def test_processes_need_one_folder(call, text, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as torchrun does
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = call(*RUN, f"data.path={text}", "trainer=ddp", *TWO)
+    assert code == 2
+    assert "2 processes need one folder; set hydra.run.dir=outputs/NAME" in err
