@@ -104,13 +104,13 @@ class Text:
         if before not in (None, self.known):
             raise UserError(f"data.path = {self.files[0]}: changed while it was read; start again")
 
-    def span(self, start: int, end: int) -> Iterator[str] | Iterator[bytes]:
-        """The part from `start` to `end`, in parts."""
-        position = 0
+    def first(self, end: int) -> Iterator[str] | Iterator[bytes]:
+        """Its first `end` characters, in parts."""
         for part in self:
-            if piece := part[max(0, start - position) : max(0, end - position)]:
-                yield piece
-            position += len(part)
+            yield part[:end]
+            end -= len(part)
+            if end <= 0:
+                return
 
     def _parts(self, path: Path) -> Iterator[str] | Iterator[bytes]:
         decoder, done = codecs.getincrementaldecoder("utf-8-sig")(), 0

@@ -21,7 +21,7 @@ def make_tokenizer(text: Text, kind: str, bpe_vocab_size: int, split: float) -> 
         return CharTokenizer.from_parts(text)
     if kind == "byte":
         return ByteTokenizer()
-    return BPETokenizer.from_parts(text.span(0, min(int(len(text) * split), BPE_SAMPLE)), bpe_vocab_size)
+    return BPETokenizer.from_parts(text.first(min(int(len(text) * split), BPE_SAMPLE)), bpe_vocab_size)
 
 
 def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -32,24 +32,30 @@ def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[
     """
     dtype = np.dtype("u1" if len(tokenizer) <= 2**8 else "<u2")
 
-    def parts(start: int, end: int) -> Iterator[np.ndarray]:
-        return (tokenizer.ids(part).astype(dtype, copy=False) for part in text.span(start, end))
+    def parts() -> Iterator[np.ndarray]:
+        position = 0
+        for part in text:
+            cut = min(max(split - position, 0), len(part))  # where validation begins
+            position += len(part)
+            for n, piece in enumerate((part[:cut], part[cut:])):
+                ids = tokenizer.ids(piece).astype(dtype, copy=False)
+                counts[n] += len(ids)
+                yield ids
 
+    counts = [0, 0]
     if len(text) <= IN_MEMORY:
-        none = np.empty(0, dtype)
-        return np.concatenate([none, *parts(0, split)]), np.concatenate([none, *parts(split, len(text))])
+        whole = np.concatenate(list(parts()))
+        return whole[: counts[0]], whole[counts[0] :]
     key = hashlib.sha256(json.dumps([text.sha256, tokenizer.state, split]).encode()).hexdigest()
     ids, about = folder / f"{key}.ids", folder / f"{key}.json"
     train = intact(ids, about)
     if train is None:
-        digest, count = hashlib.sha256(), 0
+        digest = hashlib.sha256()
         with atomic(ids) as file:
-            for start, end in ((0, split), (split, len(text))):
-                train = count
-                for part in parts(start, end):
-                    digest.update(part)
-                    count += len(part)
-                    file.write(part)
+            for part in parts():
+                digest.update(part)
+                file.write(part)
+        train = counts[0]
         write_text(about, json.dumps({"train": train, "sha256": digest.hexdigest()}))
     mapped = np.memmap(ids, dtype, mode="r")
     return mapped[:train], mapped[train:]

@@ -116,8 +116,10 @@ class CharTokenizer(Tokenizer):
         return table
 
     def ids(self, text: str) -> np.ndarray:
-        wide = () if text.isascii() else ("utf-32-le", "surrogatepass")
-        ids = self.table[np.frombuffer(text.encode(*wide), dtype=np.uint32 if wide else np.uint8)]
+        if text.isascii() and len(self) < 256:  # twice as fast as the table in numpy
+            ids = np.frombuffer(text.encode().translate(self.table[:256].astype(np.uint8).tobytes()), dtype=np.uint8)
+        else:
+            ids = self.table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)]
         if ids.max(initial=0) == len(self):
             raise self.unknown(text)
         return ids
