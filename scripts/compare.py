@@ -78,7 +78,12 @@ def read_run(folder: Path) -> Run:
             curve = [(int(row["step"]) + 1, float(row["val/loss"])) for row in csv.DictReader(file) if row.get("val/loss")]
     if error.exists() and not result.exists():
         return Run(folder, decisive(settings), None, curve, error.read_text(encoding="utf-8").partition("\n")[0])
-    return Run(folder, decisive(settings), json.loads(result.read_text(encoding="utf-8")) if result.exists() else None, curve)
+    found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
+    if found and settings["data"].get("tokenizer", "char") != "char":  # then losses compare per character, as others are
+        share = found["final_bits_per_char"] * math.log(2) / found["final_val_loss"]
+        found |= {key: share * found[key] for key in ("best_val_loss", "final_val_loss") if found[key] is not None}
+        curve = [(step, share * loss) for step, loss in curve]
+    return Run(folder, decisive(settings), found, curve)
 
 
 def read_runs(folder: Path) -> list[Run]:
