@@ -150,7 +150,11 @@ class GracefulStop(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int
     ) -> None:
         boundary, self.step = trainer.global_step != self.step, trainer.global_step
-        if boundary and trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+        if not boundary:
+            return
+        noted = torch.tensor(self.signal or 0, device=pl_module.device)
+        self.signal = int(trainer.strategy.reduce(noted, reduce_op="max"))  # of any process
+        if self.signal:
             self.stopping = True
             due = (batch_idx + 1) % trainer.val_check_batch == 0 or trainer.global_step >= trainer.max_steps
             if not due:  # else the validation, which comes first, ends in a checkpoint
@@ -160,7 +164,8 @@ class GracefulStop(Callback):
         if self.stopping:
             if trainer.is_global_zero:
                 print(f"stopped after {trainer.global_step:,} steps, all is saved; {self.advice}", flush=True)
-            raise SystemExit(128 + (self.signal or signal.SIGTERM))
+            # Lightning kills the first process when another that it has started ends with anything but 0
+            raise SystemExit(128 + self.signal if trainer.is_global_zero else 0)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")

@@ -7,6 +7,7 @@ A checkpoint is Lightning's, plus a card under "gpt" that says how to make the m
 import contextlib
 import os
 import pickle
+import platform
 import re
 import shutil
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` if the block ends well; else `path` stays as it was and nothing is left over."""
     path = Path(os.path.realpath(path))  # through links, so that the link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    staged = path.with_name(f".{path.name}.tmp-{platform.node()}-{os.getpid()}")
     try:
         with open(staged, "wb") as file:
             yield file

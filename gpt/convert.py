@@ -181,7 +181,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     """The tokenizer as the content of a tokenizer.json, with the same ids."""
     hf = load_tokenizers()
     if isinstance(tokenizer, BPETokenizer):
-        return tokenizer.definition
+        return tokenizer.bpe.to_str()
     if isinstance(tokenizer, CharTokenizer):
         made = hf.Tokenizer(hf.models.WordLevel({char: n for n, char in enumerate(tokenizer.vocabulary)}))
         made.pre_tokenizer = hf.pre_tokenizers.Split(hf.Regex(r"[\s\S]"), behavior="isolated")  # a dot leaves out new lines

@@ -58,9 +58,13 @@ def find_files(path: str) -> list[Path]:
     place = Path(path)
     if place.is_file():
         return [place]
-    pattern = str(place / "**") if place.is_dir() else path  # by glob, hidden ones are left out
-    if found := sorted(file for name in glob.glob(pattern, recursive=True) if (file := Path(name)).is_file()):
-        return found
+    pattern = str(Path(glob.escape(path)) / "**") if place.is_dir() else path  # by glob, hidden ones are left out
+    found: dict[Path, Path] = {}
+    for file in sorted(map(Path, glob.glob(pattern, recursive=True))):
+        if file.is_file():
+            found.setdefault(file.resolve(), file)  # once, though links may lead to it
+    if found:
+        return list(found.values())
     why = "a folder without files" if place.is_dir() else "not a file" if place.exists() else "no such file"
     raise UserError(f"data.path = {path}: {why}; give a text file, a folder or a pattern, or leave it out for Tiny Shakespeare")
 
@@ -113,9 +117,12 @@ class Text:
                 return
 
     def _parts(self, path: Path) -> Iterator[str] | Iterator[bytes]:
-        decoder, done = codecs.getincrementaldecoder("utf-8-sig")(), 0
+        decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
         try:
             with open(path, "rb") as file:
+                if not self.raw and file.read(3) == codecs.BOM_UTF8:
+                    done = 3
+                file.seek(done)
                 while content := file.read(PART):
                     pending = len(decoder.getstate()[0])
                     yield content if self.raw else decoder.decode(content)

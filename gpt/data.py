@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
@@ -38,8 +39,8 @@ class DataConfig:
             raise ValueError(f"batch_size = {self.batch_size}: must be at least 1; set a positive number")
         if self.tokenizer not in KINDS:
             raise ValueError(f"tokenizer = {self.tokenizer}: unknown; choose one of {', '.join(KINDS)}")
-        if not 2 <= self.bpe_vocab_size <= 2**16:
-            raise ValueError(f"bpe_vocab_size = {self.bpe_vocab_size}: must be from 2 to {2**16}; set for instance 512")
+        if not 2**8 <= self.bpe_vocab_size <= 2**16:
+            raise ValueError(f"bpe_vocab_size = {self.bpe_vocab_size}: must be from {2**8} to {2**16}; set for instance 512")
 
 
 def batch_of(windows: np.ndarray) -> Batch:
@@ -154,4 +155,6 @@ class CharData(L.LightningDataModule):
         """The pass over `ids` that makes a loss exact: each position once, this process's share of it."""
         # Windows are small and nothing is kept for a backward pass: a fixed size, so that no setting changes the sum's order
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.trainer and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            rank, world = 0, 1  # weights are gathered for each batch: all must have equally many
         return AllWindows(ids, self.context_length, 32, rank, world)

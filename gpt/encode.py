@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from gpt.checkpoint import atomic, write_text
 from gpt.corpus import Text
@@ -28,7 +29,7 @@ def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[
     """The ids of `text` up to character `split` and from there on, one byte each if that is enough, else two.
 
     Those of a large text are kept in `folder`, under the SHA-256 of text, tokenizer and split, and mapped into memory: what
-    is never read takes none. Several processes may do this at once.
+    is never read takes none.
     """
     dtype = np.dtype("u1" if len(tokenizer) <= 2**8 else "<u2")
 
@@ -47,16 +48,19 @@ def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[
         whole = np.concatenate(list(parts()))
         return whole[: counts[0]], whole[counts[0] :]
     key = hashlib.sha256(json.dumps([text.sha256, tokenizer.state, split]).encode()).hexdigest()
+    folder = folder / ".ids"  # hidden, so no part of a text that is in the same folder
+    folder.mkdir(parents=True, exist_ok=True)
     ids, about = folder / f"{key}.ids", folder / f"{key}.json"
-    train = intact(ids, about)
-    if train is None:
-        digest = hashlib.sha256()
-        with atomic(ids) as file:
-            for part in parts():
-                digest.update(part)
-                file.write(part)
-        train = counts[0]
-        write_text(about, json.dumps({"train": train, "sha256": digest.hexdigest()}))
+    with FileLock(folder / f"{key}.lock"):  # a second process waits, and finds it done
+        train = intact(ids, about)
+        if train is None:
+            digest = hashlib.sha256()
+            with atomic(ids) as file:
+                for part in parts():
+                    digest.update(part)
+                    file.write(part)
+            train = counts[0]
+            write_text(about, json.dumps({"train": train, "sha256": digest.hexdigest()}))
     mapped = np.memmap(ids, dtype, mode="r")
     return mapped[:train], mapped[train:]
 

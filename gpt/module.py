@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -45,12 +44,6 @@ class GPTModule(L.LightningModule):
         self.model, self.card = model, card
         self.optimizer_config, self.scheduler_config = optimizer, scheduler
         self.latest_loss: Tensor | float = math.nan  # of training
-
-    def configure_model(self) -> None:
-        """With trainer=fsdp, each process keeps its share of every weight and gathers a block's when it is that block's turn."""
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            for part in (*self.model.blocks, self.model):
-                fully_shard(part)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats per token, which in general is a character."""
@@ -134,3 +127,11 @@ class GPTModule(L.LightningModule):
             schedule = config.scheduler
             for group, base, factor in zip(self.optimizers().param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                 group["lr"] = base * factor(schedule.last_epoch)
+
+
+class ShardedGPTModule(GPTModule):
+    """For trainer=fsdp: each process keeps its share of every weight, and gathers a block's when it is that block's turn."""
+
+    def configure_model(self) -> None:
+        for part in (*self.model.blocks, self.model):
+            fully_shard(part)

@@ -26,9 +26,11 @@ from gpt.data import CharData
 from gpt.logger import MetricsFile
 from gpt.model import GPTConfig, parameter_count
 from gpt.settings import UserError, decisive
+from gpt.tokenizer import Tokenizer, restore
 
 C = TypeVar("C", bound=L.Callback)
-# What may differ when a run goes on. The last ones move it to other devices: the same batches, other last digits
+# What may differ when a run goes on. The last ones move it to other devices: the same batches, other last digits. Not from or
+# to fsdp, though, for which the optimizer's state is kept in another order
 HARMLESS = {"trainer.max_steps", "trainer.log_every_n_steps"}
 HARMLESS |= {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy")}
 
@@ -69,22 +71,32 @@ def own_settings(place: str, typed: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def check_room(run_dir: Path, config: GPTConfig, tokens: int) -> None:
-    """Raises UserError if a run cannot fit into the memory or onto the disk, for batches of so many tokens. Counted is what it
-    takes at least, in float32: weights, gradients and one moment of them, and what the blocks' matrix products must remember."""
-    weights = 12 * parameter_count(config)
-    needed = weights + 4 * 12 * config.n_layer * config.n_embd * tokens
+def check_room(run_dir: Path, config: GPTConfig, tokens: int, trainer: L.Trainer) -> None:
+    """Raises UserError if a run on CPUs cannot fit into memory, or a new one onto the disk, for batches of so many tokens.
+
+    Counted is what it takes at least: weights, gradients and one moment of them, and the inputs of the blocks' matrix products.
+    """
+    size, processes = parameter_count(config), trainer.world_size // trainer.num_nodes
+    wide = 2 if trainer.precision == "bf16-mixed" else 4
+    needed = 12 * size * processes + wide * 12 * config.n_layer * config.n_embd * tokens // trainer.num_nodes
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
-    if needed > there:
+    if needed > there and trainer.strategy.root_device.type == "cpu":
         raise UserError(
-            f"model, data.batch_size = {parameter_count(config):,} parameters, {tokens:,} tokens a batch: at least "
-            f"{needed / 2**30:,.0f} GiB of memory, and there are {there / 2**30:,.0f}; choose less of either"
+            f"model, data.batch_size = {size:,} parameters, {tokens:,} tokens a batch: at least {needed / 2**30:,.0f} GiB of "
+            f"memory, and there are {there / 2**30:,.0f}; choose less of either"
         )
     place = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
-    if 3 * weights > (free := shutil.disk_usage(place).free):  # best, last, and the next one while it is written
+    free, needed = shutil.disk_usage(place).free, 3 * 8 * size  # best, last, and the next one while it is written
+    if needed > free and not (run_dir / "checkpoints").exists():
         raise UserError(
-            f"run_dir = {run_dir}: {free:,} bytes free, and checkpoints take {3 * weights:,}; make room, or choose another folder"
+            f"run_dir = {run_dir}: {free:,} bytes free, and checkpoints take {needed:,}; make room, or choose another folder"
         )
+
+
+def kept_tokenizer(run_dir: Path) -> Tokenizer | None:
+    """The tokenizer of a run that goes on: another version of the library might find other pieces."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    return restore(read(last)["gpt"].get("tokenizer")) if last.exists() else None
 
 
 def machine(trainer: L.Trainer) -> dict[str, Any]:
@@ -108,7 +120,9 @@ def earlier(
     if not (run_dir / "config.yaml").exists():
         return None, None
     held, asked = decisive(load_text(run_dir / "config.yaml", yaml.safe_load)), decisive(settings)
-    differing = [key for key in dict.fromkeys([*asked, *held]) if key not in HARMLESS and held.get(key) != asked.get(key)]
+    sharded = {"trainer.strategy"} if "fsdp" in (held.get("trainer.strategy"), asked.get("trainer.strategy")) else set()
+    keys = [key for key in dict.fromkeys([*asked, *held]) if key not in HARMLESS - sharded]
+    differing = [key for key in keys if held.get(key) != asked.get(key)]
     if differing:
         values = [", ".join(str(values.get(key)) for key in differing) for values in (asked, held)]
         raise UserError(f"{', '.join(differing)} = {values[0]}: the run in {run_dir} has {values[1]}; choose another folder")
@@ -207,6 +221,7 @@ def collect(trainer: L.Trainer, parameters: int, seconds: float) -> tuple[dict[s
         "final_val_loss": trainer.callback_metrics["val/loss"].item(),
         "final_bits_per_char": trainer.callback_metrics["val/bits_per_char"].item(),
         "step": trainer.global_step,
+        "vocab_size": trainer.lightning_module.model.config.vocab_size,
         "parameters": parameters,
         "seconds": round(throughput.elapsed if throughput else seconds, 1),
         "chars_per_second": round(throughput.characters / throughput.seconds, 1) if throughput else None,

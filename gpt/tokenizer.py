@@ -146,39 +146,41 @@ class ByteTokenizer(Tokenizer):
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-pair encoding (Sennrich et al. 2016; [G] section 4.1) over bytes, by Hugging Face's `tokenizers` (extra hf)."""
+    """Byte-pair encoding (Sennrich et al. 2016; Radford et al. 2018, section 4.1) by Hugging Face's `tokenizers` (extra hf).
 
-    def __init__(self, definition: str) -> None:
-        """`definition`: the content of a tokenizer.json."""
-        self.definition = definition
-        self.bpe = load_tokenizers().Tokenizer.from_str(definition)
-        names, byte_of = self.bpe.get_vocab(), byte_letters()
-        self.pieces = [bytes(byte_of[letter] for letter in name) for name in sorted(names, key=names.get)]
+    Over bytes, as in GPT-2: all 256 are pieces, so any text has ids. `vocabulary`: all pieces as `byte_letters` write them, in
+    the order of their ids; `merges`: which two make a new one, most frequent first.
+    """
+
+    def __init__(self, vocabulary: list[str], merges: list[tuple[str, str]]) -> None:
+        hf, letters = load_tokenizers(), byte_letters()
+        if len(vocabulary) > 2**16:
+            raise UserError(f"data.bpe_vocab_size = {len(vocabulary):,}: too many; set {2**16:,} or less")
+        self.vocabulary, self.merges = vocabulary, [tuple(pair) for pair in merges]
+        self.pieces = [bytes(letters[letter] for letter in piece) for piece in vocabulary]
+        self.bpe = hf.Tokenizer(hf.models.BPE({piece: i for i, piece in enumerate(vocabulary)}, self.merges))
+        self.bpe.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self.bpe.decoder = hf.decoders.ByteLevel()
 
     @classmethod
     def from_parts(cls, parts: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """The bytes of a text, and the pairs that are most frequent in it, merged until there are `vocab_size` pieces."""
-        tokenizers = load_tokenizers()
-        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-        bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        bpe.decoder = tokenizers.decoders.ByteLevel()
-        bpe.train_from_iterator(parts, tokenizers.trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
-        return cls(bpe.to_str())
+        """All bytes, and the pairs that are most frequent in a text, merged until there are `vocab_size` pieces."""
+        hf, empty = load_tokenizers(), cls(list(byte_letters()), [])
+        trainer = hf.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(byte_letters()), show_progress=False)
+        empty.bpe.train_from_iterator(parts, trainer)
+        made = json.loads(empty.bpe.to_str())["model"]
+        return cls(sorted(made["vocab"], key=made["vocab"].get), made["merges"])
 
     @property
     def state(self) -> dict[str, Any]:
-        return {"kind": "bpe", "definition": json.loads(self.definition)}
+        return {"kind": "bpe", "vocabulary": self.vocabulary, "merges": [list(pair) for pair in self.merges]}
 
     def ids(self, text: str) -> np.ndarray:
-        lines = re.split(r"(?<=\S)(?=\n)", text.encode(errors="replace").decode())  # where no piece is cut; in all cores' hands
-        ids = [i for line in self.bpe.encode_batch_fast(lines) for i in line.ids]
-        if self.join(ids) != text.encode(errors="surrogatepass"):  # what it has no piece for, it leaves out
-            raise self.unknown(text)
-        return np.array(ids, dtype=np.uint16)
+        lines = re.split(r"(?<=\S)(?=\n)", text.encode(errors="replace").decode())  # where no piece is cut; on all cores
+        return np.array([i for line in self.bpe.encode_batch_fast(lines) for i in line.ids], dtype=np.uint16)
 
     def knows(self, char: str) -> bool:
-        ids = self.bpe.encode(char.encode(errors="replace").decode()).ids
-        return self.join(ids) == char.encode(errors="surrogatepass")
+        return True
 
 
 def byte_letters() -> dict[str, int]:
@@ -205,7 +207,7 @@ def restore(state: Mapping[str, Any]) -> Tokenizer:
         if kind == "byte":
             return ByteTokenizer()
         if kind == "bpe":
-            return BPETokenizer(json.dumps(state["definition"]))
+            return BPETokenizer(state["vocabulary"], state["merges"])
     except UserError:
         raise
     except Exception as error:  # tokenizers raises no other kind

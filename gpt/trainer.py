@@ -21,11 +21,11 @@ from gpt.checkpoint import AtomicCheckpointIO
 from gpt.settings import UserError, build, did_you_mean
 
 PRECISIONS = ("auto", "32", "32-true", "bf16-mixed")  # float16 needs a scaled loss; all in bfloat16, a loss has three digits
-PASSED_ON = ("strategy", "num_nodes", "deterministic", "benchmark", "detect_anomaly", "profiler", "max_time")
+PASSED_ON = ("num_nodes", "deterministic", "benchmark", "detect_anomaly", "profiler", "max_time")
 STRATEGIES = {
-    # Buffers are constants; if they were sent at each forward pass, unequal numbers of validation batches would be waited for
-    "ddp": lambda: DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True),
-    "fsdp": lambda: ModelParallelStrategy(save_distributed_checkpoint=False),  # GPTModule.configure_model shards
+    "auto": lambda: "auto",
+    "ddp": lambda: DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True),  # buffers are constants
+    "fsdp": lambda: ModelParallelStrategy(save_distributed_checkpoint=False),  # with ShardedGPTModule
 }
 
 
@@ -42,6 +42,7 @@ class TrainerConfig:
     log_every_n_steps: int
     gradient_clip_val: float  # 0: off
     accumulate_grad_batches: int
+    strategy: str  # auto for one device, ddp or fsdp for several
 
     def __post_init__(self) -> None:
         for field in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
@@ -49,8 +50,9 @@ class TrainerConfig:
                 raise ValueError(f"{field} = {getattr(self, field)}: must be at least 1; set a positive number")
         if self.gradient_clip_val < 0:
             raise ValueError(f"gradient_clip_val = {self.gradient_clip_val}: must not be negative; set 0 for no clipping")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision = {self.precision}: not supported; choose one of {', '.join(PRECISIONS)}")
+        for field, choices in (("precision", PRECISIONS), ("strategy", STRATEGIES)):
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field} = {getattr(self, field)}: not supported; choose one of {', '.join(choices)}")
 
 
 def split_settings(values: Mapping[str, Any]) -> tuple[TrainerConfig, dict[str, Any]]:
@@ -91,7 +93,7 @@ def choose(values: Mapping[str, Any], flops: float) -> tuple[dict[str, Any], str
         obstacle = next((reason for reason, holds in obstacles.items() if holds), None)
         compiled = obstacle is None
         reasons.append("compiled: a long run" if compiled else f"not compiled: {obstacle}")
-    if values.get("strategy") == "fsdp":
+    if config.strategy == "fsdp":
         reasons.append("no samples and pictures: with fsdp, no process has the whole model")
     return {**values, "precision": precision, "compile": compiled}, "; ".join(reasons)
 
@@ -110,6 +112,7 @@ def build_trainer(values: Mapping[str, Any], run_dir: Path, callbacks: list[Call
         log_every_n_steps=config.log_every_n_steps,
         gradient_clip_val=config.gradient_clip_val or None,
         accumulate_grad_batches=config.accumulate_grad_batches,
+        strategy=STRATEGIES[config.strategy](),
         default_root_dir=run_dir,
         callbacks=[*callbacks, ValidateAtEnd()],
         logger=loggers,
@@ -119,8 +122,6 @@ def build_trainer(values: Mapping[str, Any], run_dir: Path, callbacks: list[Call
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),  # no other than ours
         enable_model_summary=False,
     )
-    if (name := others.get("strategy")) in STRATEGIES:
-        others["strategy"] = STRATEGIES[name]()
     try:
         trainer = L.Trainer(**(settings | others))
     except (MisconfigurationException, ValueError, TypeError) as error:

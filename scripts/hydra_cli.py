@@ -61,6 +61,11 @@ def typed_values(overrides: Sequence[str]) -> dict[str, Any]:
     return {override.key_or_group: None if override.is_delete() else override.value() for override in parsed}
 
 
+def quoted(key: str, value: str) -> str:
+    """An override as Hydra reads it, whatever is in the value."""
+    return f"{key}={value}" if re.fullmatch(r"[\w./-]+", value) else f"{key}='" + value.replace("'", r"\'") + "'"
+
+
 def run(main: Callable[[], Any]) -> None:
     """Call a function that Hydra decorates; raise UserError for what Hydra or its option parser complains about."""
     # Our launchers are the plugins' of the same name with other values, which is what Hydra warns of

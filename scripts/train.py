@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ def train(
         if trainer.world_size > 1 and alone:
             # Lightning starts the others, by this command: they join the run that now has a folder. With Hydra's help it would
             # start them from a file that Hydra has not written
-            sys.argv, HydraConfig.instance().cfg = [sys.argv[0], f"resume='{run_dir}'"], None
+            sys.argv, HydraConfig.instance().cfg = [sys.argv[0], hydra_cli.quoted("resume", str(run_dir))], None
         start = time.perf_counter()
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if "val/loss" not in trainer.callback_metrics:  # all was done before but the result
@@ -101,9 +102,9 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Mapping[str, Any] 
     from gpt.checkpoint import make_card
     from gpt.data import CharData, DataConfig
     from gpt.model import GPT, GPTConfig, flops_per_token
-    from gpt.module import GPTModule
+    from gpt.module import GPTModule, ShardedGPTModule
     from gpt.optim import SchedulerConfig, optimizer_config
-    from gpt.run import check_room
+    from gpt.run import check_room, kept_tokenizer
     from gpt.settings import build, convert, did_you_mean
     from gpt.trainer import choose
 
@@ -118,7 +119,8 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Mapping[str, Any] 
     scheduler = build(SchedulerConfig, settings["scheduler"], "scheduler")
     asked = settings["model"].get("vocab_size")  # in general null: what the text has
     config = build(GPTConfig, settings["model"] | {"vocab_size": 1 if asked is None else asked}, "model")
-    data = CharData(build(DataConfig, settings["data"], "data"), config.context_length, seed)
+    tokenizer = kept_tokenizer(Path(settings["run_dir"])) if settings["data"].get("tokenizer") == "bpe" else None
+    data = CharData(build(DataConfig, settings["data"], "data"), config.context_length, seed, tokenizer)
     if asked not in (None, len(data.tokenizer)):
         raise UserError(f"model.vocab_size = {asked}: the text has {len(data.tokenizer)} {data.unit}; leave it out")
     config = dataclasses.replace(config, vocab_size=len(data.tokenizer))
@@ -126,12 +128,13 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], typed: Mapping[str, Any] 
     flops = flops_per_token(config) * config.context_length * data.config.batch_size
     settings["trainer"], choice = choose(settings["trainer"], flops)
     trainer = make_trainer(cfg, settings, typed, quiet)
-    check_room(Path(settings["run_dir"]), config, config.context_length * data.config.batch_size // trainer.world_size)
+    check_room(Path(settings["run_dir"]), config, config.context_length * data.config.batch_size, trainer)
     L.seed_everything(seed, verbose=False)  # before the model is made
     model = GPT(config)
     if settings["trainer"]["compile"]:
         model.compile()  # in place, so that the names in checkpoints stay as they are
-    module = GPTModule(model, optimizer, scheduler, make_card(config, data, settings), data.tokenizer.lengths)
+    kind = ShardedGPTModule if settings["trainer"]["strategy"] == "fsdp" else GPTModule
+    module = kind(model, optimizer, scheduler, make_card(config, data, settings), data.tokenizer.lengths)
     return trainer, module, data, choice
 
 
@@ -142,14 +145,19 @@ def make_trainer(cfg: DictConfig, settings: Mapping[str, Any], typed: Mapping[st
     from gpt.trainer import build_trainer
 
     run_dir, callbacks = Path(settings["run_dir"]), hydra_cli.make_all(cfg.get("callbacks"))
-    if settings["trainer"].get("strategy") == "fsdp":
-        if settings["optimizer"]["name"] == "muon":
+    if settings["trainer"]["strategy"] == "fsdp":
+        if settings["optimizer"]["name"] == "muon" or "ema" in (cfg.get("callbacks") or {}):
             raise UserError(
-                "optimizer = muon: needs whole matrices, of which fsdp gives each process a part; set optimizer=adamw"
+                "trainer.strategy = fsdp: gives each process a part of every weight, and Muon and averaging need all of it; "
+                "set optimizer=adamw, and callbacks=default"
             )
         whole = (Samples, AttentionMaps, TokenEmbeddings, WeightNorms)
         callbacks = [callback for callback in callbacks if not isinstance(callback, whole)]
-    again = "the same command goes on" if quiet else f"to go on: python scripts/train.py resume={os.path.relpath(run_dir)}"
+    again = (
+        "the same command goes on"
+        if quiet
+        else f"to go on: python scripts/train.py {shlex.quote(hydra_cli.quoted('resume', os.path.relpath(run_dir)))}"
+    )
     callbacks += [
         StepSeed(settings["seed"]),
         HParams(dict(typed or {}) or {"name": settings["name"]}),
@@ -204,7 +212,8 @@ def main(cfg: DictConfig) -> float | None:
             if named:
                 raise UserError(f"resume = {cfg.resume}: goes on in the run's own folder; leave hydra.run.dir out")
             cfg, named = OmegaConf.create(own_settings(str(cfg.resume), typed)), True
-            made.rmdir()
+            with contextlib.suppress(OSError):
+                made.rmdir()
         typed = {key: value for key, value in typed.items() if key not in constant}
         return train(cfg, typed, quiet=sweeping, named=named or sweeping)["best_val_loss"]
     except UserError as error:

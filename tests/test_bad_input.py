@@ -73,7 +73,7 @@ CONFIGURATION = {  # the arguments: what the line must say
     ("model.n_embd=10000000",): "GiB of memory, and there are",
     ("data.batch_size=1000000000",): "GiB of memory, and there are",
     ("data.tokenizer=word",): "data.tokenizer = word: unknown; choose one of char, byte, bpe",
-    ("data.bpe_vocab_size=1",): "data.bpe_vocab_size = 1: must be from 2 to 65536",
+    ("data.bpe_vocab_size=1",): "data.bpe_vocab_size = 1: must be from 256 to 65536",
     ("data.path=/dev/zero",): "data.path = /dev/zero: not a file",
     ("data.path='*.md'",): "data.path = *.md: no such file",
     ("hydra.run.dir=same.txt/run",): "file = same.txt/run: Not a directory",

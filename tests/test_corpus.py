@@ -75,6 +75,11 @@ def test_files_are_a_file_a_folder_or_a_pattern(tmp_path):
     assert found("") == ["a.txt", "b.md", "inner/c.txt"]
     assert found("*.txt") == ["a.txt"]
     assert found("**/*.txt") == ["a.txt", "inner/c.txt"]
+    (tmp_path / "inner" / "loop").symlink_to(tmp_path)
+    assert found("") == ["a.txt", "b.md", "inner/c.txt"]  # each once
+    (tmp_path / "odd [1]").mkdir()
+    (tmp_path / "odd [1]" / "d.txt").touch()
+    assert found("odd [1]") == ["odd [1]/d.txt"]
     (tmp_path / "empty").mkdir()
     for path, why in (("*.csv", "no such file"), ("empty", "a folder without files")):
         with pytest.raises(UserError, match=why):
@@ -95,7 +100,7 @@ def test_the_first_wrong_byte_is_named_wherever_it_is(tmp_path, monkeypatch):
     path = tmp_path / "own.txt"
     for part in (3, 4, 100):
         monkeypatch.setattr(corpus, "PART", part)
-        for content, where in ((b"abc\xc3\xa9\xe9 and", 5), (b"abcd\xf0\x9f\x99", 4)):
+        for content, where in ((b"abc\xc3\xa9\xe9 and", 5), (b"abcd\xf0\x9f\x99", 4), (b"\xef\xbb\xbfabc\xe9 and", 6)):
             path.write_bytes(content)
             with pytest.raises(UserError, match=f"not UTF-8 at byte {where};"):
                 list(corpus.Text([path]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt import encode
-from gpt.corpus import tiny_shakespeare
+from gpt.corpus import find_files, tiny_shakespeare
 from gpt.data import AllWindows, CharData, DataConfig, RandomWindows
 
 IDS = torch.arange(1000)
@@ -59,7 +59,7 @@ def test_all_windows_cover_each_position_once():
 def test_tiny_shakespeare_is_split_as_everywhere():
     data = CharData(DataConfig(path=None, folder="none", val_fraction=0.1, batch_size=4), context_length=256, seed=0)
     assert (len(data.train_ids), len(data.val_ids), len(data.tokenizer)) == (1_003_854, 111_540, 65)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=None)
     assert sum(len(inputs) for inputs, _ in data.val_dataloader()) == 435
     assert data.tokenizer.decode(data.train_ids[:40]) == tiny_shakespeare(Path("none"))[:40]
 
@@ -76,7 +76,7 @@ def corpus(tmp_path: Path, tokenizer: str, **changes) -> CharData:
     text = "To be, or not to be: π 🙂 that is the question.\n" * 40
     (tmp_path / "text.txt").write_text(text)
     settings = dict(path=str(tmp_path / "text.txt"), folder=str(tmp_path / "kept"), val_fraction=0.2, batch_size=2)
-    return CharData(DataConfig(**settings, tokenizer=tokenizer, bpe_vocab_size=60, **changes), context_length=16, seed=0)
+    return CharData(DataConfig(**settings, tokenizer=tokenizer, bpe_vocab_size=280, **changes), context_length=16, seed=0)
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
@@ -87,16 +87,17 @@ def test_a_large_text_is_encoded_once_into_a_file(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "IN_MEMORY", 10)
     large = corpus(tmp_path, kind)
     assert isinstance(large.train_ids, np.memmap)
-    assert large.train_ids.dtype == np.uint8
+    assert large.train_ids.dtype == (np.uint16 if kind == "bpe" else np.uint8)
     for part in ("train_ids", "val_ids"):
         assert np.array_equal(getattr(large, part), getattr(small, part))
     whole = (tmp_path / "text.txt").read_text()
     assert small.tokenizer.decode([*small.train_ids.tolist(), *small.val_ids.tolist()]) == whole
-    kept = sorted((tmp_path / "kept").iterdir())
-    assert [path.suffix for path in kept] == [".ids", ".json"]
-    before = [path.stat().st_mtime_ns for path in kept]
+    kept = sorted((tmp_path / "kept" / ".ids").iterdir())
+    assert [path.suffix for path in kept] == [".ids", ".json", ".lock"]
+    assert find_files(str(tmp_path / "kept" / "..")) == [tmp_path / "kept" / ".." / "text.txt"]  # they are no text
+    before = [path.stat().st_mtime_ns for path in kept[:2]]
     corpus(tmp_path, kind)
-    assert [path.stat().st_mtime_ns for path in kept] == before  # not made again
+    assert [path.stat().st_mtime_ns for path in kept[:2]] == before  # not made again
     kept[0].write_bytes(kept[0].read_bytes()[:-1] + b"x")
     again = corpus(tmp_path, kind)
     assert np.array_equal(again.val_ids, small.val_ids)  # made again
@@ -108,14 +109,17 @@ def test_two_processes_may_encode_at_once(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be.\n" * 50_000)
     code = (
-        "import sys; from pathlib import Path; import gpt.encode as e; from gpt.corpus import Text\n"
+        "import sys, time; from pathlib import Path; import gpt.encode as e; from gpt.corpus import Text\n"
         "from gpt.tokenizer import CharTokenizer; e.IN_MEMORY = 10\n"
-        "text = Text([Path(sys.argv[1])]); tokenizer = CharTokenizer.from_parts(text)\n"
+        "text = Text([Path(sys.argv[1])]); tokenizer = CharTokenizer.from_parts(text); print('ready', flush=True)\n"
+        "while not Path(sys.argv[3]).exists(): time.sleep(0.001)\n"
         "train, val = e.encode(text, tokenizer, 900_000, Path(sys.argv[2])); print(len(train), len(val), int(val.sum()))"
     )
-    command = [sys.executable, "-c", code, str(text), str(tmp_path / "kept")]
+    command = [sys.executable, "-c", code, str(text), str(tmp_path / "kept"), str(tmp_path / "go")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
+    (tmp_path / "go").touch()  # all at once
     said = [process.communicate(timeout=100)[0] for process in processes]
     assert said[0].startswith("900000 150000 ")
     assert said == said[:1] * 3
-    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert len(list((tmp_path / "kept" / ".ids").iterdir())) == 3  # ids, about them, and the lock

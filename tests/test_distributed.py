@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +18,11 @@ from test_sweep import history
 import evaluate
 from conftest import ROOT, TINY
 from gpt.checkpoint import load
+from hydra_cli import quoted
 
 RUN = [*TINY, "callbacks.samples=null", "data.batch_size=4", "model.dropout=0", "trainer.max_steps=50"]
 RUN += ["trainer.val_check_interval=20", "trainer.log_every_n_steps=1"]
+RUN += ["data.val_fraction=0.15"]  # 80 windows: three batches, of which one process has two, and one that is not full
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
 METRICS = ("train/loss", "val/loss", "val/bits_per_char", "train/grad_norm", "lr")
 
@@ -55,19 +60,22 @@ def test_two_processes_train_as_one(call, text):
     assert not list(Path().glob("outputs/*"))
 
 
-def test_a_signal_stops_both_and_one_goes_on_alone(call, text):
+def test_a_signal_stops_both_and_two_or_one_go_on(call, text):
     settings = [*RUN, f"data.path={text}"]
-    assert call(*settings, "hydra.run.dir=one")[0] == 0
-    process = begin(*settings, "trainer=ddp", *TWO, "hydra.run.dir=two")
+    together(*settings, "trainer=ddp", *TWO, "hydra.run.dir=whole")
+    process = begin(*settings, "trainer=ddp", *TWO, quoted("hydra.run.dir", "it's/two parts"))
     wait_for_step(process, 20)
     process.send_signal(signal.SIGTERM)  # to the first alone
     out, err = process.communicate(timeout=100)
     assert process.returncode == 143, err
-    assert out.count("all is saved") == 1
-    code, _, err = call("resume=two", "trainer.devices=1", "trainer.strategy=auto")
+    (advice,) = re.findall(r"all is saved; to go on: (.*)", out)
+    shutil.copytree("it's/two parts", "alone")
+    together(*shlex.split(advice)[2:])
+    assert history("it's/two parts") == history("whole")  # to the last bit
+    code, _, err = call("resume=alone", "trainer.devices=1", "trainer.strategy=auto")
     assert code == 0, err
     assert "note: processes 1 where the run began with 2: its last digits may differ" in err
-    assert_same("two", "one")
+    assert_same("alone", "whole")
 
 
 def test_torchrun_goes_on_with_the_run_of_one(call, text):
@@ -81,16 +89,23 @@ def test_torchrun_goes_on_with_the_run_of_one(call, text):
 
 
 def test_shares_of_the_weights(call, text):
-    settings = [*RUN, f"data.path={text}", "optimizer=adamw", "trainer.precision=32"]
-    together(*settings, "trainer=fsdp", "trainer.precision=32", *TWO, "hydra.run.dir=two")
-    assert call(*settings, "hydra.run.dir=one")[0] == 0
+    settings = [*RUN, f"data.path={text}", "optimizer=adamw"]
+    together(*settings, "trainer=fsdp", "trainer.precision=32", *TWO, "trainer.max_steps=20", "hydra.run.dir=two")
+    together("resume=two", "trainer.max_steps=50")
+    assert call(*settings, "trainer.precision=32", "trainer.max_steps=20", "hydra.run.dir=one")[0] == 0
+    assert call("resume=one", "trainer.max_steps=50")[0] == 0
     assert_same("two", "one")
+    code, _, err = call("resume=two", "trainer.max_steps=60", "trainer.devices=1", "trainer.strategy=auto")
+    assert code == 2
+    assert "trainer.strategy = auto: the run in" in err
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["trainer=fsdp", *TWO], "optimizer = muon: needs whole matrices"),
+        (["trainer=fsdp", *TWO], "Muon and averaging need all of it; set optimizer=adamw"),
+        (["trainer=fsdp", *TWO, "optimizer=adamw", "callbacks=ema"], "Muon and averaging need all of it"),
+        (["trainer.strategy=deepspeed"], "trainer.strategy = deepspeed: not supported; choose one of auto, ddp, fsdp"),
         (["trainer=ddp", *TWO, "data.batch_size=3"], "data.batch_size = 3: not divisible among 2 processes"),
         (["-m", "trainer=ddp", *TWO, "seed=1,2"], "trainer.devices = 2: in a sweep or search, one for each job"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=4096"], "trainer.devices = 4096: more processes than"),

@@ -14,7 +14,7 @@ TEXT = "To be,\nor not to be: π 🙂\r\nthat is the question.\n"
 def make(kind: str):
     if kind == "bpe":
         pytest.importorskip("tokenizers", reason="extra hf is not installed")
-        return BPETokenizer.from_parts([TEXT], vocab_size=45)
+        return BPETokenizer.from_parts([TEXT * 9], vocab_size=300)
     return ByteTokenizer() if kind == "byte" else CharTokenizer.from_text(TEXT)
 
 
@@ -35,7 +35,8 @@ def test_what_each_kind_has():
     assert len(make("char")) == len(set(TEXT))
     assert make("byte").encode("é").tolist() == [0xC3, 0xA9]
     bpe = make("bpe")
-    assert len(bpe) == 45
+    assert 256 < len(bpe) <= 300
+    assert bpe.decode(bpe.encode("ж\x00")) == "ж\x00"  # it has never seen
     assert len(bpe.encode(TEXT)) < len(TEXT)
     assert b" be" in bpe.pieces
 
@@ -43,7 +44,7 @@ def test_what_each_kind_has():
 def test_byte_pairs_do_not_depend_on_chance():
     pytest.importorskip("tokenizers", reason="extra hf is not installed")
     text = "".join(random.Random(0).choices("ab \n", k=5000))
-    made = [BPETokenizer.from_parts([text], vocab_size=100).state for _ in range(3)]
+    made = [BPETokenizer.from_parts([text], vocab_size=400).state for _ in range(3)]
     assert made[0] == made[1] == made[2]
 
 
@@ -67,7 +68,7 @@ def test_a_state_that_is_none_is_refused(state):
 def test_a_damaged_state_is_refused():
     make("bpe")
     with pytest.raises(UserError, match="tokenizer = bpe: damaged"):
-        restore({"kind": "bpe", "definition": {"model": "os.system"}})
+        restore({"kind": "bpe", "vocabulary": ["a", "π"], "merges": []})
 
 
 def test_control_characters_are_found():
@@ -85,11 +86,8 @@ def test_unknown_characters_are_named():
         CharTokenizer("abc").encode("a?")
     with pytest.raises(UserError, match=r"'é', '\\ud800' not among"):
         CharTokenizer("abc").encode("aé\ud800")
-    with pytest.raises(UserError, match=r"'\?', 'é' not among"):
-        make("bpe").encode("To é be?")
-    with pytest.raises(UserError, match=r"'\\ud800' not among"):
-        make("bpe").encode("To\ud800")
-    assert make("bpe").known("To é be?") == make("char").known("To é be?") == "To  be"
+    assert make("char").known("To é be?") == "To  be"
+    assert make("byte").known("To é be?") == "To é be?"
 
 
 def test_a_vocabulary_has_each_character_once():
