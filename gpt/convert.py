@@ -63,7 +63,6 @@ def load_transformers() -> ModuleType:
 def hf_config(config: GPTConfig) -> "PretrainedConfig":
     """The configuration of the class that computes the same. Raises UserError, with the reason, if there is none."""
     tf, which = load_transformers(), (config.norm_position, config.positions)
-    advice = "see `model/arch` and `ablation`"
     if config.conv_width:
         raise UserError(f"model.conv_width = {config.conv_width}: no class of transformers has convolutions; train with 0")
     if config.norm != "layernorm":
@@ -91,7 +90,7 @@ def hf_config(config: GPTConfig) -> "PretrainedConfig":
         )
     raise UserError(
         f"model.norm_position, positions, qk_norm, activation = {', '.join(which)}, {config.qk_norm}, {config.activation}: "
-        f"no class of transformers combines them; {advice}"
+        "no class of transformers combines them; see model/arch and ablation"
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from types import ModuleType
@@ -17,7 +18,7 @@ from gpt.settings import UserError
 KINDS = ("char", "byte", "bpe")
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """One id for each of `pieces`, which are bytes: a text is what its ids' pieces make, one behind the other."""
 
     pieces: list[bytes]
@@ -26,13 +27,13 @@ class Tokenizer:
         return len(self.pieces)
 
     @property
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """All there is to it, in plain types; `restore` makes it again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ids(self, text: str) -> np.ndarray:
         """Ids (T,) of a text or of a part of it. Raises UserError that names the characters which are not in the vocabulary."""
-        raise NotImplementedError
 
     def encode(self, text: str) -> Tensor:
         """Ids (T,), int64. Raises UserError as `ids` does."""
@@ -50,9 +51,9 @@ class Tokenizer:
         """What is left of a text without the characters that have no id."""
         return "".join(char for char in text if self.knows(char))
 
+    @abstractmethod
     def knows(self, char: str) -> bool:
         """Whether a text may have this character in it."""
-        raise NotImplementedError
 
     def unknown(self, text: str) -> UserError:
         chars = [char for char in sorted(set(text)) if not self.knows(char)]

@@ -55,27 +55,26 @@ def train(
     keep_choices(run_dir, settings.get("trainer") or {})
     trainer, module, data, choice = prepare(cfg, settings, typed, quiet)
     trainer.callbacks += callbacks
-    alone = trainer.world_size == 1 or not trainer.strategy.cluster_environment.creates_processes_externally
-    if not (alone or named):
+    starts_others = trainer.world_size > 1 and not trainer.strategy.cluster_environment.creates_processes_externally
+    if trainer.world_size > 1 and not (starts_others or named):
         raise UserError(
             f"hydra.run.dir = (missing): {trainer.world_size} processes need one folder; set hydra.run.dir=outputs/NAME"
         )
     parameters = sum(p.numel() for p in module.parameters())
     with locked(run_dir) if trainer.is_global_zero else contextlib.nullcontext():
         result, checkpoint = earlier(run_dir, settings, data.sha256, trainer)
-        if result and not quiet:
-            report(run_dir, result, None)
         if result:
+            if not quiet:
+                report(run_dir, result, None)
             return result
         if checkpoint:
             resume_logs(trainer, checkpoint)
         if trainer.is_global_zero:
             describe(run_dir, OmegaConf.to_yaml(OmegaConf.create(settings)), trainer, data)
         if trainer.is_global_zero and not quiet:
-            print(f"{parameters:,} parameters, {len(data.train_ids):,} {data.unit} to learn from", flush=True)
-            if choice:
-                print(choice, flush=True)
-        if trainer.world_size > 1 and alone:
+            learnt = f"{parameters:,} parameters, {len(data.train_ids):,} {data.unit} to learn from"
+            print("\n".join(filter(None, (learnt, choice))), flush=True)
+        if starts_others:
             # Lightning starts the others, by this command: they join the run that now has a folder. With Hydra's help it would
             # start them from a file that Hydra has not written
             sys.argv, HydraConfig.instance().cfg = [sys.argv[0], hydra_cli.quoted("resume", str(run_dir))], None
