@@ -35,7 +35,7 @@ class Run:
         from gpt.model import GPTConfig, flops_per_token
 
         model = {key.removeprefix("model."): value for key, value in self.settings.items() if key.startswith("model.")}
-        config = build(GPTConfig, model | {"vocab_size": self.result.get("vocab_size", 65)}, "model")
+        config = build(GPTConfig, model | {"vocab_size": self.result["vocab_size"]}, "model")
         batches = self.result["step"] * self.settings["trainer.accumulate_grad_batches"]
         return flops_per_token(config) * config.context_length * self.settings["data.batch_size"] * batches
 

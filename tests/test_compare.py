@@ -25,7 +25,7 @@ def make_run(folder, n_layer, n_head, seed, loss):
     OmegaConf.save(config, folder / "config.yaml")
     (folder / "metrics.csv").write_text(f"step,val/loss,lr\n9,{(loss or 3) + 1},\n12,,0.1\n19,{loss or 3},\n")
     if loss is not None:
-        result = dict(best_val_loss=loss, step=20, parameters=1000 * n_layer, seconds=2.0, chars_per_second=640.0)
+        result = dict(best_val_loss=loss, step=20, vocab_size=65, parameters=1000 * n_layer, seconds=2.0, chars_per_second=640.0)
         (folder / "result.json").write_text(json.dumps(result))
 
 
@@ -77,7 +77,7 @@ def loss(value):
 def test_compute_counts_every_step(sweep):
     by_folder = {run.folder.name: run for run in compare.read_runs(sweep) if run.result}
     one, two = by_folder["n_layer=1,n_head=1,seed=1"], by_folder["n_layer=2,n_head=1,seed=1"]
-    weights = 12 * 16 * 16 + 1 * 16  # of the blocks, and of the head: the text is not asked for its characters
+    weights = 12 * 16 * 16 + 65 * 16  # of the blocks, and of the head
     assert one.flops == 20 * 4 * 16 * (6 * weights + 12 * 16 * 16)
     assert two.flops > one.flops
 

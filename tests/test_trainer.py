@@ -13,6 +13,7 @@ SETTINGS = dict(
     log_every_n_steps=10,
     gradient_clip_val=1.0,
     accumulate_grad_batches=1,
+    strategy="auto",
 )
 
 
