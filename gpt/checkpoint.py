@@ -10,6 +10,7 @@ import pickle
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -104,18 +105,21 @@ def make_card(config: GPTConfig, data: "CharData", run: dict[str, Any]) -> dict[
 
 
 def find(place: str | None, outputs: str = "outputs") -> Path:
-    """The checkpoint meant by a file, a run folder (its best), or None (the newest run under `outputs`)."""
+    """The checkpoint meant by a file, a run folder (its best, if it has been validated, else its last), or None (that of the
+    newest run under `outputs`)."""
     if place is None:
         # Each checkpoint that is written, best or last, touches its folder
-        found = sorted(Path(outputs).glob("**/checkpoints/best.ckpt"), key=lambda path: path.parent.stat().st_mtime)
+        found = {path.parent for path in Path(outputs).glob("**/checkpoints/*.ckpt")}
         if not found:
             raise UserError(f"checkpoint = (newest): no run under {outputs}/; train one first: python scripts/train.py")
-        return found[-1]
-    if "://" in place:
+        place = max(found, key=lambda folder: folder.stat().st_mtime).parent
+        print(f"note: {place} is the newest run", file=sys.stderr)
+    if "://" in str(place):
         raise UserError(f"checkpoint = {place}: addresses are not read; download the file and give its path")
     path = Path(place)
     if path.is_dir():
-        path = path / "checkpoints" / "best.ckpt"
+        best, last = (path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+        path = last if last.exists() and not best.exists() else best
     if not path.is_file():
         raise UserError(f"checkpoint = {path}: no such file; give a run folder under {outputs}/ or a .ckpt file")
     return path

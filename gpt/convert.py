@@ -6,6 +6,7 @@ modern, but for its convolution: pre-norm and rotary   PersimmonForCausalLM, whi
 """
 
 import json
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -57,6 +58,7 @@ def load_transformers() -> ModuleType:
         import transformers
     except ImportError:
         raise UserError("transformers = (missing): needed to convert; pip install -e '.[hf]'") from None
+    transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
@@ -64,7 +66,9 @@ def hf_config(config: GPTConfig) -> "PretrainedConfig":
     """The configuration of the class that computes the same. Raises UserError, with the reason, if there is none."""
     tf, which = load_transformers(), (config.norm_position, config.positions)
     if config.conv_width:
-        raise UserError(f"model.conv_width = {config.conv_width}: no class of transformers has convolutions; train with 0")
+        raise UserError(
+            f"model.conv_width = {config.conv_width}: not in transformers; train with ablation=no_conv, or write --onnx"
+        )
     if config.norm != "layernorm":
         raise UserError(f"model.norm = {config.norm}: none of the three classes has it; train with model.norm=layernorm")
     sizes = dict(vocab_size=config.vocab_size, bos_token_id=None, eos_token_id=None, tie_word_embeddings=config.tied_head)
@@ -155,6 +159,7 @@ def to_hf(model: GPT) -> "PreTrainedModel":
     """The same model as one of `transformers`, in eval mode. Raises UserError, with the reason, if no class can express it."""
     config = hf_config(model.config)
     theirs = load_transformers().AutoModelForCausalLM.from_config(config)
+    theirs.generation_config.max_length = model.config.context_length  # there is no position beyond
     transfer(model, theirs, export=True)
     return theirs.eval()
 
@@ -220,6 +225,8 @@ def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -
         (made / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
         if onnx:
             write_onnx(model, made / "model.onnx")
+        for path in made.iterdir():  # safetensors lets nobody else read its file
+            path.chmod((made / "tokenizer.json").stat().st_mode)
         made.rename(folder)
     return kind
 
@@ -233,7 +240,8 @@ def write_onnx(model: GPT, path: Path) -> None:
     for block in model.blocks:  # torch's kernel asks for sizes while it is traced
         block.attn.mix = lambda q, k, v: attention(q, k, v, torch.nn.Identity())[0]
     try:
-        sizes = {"ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of torchvision
+        sizes = {"ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("position", max=model.config.context_length)}}
         example = torch.zeros(2, min(2, model.config.context_length), dtype=torch.int64)
         with warnings.catch_warnings(action="ignore"):
             made = torch.onnx.export(

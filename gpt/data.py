@@ -123,6 +123,8 @@ class CharData(L.LightningDataModule):
             )
         if isinstance(self.tokenizer, CharTokenizer) and (control := self.tokenizer.control):
             rank_zero_only(print)(f"note: data.path = {name}: control characters in it, kept: {control!r}", file=sys.stderr)
+        if tokenizer is None and config.tokenizer == "bpe" and (found := len(self.tokenizer)) < config.bpe_vocab_size:
+            rank_zero_only(print)(f"note: data.bpe_vocab_size = {config.bpe_vocab_size}: {found} pieces found", file=sys.stderr)
         split = int(len(text) * share)
         self.train_ids, self.val_ids = encode(text, self.tokenizer, split, Path(config.folder))
         self.sha256, self.characters_per_id = text.sha256, split / max(len(self.train_ids), 1)

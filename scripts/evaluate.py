@@ -4,6 +4,7 @@ python scripts/evaluate.py outputs/RUN
 """
 
 import argparse
+import math
 
 from gpt.settings import UserError, build, user_errors
 
@@ -51,8 +52,9 @@ def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     for split, found in evaluate(options.checkpoint, options.data).items():
+        unit = "character" if math.isclose(found["bits_per_char"] * math.log(2), found["loss"]) else "token"
         print(
-            f"{split:5} loss {found['loss']:.6f} nats per token, "
+            f"{split:5} loss {found['loss']:.6f} nats per {unit}, "
             f"{found['bits_per_char']:.6f} bits per character, {found['bits_per_byte']:.6f} per byte"
         )
 

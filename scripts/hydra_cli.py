@@ -108,7 +108,9 @@ def explain(error: Exception) -> UserError:
     if found := re.search(r"Could not override '(\S+)'", text):
         key = found[1]
         return UserError(f"{key} = {given.get(key, '')}: no such setting; {did_you_mean(key, known_settings())}")
-    if found := re.search(r"Could not find '(.+)/(.+)'\s+Available options in .*?:\s+(.*)", text, re.DOTALL):
+    if found := re.search(
+        r"Could not find '(.+)/(.+)'\s+Available options in [^\n]*:\s+(.*?)(?:\n\s*\n|Config search path|$)", text, re.DOTALL
+    ):
         group, name, options = found.groups()
         return UserError(f"{group} = {name}: no such file in conf/{group}/; choose one of {', '.join(options.split())}")
     return UserError(f"override = {' '.join(sys.argv[1:])}: {one_line(error)}; see python scripts/train.py --help")

@@ -65,6 +65,7 @@ def train(
         result, checkpoint = earlier(run_dir, settings, data.sha256, trainer)
         if result:
             if not quiet:
+                print("this run has had all of its steps; for more, raise trainer.max_steps", flush=True)
                 report(run_dir, result, None)
             return result
         if checkpoint:

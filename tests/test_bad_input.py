@@ -29,7 +29,7 @@ CONFIGURATION = {  # the arguments: what the line must say
     ("model.nhead=2",): "model.nhead = 2: no such setting; did you mean model.n_head?",
     ("+model.nhead=2",): "model.nhead = 2: no such setting; did you mean model.n_head?",
     ("+trainer.max_step=2",): "did you mean trainer.max_steps?",
-    ("model=smal",): "model = smal: no such file in conf/model/; choose one of medium, small, tiny",
+    ("model=smal",): "model = smal: no such file in conf/model/; choose one of medium, small, tiny\n",
     ("model.n_head=abc",): "model.n_head = abc: not a whole number",
     ("trainer.max_steps=1.5",): "trainer.max_steps = 1.5: not a whole number",
     ("optimizer.lr=0",): "optimizer.lr = 0.0",

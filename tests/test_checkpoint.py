@@ -156,9 +156,14 @@ def test_find(tmp_path, monkeypatch):
         os.utime(file.parent, (number, number))
     assert find(None) == Path("outputs/sweeps/s/a/checkpoints/best.ckpt")
     assert find("outputs/b") == Path("outputs/b/checkpoints/best.ckpt")
+    stopped = tmp_path / "outputs" / "c" / "checkpoints" / "last.ckpt"  # before its first validation
+    stopped.parent.mkdir(parents=True)
+    stopped.touch()
+    os.utime(stopped.parent, (9, 9))
+    assert find(None) == find("outputs/c") == Path("outputs/c/checkpoints/last.ckpt")
     assert find("outputs/b/checkpoints/best.ckpt") == Path("outputs/b/checkpoints/best.ckpt")
     with pytest.raises(UserError, match="no such file"):
-        find("outputs/c")
+        find("outputs/d")
     with pytest.raises(UserError, match="addresses are not read"):
         find("https://example.org/a.ckpt")
 

@@ -67,7 +67,7 @@ def test_the_published_shapes(config):
 @pytest.mark.parametrize(
     ("arch", "changes", "reason"),
     [
-        ("modern", {}, "conv_width = 3: no class of transformers has convolutions"),
+        ("modern", {}, "conv_width = 3: not in transformers; train with ablation=no_conv"),
         ("modern", dict(conv_width=0, norm="rmsnorm"), "norm = rmsnorm"),
         ("modern", dict(conv_width=0, norm_position="post"), "no class of transformers combines them"),
         ("gpt2", dict(qk_norm=True), "no class of transformers combines them"),
