@@ -334,7 +334,30 @@ def time_to_loss(options: argparse.Namespace) -> list[Row]:
     return [*rows, Row("speedrun: final val loss", median(final), "nats")]
 
 
-SECTIONS = {part.__name__: part for part in (throughput, loop, sampling, startup, growth, time_to_loss)}
+def texts(options: argparse.Namespace) -> list[Row]:
+    """A text of 2 GB into ids, on one core, from file to file, both checksums and the survey of characters in it."""
+    import os
+
+    from gpt.corpus import tiny_shakespeare
+    from gpt.data import CharData, DataConfig
+
+    cores, rows = os.sched_getaffinity(0), []
+    os.sched_setaffinity(0, {min(cores)})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "text.txt")
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines([tiny_shakespeare(Path("data"))] * 1800)
+        for kind in ("char", "byte"):
+            config = DataConfig(path=str(path), folder=folder, val_fraction=0.1, batch_size=1, tokenizer=kind)
+            start = time.perf_counter()
+            CharData(config, context_length=256, seed=0)
+            rate = path.stat().st_size / 1e6 / (time.perf_counter() - start)
+            rows.append(at_least(f"{kind}: 2 GB of text into ids, one core", rate, "MB/s", 100))
+    os.sched_setaffinity(0, cores)
+    return rows
+
+
+SECTIONS = {part.__name__: part for part in (throughput, loop, sampling, startup, growth, texts, time_to_loss)}
 
 
 def describe() -> str:
