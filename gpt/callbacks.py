@@ -152,10 +152,11 @@ class GracefulStop(Callback):
         boundary, self.step = trainer.global_step != self.step, trainer.global_step
         if not boundary:
             return
-        noted = torch.tensor(self.signal or 0, device=pl_module.device)
-        self.signal = int(trainer.strategy.reduce(noted, reduce_op="max"))  # of any process
-        if self.signal:
-            self.stopping = True
+        noted = self.signal
+        if trainer.world_size > 1:  # of any process
+            noted = int(trainer.strategy.reduce(torch.tensor(noted or 0, device=pl_module.device), reduce_op="max"))
+        if noted:  # else one may have come since
+            self.signal, self.stopping = noted, True
             due = (batch_idx + 1) % trainer.val_check_batch == 0 or trainer.global_step >= trainer.max_steps
             if not due:  # else the validation, which comes first, ends in a checkpoint
                 trainer.save_checkpoint(self.checkpoint)

@@ -1,9 +1,10 @@
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gpt.callbacks import Samples, Throughput
+from gpt.callbacks import GracefulStop, Samples, Throughput
 from gpt.settings import UserError
 
 
@@ -31,3 +32,21 @@ def test_throughput_against_a_clock_of_our_own():
 def test_samples_settings_are_checked():
     with pytest.raises(UserError, match="temperature"):
         Samples(prompt="", tokens=5, temperatures=[-1.0])
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_lost(tmp_path):
+    stop = GracefulStop(tmp_path / "last.ckpt", "")
+    now = [0, signal.SIGTERM]  # which another process would have had
+
+    def reduce(noted: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        stop.signal = stop.signal or signal.SIGUSR1
+        return torch.tensor(now.pop(0))
+
+    strategy = SimpleNamespace(reduce=reduce)
+    trainer = SimpleNamespace(world_size=2, global_step=1, max_steps=9, val_check_batch=1, strategy=strategy)
+    module = SimpleNamespace(device="cpu")
+    stop.on_train_batch_end(trainer, module, None, None, 0)
+    assert (stop.signal, stop.stopping) == (signal.SIGUSR1, False)
+    trainer.global_step = 2
+    stop.on_train_batch_end(trainer, module, None, None, 1)
+    assert (stop.signal, stop.stopping) == (signal.SIGTERM, True)
