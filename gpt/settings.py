@@ -1,94 +1,190 @@
-"""From values that somebody typed to checked dataclasses; and the one kind of error that users see."""
+"""Plain values become checked dataclasses here, and every mistake of a user becomes one clear line."""
 
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import math
+import os
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-DECISIVE = ("model", "data", "optimizer", "scheduler", "trainer", "seed")  # the parts of a configuration that decide a result
+LARGEST_INT = 2**31 - 1  # no count in this project comes near it, and torch and numpy overflow beyond
 
 
 class UserError(ValueError):
-    """Something the user can put right, worded as `what = value: why; what to do instead`. Shown as one line."""
+    """A mistake that the user can correct, worded as `what = value: why; what to do instead`. It is shown as one line."""
 
 
 def build(cls: type[T], values: Mapping[str, Any], group: str) -> T:
-    """Make the dataclass `cls` from `values`, all of its fields and no others; a whole number may be written 1e3.
+    """Make the dataclass `cls` from `values`, which must hold its fields and nothing else.
 
-    Raises UserError for unknown or missing keys, wrong types, and for what the dataclass itself refuses with ValueError;
-    names are given as the user would override them: `group.key`.
+    A field with a default may be missing. Whole numbers may be written as 1e3.
+    Raises UserError for unknown or missing keys, for wrong types, and for whatever the dataclass itself refuses with a
+    ValueError. Names are given as the user would override them: `group.key`.
     """
     hints = typing.get_type_hints(cls)
-    fields = [field.name for field in dataclasses.fields(cls)]
-    for key, value in values.items():
-        if key not in fields:
-            known = [f"{group}.{field}" for field in fields]
-            raise UserError(f"{group}.{key} = {value}: no such setting; {did_you_mean(f'{group}.{key}', known)}")
-    for key in fields:
-        if key not in values:
-            raise UserError(f"{group}.{key} = (missing): needed; set {group}.{key}=...")
-    converted = {key: convert(values[key], hints[key], f"{group}.{key}") for key in fields}
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    arguments = check_arguments(values, {name: hints[name] for name in fields}, required, group)
     try:
-        return cls(**converted)
+        return cls(**arguments)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{group}.{error}") from None
 
 
+def build_from_signature(factory: Callable[..., T], values: Mapping[str, Any], group: str, *positional: Any) -> T:
+    """Call `factory(*positional, **values)` after its keyword arguments were checked against its type hints.
+
+    Raises UserError as `build` does.
+    """
+    parameters = list(inspect.signature(factory).parameters.values())[len(positional) :]
+    signature = getattr(factory, "__init__") if isinstance(factory, type) else factory  # noqa: B009 - mypy calls the other form unsound
+    hints = typing.get_type_hints(signature)
+    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    arguments = check_arguments(values, {p.name: hints[p.name] for p in parameters}, required, group)
+    try:
+        return factory(*positional, **arguments)
+    except UserError as error:
+        raise UserError(f"{group}.{error}") from None
+    except ValueError as error:
+        raise UserError(f"{group}.{error}") from None
+
+
+def check_arguments(values: Mapping[str, Any], hints: Mapping[str, Any], required: Iterable[str], group: str) -> dict[str, Any]:
+    """The values converted to the types in `hints`. Raises UserError for a key that is unknown or missing."""
+    for key, value in values.items():
+        if key not in hints:
+            known = [f"{group}.{name}" for name in hints]
+            advice = did_you_mean(f"{group}.{key}", known) if known else "it has no settings"
+            raise UserError(f"{group}.{key} = {shorten(value)}: no such setting; {advice}")
+    for key in required:
+        if key not in values:
+            raise UserError(f"{group}.{key} = (missing): it is needed; set {group}.{key}=...")
+    return {key: convert(value, hints[key], f"{group}.{key}") for key, value in values.items()}
+
+
 def convert(value: Any, kind: Any, name: str) -> Any:
-    """`value` as the type `kind` (int, float, bool, str, tuple[...], or a union of these); UserError if it is none."""
+    """`value` as the type `kind`: int, float, bool, str, list[...], tuple[...], or a union of one of these and None.
+
+    Raises UserError if it has another type, is not finite, or is a whole number beyond LARGEST_INT.
+    """
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         if value is None and type(None) in typing.get_args(kind):
             return None
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
-    if typing.get_origin(kind) is tuple:
-        kinds = typing.get_args(kind)
-        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
-            raise UserError(f"{name} = {value}: not a list of {len(kinds)}; write {name}=[a,b]")
-        return tuple(convert(part, part_kind, name) for part, part_kind in zip(value, kinds, strict=True))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and kind is float and math.isfinite(value):
+    if typing.get_origin(kind) in (tuple, list):
+        return convert_sequence(value, kind, name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_finite = is_number and abs(value) <= sys.float_info.max  # false for nan, infinity, and integers that no float can hold
+    if is_finite and kind is float:
         return float(value)
-    if number and kind is int and value == value // 1:  # neither nan nor inf equals its floor
+    if is_number and kind is int and (isinstance(value, int) or (is_finite and value == value // 1)):
+        if abs(value) > LARGEST_INT:
+            raise UserError(f"{name} = {shorten(value)}: too large; set it to at most {LARGEST_INT:,}")
         return int(value)
     if kind in (bool, str) and isinstance(value, kind):
         return value
-    if kind is str and number:  # YAML reads name=7 and precision=32 as numbers
-        return str(value)
+    if kind is str and is_finite:  # YAML reads name=7 and precision=32 as numbers
+        return shorten(value)
     wanted = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}[kind]
-    raise UserError(f"{name} = {value}: not {wanted}; set {name} to {wanted}")
+    raise UserError(f"{name} = {shorten(value)}: not {wanted}; set {name} to {wanted}")
 
 
-def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a result, flat: {"model.n_layer": 5, ..., "seed": 1}."""
-    flat = {}
-    for part in DECISIVE:
-        value = settings.get(part)
-        flat |= {f"{part}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {part: value}
-    for name in ("ema", "early_stopping"):  # callbacks that change what is validated, or when a run ends
-        node = (settings.get("callbacks") or {}).get(name) or {}
-        flat |= {f"callbacks.{name}.{key}": inner for key, inner in node.items()}
-    return flat
+def convert_sequence(value: Any, kind: Any, name: str) -> Any:
+    """`value` as a list of any length, or as a tuple with the length that `kind` asks for."""
+    kinds = typing.get_args(kind)
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{name} = {shorten(value)}: not a list; write {name}=[{','.join('ab'[: len(kinds)])}]")
+    if typing.get_origin(kind) is list:
+        return [convert(part, kinds[0], name) for part in value]
+    if len(value) != len(kinds):
+        raise UserError(f"{name} = {shorten(value)}: not a list of {len(kinds)}; write {name}=[a,b]")
+    return tuple(convert(part, part_kind, name) for part, part_kind in zip(value, kinds, strict=True))
 
 
-def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    """Advice that names the nearest of `known`, or all of them."""
+def shorten(value: Any, width: int = 60) -> str:
+    """`value` on one line of at most `width` characters, for a message."""
+    if isinstance(value, int) and abs(value) > 10**15:  # str() refuses integers of more than 4,300 digits
+        digits = value.bit_length() * math.log10(2)
+        return f"{'-' if value < 0 else ''}(a number of about {digits:.0f} digits)"
+    text = one_line(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def one_line(value: object) -> str:
+    """The text of a value or an error on one line, with control characters escaped."""
+    text = " ".join(str(value).split())
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: control characters other than tabs and line breaks, which could command it, are escaped."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") else ascii(char)[1:-1] for char in text
+    )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Advice that names the closest of `known`, or lists them if they are few, or says where to find them."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+    if inner := [name for name in known if name.replace("/", ".").endswith(f".{word}")]:
+        return f"did you mean {' or '.join(inner[:3])}?"  # n_layer for model.n_layer
+    if close := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
+        return f"did you mean {close[0]}?"
+    return f"choose one of {', '.join(known)}" if len(known) <= 20 else "python scripts/train.py --cfg job lists all settings"
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """End the program with one line on stderr and exit code 2 if the block raises UserError."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 gets what it can show
+    """Run a program's main function: mistakes of the user end it with one line on stderr and exit code 2.
+
+    A reader that closes the pipe (`| head`) ends it quietly, Ctrl-C ends it with exit code 130. Anything else is a bug of
+    this project: its traceback is shown, and the exit code is 1.
+    """
+    for stream, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, stream) is None:  # closed by the caller: `>&-`
+            setattr(sys, stream, open(os.devnull, "r" if descriptor == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 gets what it can show
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        discard_output()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.filename is not None or error.errno is None:  # a named file is the business of whoever opened it
+            report_bug()
+        print(f"error: output = (standard output): {error.strerror}; make room, or write somewhere else", file=sys.stderr)
+        discard_output()
+        sys.exit(2)
+    except Exception:
+        report_bug()
+
+
+def report_bug() -> typing.NoReturn:
+    """Show the traceback of an error that no user has made, and say what to do with it."""
+    traceback.print_exc()
+    print("This is a bug of this project. Please report it with the lines above and the command.", file=sys.stderr)
+    sys.exit(1)
+
+
+def discard_output() -> None:
+    """Send what is still buffered for standard output nowhere, so that the interpreter's last flush cannot fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

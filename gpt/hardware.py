@@ -1,0 +1,88 @@
+"""What the machine offers, and what follows from it: precision, compilation, memory, disk."""
+
+import ctypes
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+WORTH_COMPILING = {"cuda": 1e15, "cpu": 3e13}  # floating-point operations: minutes of training, as compiling takes one
+
+
+def device_type(accelerator: str) -> str:
+    """The kind of device that Lightning will choose for an accelerator: "cpu", "cuda", "mps", ..."""
+    available = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator == "cpu" or available is None else available.type
+
+
+def choose_precision(device: str) -> tuple[str, str]:
+    """The training precision for `precision=auto`, and why.
+
+    bfloat16 is chosen only where the hardware computes it. Other CPUs emulate it at a hundredth of their float32 speed.
+    """
+    if device == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities() if device == "cpu" else {}
+        has_bfloat16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    if has_bfloat16:
+        return "bf16-mixed", "precision bf16-mixed: the hardware computes bfloat16"
+    return "32-true", "precision 32-true: no bfloat16 in hardware"
+
+
+def choose_compilation(device: str, precision: str, flops: float) -> tuple[bool, str]:
+    """Whether torch.compile pays for a run of so many operations, and why.
+
+    It takes about a minute. In float32 on a CPU it gains 2 % (AVX2, dev/LOG.md, 2026-11-22).
+    """
+    obstacles = {
+        "it gains nothing in float32 on a CPU": device == "cpu" and precision != "bf16-mixed",
+        "it was not tried on this device": device not in WORTH_COMPILING,
+        f"there is no {'C' if device == 'cuda' else 'C++'} compiler": not has_compiler(device),
+        "the run is too short to repay it": flops < WORTH_COMPILING.get(device, 0),
+    }
+    obstacle = next((reason for reason, holds in obstacles.items() if holds), None)
+    return (True, "compiled: the run is long") if obstacle is None else (False, f"not compiled: {obstacle}")
+
+
+def has_compiler(device: str) -> bool:
+    """Whether torch.compile finds the compiler that it needs for a kind of device.
+
+    On a GPU, Triton needs a C compiler: what CC names, or else gcc or clang. Elsewhere a C++ compiler is needed: what CXX
+    names, or else g++ (clang++ on macOS).
+    """
+    if device == "cuda":
+        candidates = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    else:
+        candidates = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    return any(shutil.which(name) for name in candidates)
+
+
+def memory_size() -> float:
+    """Bytes of main memory, or infinity where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_space(folder: Path) -> int:
+    """Free bytes on the file system that will hold `folder`, which need not exist yet."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(existing).free
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large blocks for reuse. By default each activation is mapped from the kernel anew, page by page.
+
+    Training at 64 x 256 characters (experiment=notebook) takes 2.8 s a step with it and 7.4 s without, on two cores of an
+    AMD EPYC 7003 (2026-11-22). This does nothing where the C library is another one.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    m_mmap_threshold, m_trim_threshold, largest = -3, -1, 2**31 - 1
+    mallopt(m_mmap_threshold, largest)
+    mallopt(m_trim_threshold, largest)
