@@ -1,123 +1,136 @@
-"""One more position of a GPT, in numpy: what sampling on a CPU does over and over.
+"""The model in numpy, for one new position at a time: what sampling on a CPU repeats for each character.
 
-`gpt.model` is the reference, and tests hold this against it. One position of a small model is a third of a millisecond of
-arithmetic in some 400 operations, and torch takes longer to start each than to compute it; numpy starts them faster.
-With it one stream of model=small is sampled two to three times as fast as with `GPT.forward` (dev/LOG.md, 2026-11-22).
+`gpt.model` is the reference, and tests compare this file with it. One position of a small model is some 400 small operations.
+PyTorch takes longer to start each of them than to compute it, and numpy starts them faster (measured in dev/LOG.md,
+2026-11-22).
+
+All activations have the shape (B, 1, C), so that numpy multiplies one row at a time by each weight matrix. The results for one
+row therefore do not depend on the other rows, not even in the last bit, while all rows share the cost of starting operations.
 """
 
 import math
 from collections.abc import Callable
 
 import numpy as np
-import torch
 import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, from_numpy
 
-from gpt.model import GPT, MLP, Block, Cache, Convolution, SelfAttention
+from gpt.attention import KVCache
+from gpt.model import GPT, MLP, Block, CausalConv, SelfAttention
 
-Function = Callable[[np.ndarray], np.ndarray]
+Array = np.ndarray
+Layer = Callable[[Array], Array]  # activations (B, 1, C) to activations (B, 1, C); the size of C may change
 
 
 class Decoder:
-    """What `GPT.forward(ids, cache)` does, for one position behind those that the cache holds: at least one.
+    """Computes what `GPT.forward(ids, cache)` does for one position after those in the cache, which holds at least one.
 
-    Works in the memory of weights and cache, so it can take turns with the model. For float32 on a CPU.
+    It works in the memory of the model's weights and of the cache, so it can take turns with the model. The model must be in
+    float32 on a CPU and in eval mode.
     """
 
-    def __init__(self, model: GPT, cache: Cache) -> None:
+    def __init__(self, model: GPT, cache: KVCache) -> None:
         self.cache = cache
-        self.tokens = array(model.tokens.weight)
+        self.tokens = as_array(model.tokens.weight)
         learned = model.config.positions == "learned"
-        self.positions = array(model.positions.weight) if learned else None
-        rotary = None if learned else (array(model.cos), array(model.sin))
-        self.blocks = [block(part, cache, rotary) for part in model.blocks]
-        self.norm, self.head = norm(model.norm), linear(model.head)
+        self.positions = as_array(model.positions.weight) if learned else None
+        rotary = None if learned else as_array(model.rotary)
+        self.blocks = [make_block(block, cache, rotary) for block in model.blocks if isinstance(block, Block)]
+        self.norm, self.head = make_norm(model.norm), make_linear(model.head)
 
+    @np.errstate(over="ignore", invalid="ignore")  # a diverged model overflows, as silently as it does in torch
     def __call__(self, ids: Tensor) -> Tensor:
-        """Logits (B, V) after ids (B, 1); the cache grows by one."""
-        x = self.tokens[ids[:, 0].numpy()]  # (B, C)
+        """Logits (B, V) after ids (B, 1). The cache grows by one position."""
+        x = self.tokens[ids.numpy()]  # (B, 1, C)
         if self.positions is not None:
             x = x + self.positions[self.cache.length]
-        for apply in self.blocks:
-            x = apply(x)
+        for block in self.blocks:
+            x = block(x)
         self.cache.length += 1
-        return torch.from_numpy(self.head(self.norm(x)))
+        return from_numpy(self.head(self.norm(x)))[:, 0]
 
 
-def array(tensor: Tensor) -> np.ndarray:
+def as_array(tensor: Tensor) -> Array:
+    """The tensor's own memory as an array."""
     return tensor.detach().numpy()
 
 
-def linear(module: nn.Linear) -> Function:
-    weight = array(module.weight).T
+def make_linear(module: nn.Linear) -> Layer:
+    weight = as_array(module.weight).T
     if module.bias is None:
         return lambda x: x @ weight
-    bias = array(module.bias)
+    bias = as_array(module.bias)
     return lambda x: x @ weight + bias
 
 
-def norm(module: nn.Module) -> Function:
-    """LayerNorm or RMSNorm over the last axis; the mean is a product, as that starts faster than numpy's own."""
+def make_norm(module: nn.Module) -> Layer:
+    """LayerNorm or RMSNorm over the last axis. Means are matrix products, which start faster than numpy's `mean`."""
     if isinstance(module, nn.Identity):
         return lambda x: x
-    weight, centred = array(module.weight), isinstance(module, nn.LayerNorm)
-    bias = array(module.bias) if centred and module.bias is not None else None
+    if not isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        raise ValueError(f"norm = {type(module).__name__}: the numpy decoder does not know it; add it to make_norm")
+    centred = isinstance(module, nn.LayerNorm)
+    weight, eps = as_array(module.weight), np.float32(module.eps or 0)
+    bias = as_array(module.bias) if isinstance(module, nn.LayerNorm) and module.bias is not None else None
     average = np.full((len(weight), 1), 1 / len(weight), dtype=np.float32)
-    eps = np.float32(module.eps)
 
-    def apply(x: np.ndarray) -> np.ndarray:
+    def normalise(x: Array) -> Array:
         if centred:
             x = x - x @ average
         x = x * (weight / np.sqrt((x * x) @ average + eps))
         return x if bias is None else x + bias
 
-    return apply
+    return normalise
 
 
-def convolution(module: Convolution | None, cache: Cache) -> Function:
+def make_conv(module: CausalConv | None, cache: KVCache) -> Layer:
     if module is None:
         return lambda x: x
-    weight, before = array(module.weight)[:, 0], array(cache.kept[module])  # (width, C) and (B, width, C)
+    weight, earlier = as_array(module.weight)[:, 0], as_array(cache.conv_inputs[module])  # (width, C) and (B, width, C)
 
-    def apply(x: np.ndarray) -> np.ndarray:
-        y = x + np.einsum("bwc,wc->bc", before, weight)
-        before[:, :-1] = before[:, 1:]
-        before[:, -1] = x
+    def convolve(x: Array) -> Array:
+        y = x + np.einsum("bwc,wc->bc", earlier, weight)[:, None]
+        earlier[:, :-1] = earlier[:, 1:]
+        earlier[:, -1:] = x
         return y
 
-    return apply
+    return convolve
 
 
-def attention(module: SelfAttention, cache: Cache, rotary: tuple[np.ndarray, np.ndarray] | None) -> Function:
-    qkv, proj, qk_norm, conv = linear(module.qkv), linear(module.proj), norm(module.qk_norm), convolution(module.conv, cache)
-    keys, values = array(cache.kept[module])  # (B, H, capacity, D) each
-    heads, size = module.n_head, keys.shape[-1]
-    scale = np.float32(1 / math.sqrt(size))
+def make_attention(module: SelfAttention, cache: KVCache, rotary: Array | None) -> Layer:
+    qkv, proj = make_linear(module.qkv), make_linear(module.proj)
+    qk_norm, conv = make_norm(module.qk_norm), make_conv(module.conv, cache)
+    keys, values = as_array(cache.keys_values[module])  # (B, H, capacity, D) each
+    H, D = module.n_head, keys.shape[-1]
+    scale = np.float32(1 / math.sqrt(D))
 
-    def apply(x: np.ndarray) -> np.ndarray:
-        start, B = cache.length, len(x)
-        parts = qkv(conv(x)).reshape(B, 3, heads, size)
-        qk = qk_norm(parts[:, :2])  # (B, 2, H, D)
+    def attend(x: Array) -> Array:
+        t, B = cache.length, len(x)  # t: the new position
+        projected = qkv(conv(x)).reshape(B, 3, H, D)
+        qk = qk_norm(projected[:, :2])  # (B, 2, H, D)
         if rotary is not None:
-            cos, sin = rotary
-            swapped = np.concatenate((qk[..., size // 2 :], qk[..., : size // 2]), axis=-1)
-            qk = qk * cos[start] + swapped * sin[start]
-        keys[:, :, start], values[:, :, start] = qk[:, 1], parts[:, 2]
+            cos, sin = rotary[:, t]  # (D) each
+            swapped = np.concatenate((qk[..., D // 2 :], qk[..., : D // 2]), axis=-1)
+            qk = qk * cos + swapped * sin
+        keys[:, :, t], values[:, :, t] = qk[:, 1], projected[:, 2]
         q = qk[:, 0, :, :, None] * scale  # (B, H, D, 1)
-        scores = keys[:, :, : start + 1] @ q  # (B, H, S, 1)
+        scores = keys[:, :, : t + 1] @ q  # (B, H, S, 1)
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
-        y = weights.swapaxes(2, 3) @ values[:, :, : start + 1] / weights.sum(axis=2, keepdims=True)  # (B, H, 1, D)
-        return proj(y.reshape(B, -1))
+        y = weights.swapaxes(2, 3) @ values[:, :, : t + 1] / weights.sum(axis=2, keepdims=True)  # (B, H, 1, D)
+        return proj(y.reshape(B, 1, H * D))
 
-    return apply
+    return attend
 
 
-def mlp(module: MLP, cache: Cache) -> Function:
-    fc, proj, conv, activation = linear(module.fc), linear(module.proj), convolution(module.conv, cache), module.activation
-    a, b = np.float32(math.sqrt(2 / math.pi)), np.float32(0.044715)
+def make_mlp(module: MLP, cache: KVCache) -> Layer:
+    fc, proj = make_linear(module.fc), make_linear(module.proj)
+    conv, activation = make_conv(module.conv, cache), module.activation
+    if activation not in ("gelu", "relu", "relu2"):
+        raise ValueError(f"activation = {activation}: the numpy decoder does not know it; add it to make_mlp")
+    a, b = np.float32(math.sqrt(2 / math.pi)), np.float32(0.044715)  # of GELU's tanh form
 
-    def apply(x: np.ndarray) -> np.ndarray:
-        x = fc(conv(x))
+    def feed_forward(x: Array) -> Array:
+        x = fc(conv(x))  # (B, 1, 4C)
         if activation == "gelu":
             x = x * (1 + np.tanh(a * (x + b * x * x * x))) / 2
         else:
@@ -126,18 +139,19 @@ def mlp(module: MLP, cache: Cache) -> Function:
                 x = x * x
         return proj(x)
 
-    return apply
+    return feed_forward
 
 
-def block(module: Block, cache: Cache, rotary: tuple[np.ndarray, np.ndarray] | None) -> Function:
-    norm1, norm2 = norm(module.norm1), norm(module.norm2)
-    attend, think = attention(module.attn, cache, rotary), mlp(module.mlp, cache)
+def make_block(module: Block, cache: KVCache, rotary: Array | None) -> Layer:
+    norm1, norm2 = make_norm(module.norm1), make_norm(module.norm2)
+    attend, feed_forward = make_attention(module.attn, cache, rotary), make_mlp(module.mlp, cache)
 
-    def apply(x: np.ndarray) -> np.ndarray:
-        if module.pre:
-            x = x + attend(norm1(x))
-            return x + think(norm2(x))
+    def pre_norm_block(x: Array) -> Array:
+        x = x + attend(norm1(x))
+        return x + feed_forward(norm2(x))
+
+    def post_norm_block(x: Array) -> Array:
         x = norm1(x + attend(x))
-        return norm2(x + think(x))
+        return norm2(x + feed_forward(x))
 
-    return apply
+    return pre_norm_block if module.pre_norm else post_norm_block

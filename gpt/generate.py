@@ -1,89 +1,129 @@
-"""Sampling: one character after another, each drawn from what the model expects next."""
+"""Sampling: the model writes on from a prompt, one token after another, each drawn from what it expects next."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gpt.attention import KVCache
 from gpt.decode import Decoder
-from gpt.model import GPT, Cache
+from gpt.model import GPT
 from gpt.settings import UserError
 
+FEW_ROWS = 4  # up to which the numpy decoder is faster than torch; more rows have enough arithmetic to keep torch busy
+Generator = torch.Generator | Sequence[torch.Generator] | None  # one for all rows, one for each row, or PyTorch's global one
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raises UserError for values that `pick` has no meaning for."""
+
+def check_sampling(temperature: float, top_k: int | None = None, top_p: float | None = None) -> None:
+    """Raises UserError for values that `sample_next` has no meaning for."""
     if not 0 <= temperature < math.inf:
-        raise UserError(f"temperature = {temperature}: must be finite and not negative; 0 is greedy, 1 the model's own odds")
+        raise UserError(
+            f"temperature = {temperature}: not a finite number from 0 up; set 0 for greedy, 1 for the model's own odds"
+        )
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k = {top_k}: must be at least 1; leave it out for no limit")
     if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p = {top_p}: a share of probability; set it above 0 and up to 1")
+        raise UserError(f"top_p = {top_p}: not a probability above 0; set it above 0 and up to 1")
 
 
-def pick(
+def generator_of_text(seed: int, index: int) -> torch.Generator:
+    """Random numbers for one of several texts, which depend on the seed and on this text's index and on nothing else."""
+    mixed = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def sample_next(
     logits: Tensor,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
 ) -> Tensor:
-    """Next ids (B,) drawn from logits (B, V).
+    """Draw the next ids (B,) from logits (B, V).
 
-    temperature divides the logits; 0 takes the best. top_k keeps the k best, top_p the fewest best whose probabilities
-    sum to at least p (Holtzman et al. 2020, section 3.1).
+    Logits are divided by `temperature`. Temperature 0 always takes the best token, and so does one below the smallest normal
+    number of the logits' type (1.2e-38 in float32), by which they cannot be divided.
+    `top_k` keeps the k best tokens (Fan et al. 2018, *Hierarchical Neural Story Generation*, section 5.4). `top_p` keeps the
+    fewest best tokens whose probabilities sum to at least p, but always one (Holtzman et al. 2020, *The Curious Case of Neural
+    Text Degeneration*, section 3.1). With both, `top_p` is a share of what `top_k` keeps.
     """
-    if temperature == 0:
+    if temperature < torch.finfo(logits.dtype).tiny:
         return logits.argmax(dim=-1)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # the best at 0, so that nothing overflows
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # the best is 0, so that nothing overflows
     if top_k is None and top_p is None:
-        return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator).squeeze(-1)
+        return draw(logits.softmax(dim=-1), generator)
     logits, order = logits.sort(dim=-1, descending=True)
     probabilities = logits.softmax(dim=-1)
     if top_k is not None:
-        probabilities[:, top_k:] = 0
+        probabilities[:, min(top_k, logits.size(-1)) :] = 0
     if top_p is not None:
-        before = probabilities.cumsum(dim=-1) - probabilities  # of all better ones
-        probabilities[before >= top_p * probabilities.sum(dim=-1, keepdim=True)] = 0
-    drawn = torch.multinomial(probabilities, num_samples=1, generator=generator)
-    return order.gather(-1, drawn).squeeze(-1)
+        of_better_tokens = probabilities.cumsum(dim=-1) - probabilities
+        superfluous = of_better_tokens >= top_p * probabilities.sum(dim=-1, keepdim=True)
+        superfluous[:, 0] = False  # a tiny top_p rounds to 0
+        probabilities[superfluous] = 0
+    return order.gather(-1, draw(probabilities, generator)[:, None])[:, 0]
+
+
+def draw(probabilities: Tensor, generator: Generator) -> Tensor:
+    """Draw one column of each row of probabilities (B, V), which need not sum to 1: column numbers (B,)."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    rows = zip(probabilities.split(1), generator, strict=True)
+    return torch.cat([torch.multinomial(row, 1, generator=own)[:, 0] for row, own in rows])
 
 
 @torch.inference_mode()
 def generate(
     model: GPT,
     ids: Tensor,
-    tokens: int,
+    max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
 ) -> Iterator[Tensor]:
-    """Yield `tokens` times the next ids (B,) after ids (B, T), T >= 1, as they are drawn.
+    """Yield the next ids (B,) after ids (B, T), T >= 1, `max_new_tokens` times, as they are drawn.
 
-    The model sees at most context_length positions: the end of a longer prompt, and when the context is full, its later
-    half, which is read anew. So each character costs one position, not a whole window, whatever the positions are.
-    The model is in eval mode while this runs and in its former mode when it ends. Raises UserError for senseless settings.
+    The model reads at most context_length positions: the end of a longer prompt, and, when the context is full, its later half
+    anew. So a token costs one position and not a whole window, except once per half context.
+
+    With one generator for each row, at most FEW_ROWS of them, and a float32 model on a CPU, what is drawn for a row depends on
+    this row and its generator alone, to the last bit. Elsewhere matrix products may round differently in batches of another
+    size.
+
+    The model is in eval mode while this runs and in its former mode afterwards. Raises UserError for meaningless settings.
     """
     check_sampling(temperature, top_k, top_p)
     limit, was_training = model.config.context_length, model.training
-    weight = model.head.weight
-    small = len(ids) <= 4 and weight.device.type == "cpu" and weight.dtype == torch.float32
     model.eval()
     try:
-        unseen, cache, decoder = ids[:, -limit:], Cache(limit), None
-        window = [unseen]  # what the model has read, in pieces
-        for _ in range(tokens):
-            if cache.length + unseen.size(1) > limit:
-                unseen, cache, decoder = torch.cat(window, dim=1)[:, -max(1, limit // 2) :], Cache(limit), None
-                window = [unseen]
-            if small and cache.length:  # more streams have arithmetic enough to be faster in torch
-                decoder = decoder or Decoder(model, cache)
-                logits = decoder(unseen)
-            else:  # forward: past torch.compile, which would compile anew for each length of the cache
-                logits = model.forward(unseen, cache)[:, -1]  # (B, V)
-            unseen = pick(logits, temperature, top_k, top_p, generator)[:, None]
-            window.append(unseen)
-            yield unseen[:, 0]
+        window, read_one_more = ids[:, -limit:], None  # the window is all that the model has read, or is about to read
+        for count in range(max_new_tokens):
+            if window.size(1) > limit:
+                window, read_one_more = window[:, -max(1, limit // 2) :], None
+            if read_one_more is None:
+                logits, read_one_more = read(model, window, min(limit, window.size(1) + max_new_tokens - count))
+            else:
+                logits = read_one_more(window[:, -1:])
+            drawn = sample_next(logits, temperature, top_k, top_p, generator)
+            window = torch.cat((window, drawn[:, None]), dim=1)
+            yield drawn
     finally:
         model.train(was_training)
+
+
+def read(model: GPT, ids: Tensor, capacity: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Read ids (B, T) into a new cache for `capacity` positions, T at least. All of its memory is taken at once.
+
+    Returns: logits (B, V) after the last position, and a function that reads one more position, ids (B, 1) to logits (B, V).
+    """
+    # model.forward rather than model(...) goes past torch.compile, which would compile anew for each length of the cache
+    weight = model.head.weight
+    if len(ids) <= FEW_ROWS and weight.device.type == "cpu" and weight.dtype == torch.float32:
+        caches = [KVCache(capacity) for _ in ids]
+        logits = [model.forward(row, cache)[:, -1] for row, cache in zip(ids.split(1), caches, strict=True)]
+        return torch.cat(logits), Decoder(model, KVCache.stack(caches))
+    cache = KVCache(capacity)
+    return model.forward(ids, cache)[:, -1], lambda last: model.forward(last, cache)[:, -1]

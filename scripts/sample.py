@@ -1,4 +1,4 @@
-"""Let a trained model write on from a prompt, character by character:
+"""Let a trained model write on from a prompt, one character after another:
 
 python scripts/sample.py --prompt "ROMEO:"
 echo "ROMEO:" | python scripts/sample.py outputs/RUN --temperature 0.7 --num-samples 3
@@ -6,94 +6,137 @@ echo "ROMEO:" | python scripts/sample.py outputs/RUN --temperature 0.7 --num-sam
 
 import argparse
 import codecs
+import os
+import signal
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from gpt.settings import UserError, user_errors
+from gpt.cli.options import Parser
+from gpt.settings import UserError, convert, printable, user_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gpt.model import GPT
+    from gpt.tokenizer import Tokenizer
+
+TEXTS_AT_ONCE = 32
+LARGEST_PROMPT = 2**24  # bytes
+SEPARATOR = "-" * 20 + "\n"
+NUMBERS: dict[str, tuple[Any, Any, str]] = {  # option: its type, default and help
+    "tokens": (int, 500, "how many tokens to write, which are characters unless the run chose another tokenizer (500)"),
+    "temperature": (float, 0.8, "0: always the likeliest token; 1: the model's own odds (0.8)"),
+    "top-k": (int | None, None, "choose among the k likeliest tokens"),
+    "top-p": (float | None, None, "choose among the likeliest tokens whose probabilities sum to p"),
+    "seed": (int, 0, "the same seed writes the same text (0)"),
+    "num-samples": (int, 1, "how many texts to write; the first is shown while it grows (1)"),
+}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument(
-        "checkpoint", nargs="?", help="a run folder (its best) or a .ckpt file; else the newest run under outputs/"
+        "checkpoint", nargs="?", help="a run folder (its best checkpoint) or a .ckpt file; default: the newest run in outputs/"
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--prompt", help="text to write on from; else standard input, if it is piped, or a new line")
+    source.add_argument("--prompt", help="the text to write on from; default: standard input if it is piped, or a line break")
     source.add_argument("--prompt-file", help="a UTF-8 file that holds the prompt; - for standard input")
-    parser.add_argument("--tokens", type=int, default=500, help="how many to write, in general characters (500)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest; 1: the model's own odds (0.8)")
-    parser.add_argument("--top-k", type=int, help="choose among the k likeliest")
-    parser.add_argument("--top-p", type=float, help="choose among the likeliest whose probabilities sum to p")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same text (0)")
-    parser.add_argument("--num-samples", type=int, default=1, help="how many texts; the first is shown as it grows (1)")
-    return parser.parse_args(arguments)
+    for name, (_, default, text) in NUMBERS.items():
+        parser.add_argument(f"--{name}", default=default, help=text)
+    options = parser.parse_args(arguments)
+    for name, (kind, _, _) in NUMBERS.items():
+        attribute = name.replace("-", "_")
+        setattr(options, attribute, convert(as_number(getattr(options, attribute)), kind, f"--{name}"))
+    for name, smallest in (("tokens", 0), ("seed", 0), ("num_samples", 1)):
+        if (value := getattr(options, name)) < smallest:
+            raise UserError(f"--{name.replace('_', '-')} = {value}: too small; set it to at least {smallest}")
+    return options
 
 
-def read_prompt(options: argparse.Namespace) -> str:
-    """The prompt from wherever it was given; "" if nowhere."""
-    if options.prompt is not None:
-        return options.prompt
-    if options.prompt_file == "-" or (options.prompt_file is None and not sys.stdin.isatty()):
-        content, name = sys.stdin.buffer.read(), "standard input"
-    elif options.prompt_file is None:
-        return ""
-    else:
-        name = options.prompt_file
+def as_number(value: Any) -> Any:
+    """The number that a text stands for, such as 1e3. Anything else stays as it is."""
+    for kind in (int, float):
         try:
-            content = Path(name).read_bytes()
-        except OSError as error:
-            raise UserError(f"--prompt-file = {name}: {error.strerror}; give a file that can be read") from None
+            return kind(value) if isinstance(value, str) else value
+        except ValueError:
+            pass
+    return value
+
+
+def read_prompt(options: argparse.Namespace) -> str | None:
+    """The prompt, which may be empty, or None if there is none: no option, and nothing on standard input."""
+    if options.prompt is not None:
+        return options.prompt.encode(errors="surrogateescape").decode(errors="replace")  # a locale without UTF-8 hides its bytes
+    from_stdin = options.prompt_file in (None, "-")
+    if options.prompt_file is None and sys.stdin.isatty():
+        return None
+    name = "standard input" if from_stdin else options.prompt_file
     try:
-        return content.decode("utf-8-sig")
+        with sys.stdin.buffer if from_stdin else open(name, "rb") as file:
+            content = file.read(LARGEST_PROMPT + 1)
+        if len(content) > LARGEST_PROMPT:
+            raise UserError(f"prompt = {name}: more than {LARGEST_PROMPT:,} bytes; the model sees the end, so give that alone")
+        prompt = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"prompt = {name}: {error.strerror}; give a file that can be read") from None
     except UnicodeDecodeError as error:
         raise UserError(f"prompt = {name}: not UTF-8 at byte {error.start}; convert it to UTF-8") from None
+    return prompt if prompt or options.prompt_file else None
 
 
-def check(options: argparse.Namespace) -> None:
-    from gpt.generate import check_sampling
+def write_texts(model: "GPT", tokenizer: "Tokenizer", prompt: str, options: argparse.Namespace) -> None:
+    """Print the first text while it grows, then the others, many of which are sampled at once.
 
-    check_sampling(options.temperature, options.top_k, options.top_p)
-    if options.tokens < 0:
-        raise UserError(f"--tokens = {options.tokens}: must not be negative; 0 writes the prompt alone")
-    if options.num_samples < 1:
-        raise UserError(f"--num-samples = {options.num_samples}: must be at least 1; leave it out for one")
-    if not 0 <= options.seed < 2**63:
-        raise UserError(f"--seed = {options.seed}: must be at least 0 and below 2**63; leave it out for 0")
+    Each text has random numbers of its own. So the first does not depend on how many there are, and the others do only as far
+    as batches of other sizes round differently.
+    """
+    from gpt.generate import generate, generator_of_text
+
+    context = tokenizer.encode(prompt or tokenizer.default_prompt)  # the model cannot start from nothing
+    if len(context) > (limit := model.config.context_length):
+        print(f"note: the prompt has {len(context):,} tokens; the model sees the last {limit:,}", file=sys.stderr)
+
+    def sample(indices: range) -> Iterator["Tensor"]:
+        generators = [generator_of_text(options.seed, index) for index in indices]
+        settings = options.tokens, options.temperature, options.top_k, options.top_p
+        return generate(model, context.expand(len(indices), -1), *settings, generators)
+
+    show = printable if sys.stdout.isatty() else str  # a vocabulary may hold what would command a terminal
+    sys.stdout.write(show(prompt))
+    characters = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
+    for ids in sample(range(1)):
+        sys.stdout.write(show(characters.decode(tokenizer.decode_bytes(ids))))
+        sys.stdout.flush()
+    print(show(characters.decode(b"", final=True)), flush=True)
+    for start in range(1, options.num_samples, TEXTS_AT_ONCE):
+        texts: list[list[int]] = [[] for _ in range(min(TEXTS_AT_ONCE, options.num_samples - start))]
+        for ids in sample(range(start, start + len(texts))):
+            for text, id in zip(texts, ids.tolist(), strict=True):
+                text.append(id)
+        for text in texts:
+            print(SEPARATOR + show(prompt + tokenizer.decode(text)), flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
-    import torch
-
     from gpt.checkpoint import find, load
-    from gpt.generate import generate
+    from gpt.generate import check_sampling
 
-    check(options)
+    check_sampling(options.temperature, options.top_k, options.top_p)
     model, tokenizer, _ = load(find(options.checkpoint))
-    prompt = read_prompt(options) or tokenizer.start
-    ids, limit = tokenizer.encode(prompt), model.config.context_length
-    if len(ids) > limit:
-        print(f"note: the prompt has {len(ids):,} tokens; the model sees the last {limit:,}", file=sys.stderr)
+    prompt = read_prompt(options)
+    write_texts(model, tokenizer, tokenizer.default_prompt if prompt is None else prompt, options)
 
-    generator = torch.Generator().manual_seed(options.seed)
-    prompts = ids.expand(options.num_samples, -1)  # all samples at once, which costs little more than one
-    sys.stdout.write(prompt)
-    whole, others = codecs.getincrementaldecoder("utf-8")("replace"), []  # a token may end within a character
-    for drawn in generate(model, prompts, options.tokens, options.temperature, options.top_k, options.top_p, generator):
-        sys.stdout.write(whole.decode(tokenizer.join(drawn[:1])))
-        sys.stdout.flush()
-        others.append(drawn[1:])
-    print(flush=True)
-    for sample in zip(*others, strict=True):
-        print("-" * 20 + "\n" + prompt + tokenizer.decode(sample), flush=True)
+
+def stop_at_once(signal_number: int, frame: object) -> NoReturn:
+    """End the process on Ctrl-C. A KeyboardInterrupt can get lost while libraries are imported, and nothing needs tidying up."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
 
 
 if __name__ == "__main__":
     with user_errors():
-        try:
-            main()
-        except BrokenPipeError:  # whoever read us, has had enough: sample.py | head
-            sys.stderr.close()
-        except KeyboardInterrupt:
-            sys.exit(130)
+        signal.signal(signal.SIGINT, stop_at_once)
+        main()

@@ -1,0 +1,143 @@
+"""Causal attention: first its formula, then what makes it fast without changing what it computes.
+
+Sources: [A] is Vaswani et al. 2017, *Attention Is All You Need*. The letters of the shapes are explained in `gpt/model.py`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module) -> tuple[Tensor, Tensor]:
+    """Causal scaled dot-product attention, [A] equation 1: softmax(q k' / sqrt(D)) v.
+
+    Args: q (B, H, T, D); k and v (B, H, S, D), whose last T positions are those of q.
+    Returns: the mixed values (B, H, T, D) and the weights (B, H, T, S), each row of which sums to 1.
+    """
+    T, S = q.size(-2), k.size(-2)
+    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S)
+    future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
+    weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
+    return dropout(weights) @ v, weights
+
+
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, block_size: int = 128) -> Tensor:
+    """The mixed values of `attention`, computed for `block_size` queries at a time.
+
+    A block of queries meets the keys up to its own end only, so most scores that the mask would throw away are never computed.
+    """
+    T, S = q.size(-2), k.size(-2)
+    blocks = []
+    for start in range(0, T, block_size):
+        end = min(start + block_size, T)
+        visible = S - T + end
+        blocks.append(attention(q[..., start:end, :], k[..., :visible, :], v[..., :visible, :], dropout)[0])
+    return torch.cat(blocks, dim=-2)
+
+
+class Dropout(nn.Module):
+    """Zeroes each element with probability p during training and scales the others up, so that the mean stays the same.
+
+    Srivastava et al. 2014, *Dropout*. On a CPU, `nn.Dropout` draws one random number per element, which takes longer than the
+    attention it is applied to. Here one 64-bit number decides eight elements, one byte each, so p is rounded to a multiple of
+    1/256 (but not to 0 or 1).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.threshold = min(max(round(p * 256), 1), 255) if p else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
+        return x * keep.to(x.dtype).mul_(256 / (256 - self.threshold))
+
+
+def fastest_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
+    """The mixed values (B, H, T, D) of `attention`, computed in the fastest way.
+
+    Use PyTorch's fused kernel, except for CPU dropout (slow there) and for a cached prefix, which `is_causal` cannot express.
+    """
+    T, S = q.size(-2), k.size(-2)
+    p = dropout.p if dropout.training else 0.0
+    if (p and q.device.type == "cpu") or 1 < T < S:
+        return blockwise_attention(q, k, v, dropout)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Dropout], Tensor]  # what `fastest_attention` is, and what can stand in its place
+
+
+def rotary_table(context_length: int, head_size: int) -> Tensor:
+    """Cosines and signed sines (2, T, D) of the angles by which `apply_rotary` turns pairs of numbers at each position.
+
+    Pair i turns by 10000^(-2i / D) per position (Su et al. 2021, *RoFormer*, section 3.2.2). The sines of the first half are
+    negative, as `apply_rotary` needs them.
+    """
+    frequency = 10000.0 ** (-torch.arange(0, head_size, 2) / head_size)  # (D / 2)
+    angle = torch.arange(context_length)[:, None] * frequency  # (T, D / 2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (a, b) = (x_i, x_{i + D/2}) into (a cos - b sin, b cos + a sin).
+
+    The product of a query and a key then depends on how far apart they are and not on where they stand (Su et al. 2021,
+    *RoFormer*, section 3.4.2, with the pairs D/2 apart rather than side by side).
+
+    Args: x (..., T, D); cos and sin (T, D), the two parts of a `rotary_table`. Returns: (..., T, D).
+    """
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
+
+
+class KVCache:
+    """Keys and values, and inputs of convolutions, of the positions that a model has read, so that none is computed twice.
+
+    `length` counts these positions; `GPT.forward` advances it. Tensors are written in place, so this is not for training.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.keys_values: dict[nn.Module, Tensor] = {}  # per SelfAttention (2, B, H, capacity, D)
+        self.conv_inputs: dict[nn.Module, Tensor] = {}  # per CausalConv (B, width, C)
+
+    @classmethod
+    def stack(cls, caches: Sequence["KVCache"]) -> "KVCache":
+        """One cache of all rows of several caches, which have the same capacity and length."""
+        stacked = cls(caches[0].capacity)
+        stacked.length = caches[0].length
+        for layer in caches[0].keys_values:
+            stacked.keys_values[layer] = torch.cat([cache.keys_values[layer] for cache in caches], dim=1)
+        for layer in caches[0].conv_inputs:
+            stacked.conv_inputs[layer] = torch.cat([cache.conv_inputs[layer] for cache in caches], dim=0)
+        return stacked
+
+    def append(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's keys and values of new positions (B, H, T, D); return those of all positions (B, H, S, D) as views."""
+        if layer not in self.keys_values:
+            self.keys_values[layer] = k.new_empty(2, *k.shape[:2], self.capacity, k.size(-1))
+        keys, values = self.keys_values[layer]
+        end = self.length + k.size(-2)
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def prepend_conv_inputs(self, layer: nn.Module, x: Tensor, width: int) -> Tensor:
+        """Put a layer's last `width` inputs (zeros at the start) before x (B, T, C), and store the new last ones.
+
+        Returns: (B, width + T, C).
+        """
+        earlier = self.conv_inputs[layer] if layer in self.conv_inputs else x.new_zeros(x.size(0), width, x.size(-1))
+        x = torch.cat((earlier, x), dim=1)
+        self.conv_inputs[layer] = x[:, -width:]
+        return x
