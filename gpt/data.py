@@ -1,5 +1,6 @@
-"""Batches of ids: training batches as a pure function of (seed, step, rank), and an exact pass over a whole split."""
+"""Batches of ids: training batches as a pure function of (seed, number), and an exact pass over a whole split."""
 
+import pkgutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,52 +9,72 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from gpt.corpus import Text, find_files, tiny_shakespeare_file
-from gpt.encode import encode, make_tokenizer
-from gpt.settings import UserError
-from gpt.tokenizer import KINDS, CharTokenizer, Tokenizer
+from gpt.settings import UserError, one_line, shorten
+from gpt.tokenizer import KINDS, Tokenizer, tokenizer_class
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), which are the inputs one position later
+
+VALIDATION_BATCH = 32  # windows; fixed, so that no setting changes the order in which losses are added
+IN_MEMORY = 2**26  # characters; the ids of a longer text are kept in a file
+LARGE_TEXTS = "gpt.extras.large_texts:encode_into_file"  # imported when a text is longer than that
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`conf/data`. Raises ValueError for sizes that make no batch or no split."""
+    """The settings in `conf/data`. Raises ValueError for names that no file can have and for values outside their range."""
 
-    path: str | None  # a text file, a folder of them, or a pattern with *; None: Tiny Shakespeare
-    folder: str  # where a downloaded Tiny Shakespeare and the ids of large texts are kept
-    val_fraction: float  # the end of the text, held out
+    path: str | None  # a text file, a folder of them, or a pattern with *; None means Tiny Shakespeare
+    folder: str  # keeps Tiny Shakespeare if it is downloaded, and the ids of large texts
+    val_fraction: float  # the share of the text, at its end, that is held out for validation
     batch_size: int  # windows in a batch, over all processes together
-    tokenizer: str = "char"  # char, byte, or bpe
-    bpe_vocab_size: int = 512
+    tokenizer: str  # a kind that gpt.tokenizer.KINDS lists
+    bpe_vocab_size: int
 
     def __post_init__(self) -> None:
+        advice = {"path": "set data.path=my.txt, or null for Tiny Shakespeare", "folder": "set for instance data.folder=data"}
+        for field in advice:
+            if (value := getattr(self, field)) is not None and (why := why_no_file_name(value)):
+                raise ValueError(f"{field} = {shorten(value) or '(empty)'}: {why}; {advice[field]}")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction = {self.val_fraction}: leaves a split empty; set it between 0 and 1, such as 0.1")
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size}: must be at least 1; set a positive number")
         if self.tokenizer not in KINDS:
-            raise ValueError(f"tokenizer = {self.tokenizer}: unknown; choose one of {', '.join(KINDS)}")
+            raise ValueError(f"tokenizer = {shorten(self.tokenizer)}: unknown; choose one of {', '.join(KINDS)}")
         if not 2**8 <= self.bpe_vocab_size <= 2**16:
             raise ValueError(f"bpe_vocab_size = {self.bpe_vocab_size}: must be from {2**8} to {2**16}; set for instance 512")
 
 
+def why_no_file_name(name: str) -> str:
+    """Why no file can have this name, or why it cannot be stored with a run. Empty if the name is fine."""
+    if not name:
+        return "an empty name, as an unset shell variable leaves it"
+    if "\0" in name:
+        return "holds a NUL character"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "not UTF-8"
+    return ""
+
+
 def batch_of(windows: np.ndarray) -> Batch:
-    """Inputs and targets, from windows (B, T + 1)."""
+    """Inputs and targets (B, T) from windows (B, T + 1)."""
     ids = torch.from_numpy(windows.astype(np.int64))
     return ids[:, :-1], ids[:, 1:]
 
 
 class RandomWindows:
-    """Endless training batches of which number k depends on (seed, k) alone, cut short after `length`.
+    """Training batches number `start` to `length` - 1. Batch k depends on (seed, k) alone.
 
-    The windows of the whole batch are drawn from a counter-based generator (Philox, keyed by seed and k), and each of
-    `world` processes takes its share: any number of processes trains on the same windows, from any step on.
+    The windows of a whole batch are drawn from a counter-based generator (Philox, keyed by seed and k; Salmon et al. 2011,
+    "Parallel Random Numbers: As Easy as 1, 2, 3"), and each process takes its share of them. So any number of processes
+    trains on the same windows, and training can be resumed at any step.
     """
 
     def __init__(
@@ -65,11 +86,11 @@ class RandomWindows:
         length: int,
         start: int = 0,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
-        self.windows = sliding_window_view(np.asarray(ids), context_length + 1)  # (len(ids) - T, T + 1), nothing is copied
+        self.windows = sliding_window_view(np.asarray(ids), context_length + 1)  # (len(ids) - T, T + 1), a view
         self.batch_size, self.seed, self.length, self.start = batch_size, seed, length, start
-        self.rank, self.world = rank, world
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return self.length
@@ -79,22 +100,26 @@ class RandomWindows:
             yield self.batch(k)
 
     def batch(self, k: int) -> Batch:
-        """Batch number k, this process's share."""
+        """This process's share of batch number k."""
         generator = np.random.Generator(np.random.Philox(key=[self.seed, k]))
-        picks = generator.integers(len(self.windows), size=self.batch_size)[self.rank :: self.world]
-        return batch_of(self.windows[picks])
+        rows = generator.integers(len(self.windows), size=self.batch_size)[self.rank :: self.world_size]
+        return batch_of(self.windows[rows])
 
 
 class AllWindows:
-    """Every non-overlapping window of `ids` once, in order; a rest shorter than a window is left out.
+    """Every non-overlapping window of `ids` once, in order. A rest that is shorter than a window is left out.
 
-    Each of `world` processes gets whole batches, so that every batch has the loss that it has for one process.
+    With several processes each gets whole batches, so that every batch has the same loss as with a single process.
     """
 
-    def __init__(self, ids: Tensor | np.ndarray, context_length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        windows = sliding_window_view(np.asarray(ids), context_length + 1)[::context_length]  # the last target begins the next
+    def __init__(
+        self, ids: Tensor | np.ndarray, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        # The last target of a window is the first input of the next one
+        windows = sliding_window_view(np.asarray(ids), context_length + 1)[::context_length]
         batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
-        self.batches = batches[rank::world] if len(batches) >= world else batches  # none left without, or others would wait
+        # With fewer batches than processes each takes all of them: a process without any would keep the others waiting
+        self.batches = batches[rank::world_size] if len(batches) >= world_size else batches
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -103,34 +128,82 @@ class AllWindows:
         return map(batch_of, self.batches)
 
 
-class CharData(L.LightningDataModule):
-    """A text, split in order into a training and a validation part, as ids of its own characters, or of bytes, or of pieces
-    found in its training part, or of a given tokenizer.
+def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of the first `split` characters of a text and those of the rest, in the type of `id_type`.
 
-    Raises UserError if the text has fewer than two different characters, or a part is shorter than one window.
+    Those of a long text are kept in `folder` and mapped into memory.
+    """
+    if len(text) > IN_MEMORY:
+        large: tuple[np.ndarray, np.ndarray] = pkgutil.resolve_name(LARGE_TEXTS)(text, tokenizer, split, folder)
+        return large
+    parts: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    for is_training, ids in encode_parts(text, tokenizer, split):
+        parts[is_training].append(ids)
+    return np.concatenate(parts[True]), np.concatenate(parts[False])
+
+
+def encode_parts(text: Text, tokenizer: Tokenizer, split: int) -> Iterator[tuple[bool, np.ndarray]]:
+    """Read and encode a text part by part. Yields whether the ids (T,) belong to the training split, and the ids."""
+    position, dtype = 0, id_type(tokenizer)
+    for part in text:
+        cut = min(max(split - position, 0), len(part))
+        position += len(part)
+        yield True, tokenizer.ids(part[:cut]).astype(dtype, copy=False)
+        yield False, tokenizer.ids(part[cut:]).astype(dtype, copy=False)
+
+
+def id_type(tokenizer: Tokenizer) -> np.dtype:
+    """One byte if that is enough for the vocabulary, else two. The same on every machine, as ids are also kept in files."""
+    return np.dtype("u1" if len(tokenizer) <= 2**8 else "<u2")
+
+
+def open_text(config: DataConfig, raw: bool) -> Text:
+    """The text that `config` names, as bytes if `raw`. Raises UserError if there is none."""
+    return Text([tiny_shakespeare_file(Path(config.folder))] if config.path is None else find_files(config.path), raw)
+
+
+@rank_zero_only
+def print_note(message: str) -> None:
+    """Print a line on stderr, from one of the processes."""
+    print(f"note: {one_line(message)}", file=sys.stderr)
+
+
+class CharData(L.LightningDataModule):
+    """A text as ids, split in order into a training and a validation part.
+
+    Without a `tokenizer` the one that `config` asks for is made for the text. `share_validation` divides the validation
+    batches among the processes. Without it every process has all of them, which sharded weights need: they are gathered for
+    each batch, so all processes must have equally many.
+    Raises UserError if there is no such text or its characters are not in the vocabulary, if it has fewer than two
+    different ones, or if a part is shorter than one window.
     """
 
-    def __init__(self, config: DataConfig, context_length: int, seed: int, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        context_length: int,
+        seed: int,
+        tokenizer: Tokenizer | None = None,
+        share_validation: bool = True,
+    ) -> None:
         super().__init__()
-        self.config, self.context_length, self.seed = config, context_length, seed
-        files = find_files(config.path) if config.path else [tiny_shakespeare_file(Path(config.folder))]
-        text, name = Text(files, raw=config.tokenizer == "byte"), config.path or "null"
-        share = 1 - config.val_fraction
-        self.tokenizer = tokenizer or make_tokenizer(text, config.tokenizer, config.bpe_vocab_size, share)
+        self.config, self.context_length, self.seed, self.share_validation = config, context_length, seed, share_validation
+        folder, name = Path(config.folder), config.path or "null"
+        kind = tokenizer_class(config.tokenizer) if tokenizer is None else type(tokenizer)
+        text = open_text(config, raw=kind.reads_bytes)
+        train_fraction = 1 - config.val_fraction
+        self.tokenizer = kind.fit(text, train_fraction, config.bpe_vocab_size) if tokenizer is None else tokenizer
         if len(self.tokenizer) < 2:
-            raise UserError(
-                f"data.path = {name}: only the character {self.tokenizer.start!r}, nothing to predict; give a text with more"
-            )
-        if isinstance(self.tokenizer, CharTokenizer) and (control := self.tokenizer.control):
-            rank_zero_only(print)(f"note: data.path = {name}: control characters in it, kept: {control!r}", file=sys.stderr)
-        if tokenizer is None and config.tokenizer == "bpe" and (found := len(self.tokenizer)) < config.bpe_vocab_size:
-            rank_zero_only(print)(f"note: data.bpe_vocab_size = {config.bpe_vocab_size}: {found} pieces found", file=sys.stderr)
-        split = int(len(text) * share)
-        self.train_ids, self.val_ids = encode(text, self.tokenizer, split, Path(config.folder))
-        self.sha256, self.characters_per_id = text.sha256, split / max(len(self.train_ids), 1)
-        self.unit = {"char": "characters", "byte": "bytes", "bpe": "tokens"}[config.tokenizer]
+            only = self.tokenizer.decode([0])
+            raise UserError(f"data.path = {name}: only the character {only!r}, nothing to predict; give a text with more")
+        if self.tokenizer.remark:
+            print_note(f"data.path = {name}: {self.tokenizer.remark}")
+        split = int(len(text) * train_fraction)
+        self.train_ids, self.val_ids = encode(text, self.tokenizer, split, folder)
+        self.sha256, self.unit = text.sha256, self.tokenizer.unit
+        self.characters_per_id = split / max(len(self.train_ids), 1)
         for part, ids in (("training", self.train_ids), ("validation", self.val_ids)):
-            if len(ids) < context_length + 1:
+            if len(ids) <= context_length:
                 raise UserError(
                     f"data.path = {name}: its {part} split has {len(ids):,} {self.unit}, fewer than the {context_length + 1:,} "
                     "of one window; give a longer text, or set a smaller model.context_length"
@@ -138,25 +211,25 @@ class CharData(L.LightningDataModule):
 
     def train_dataloader(self) -> RandomWindows:
         trainer = self.trainer
-        accumulate = trainer.accumulate_grad_batches
+        assert trainer is not None
+        batches_per_step = trainer.accumulate_grad_batches
         return RandomWindows(
             self.train_ids,
             self.context_length,
             self.config.batch_size,
             self.seed,
-            length=trainer.max_steps * accumulate,
-            start=trainer.global_step * accumulate,
+            length=trainer.max_steps * batches_per_step,
+            start=trainer.global_step * batches_per_step,
             rank=trainer.global_rank,
-            world=trainer.world_size,
+            world_size=trainer.world_size,
         )
 
     def val_dataloader(self) -> AllWindows:
         return self.exact(self.val_ids)
 
     def exact(self, ids: np.ndarray) -> AllWindows:
-        """The pass over `ids` that makes a loss exact: each position once, this process's share of it."""
-        # Windows are small and nothing is kept for a backward pass: a fixed size, so that no setting changes the sum's order
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if self.trainer and isinstance(self.trainer.strategy, ModelParallelStrategy):
-            rank, world = 0, 1  # weights are gathered for each batch: all must have equally many
-        return AllWindows(ids, self.context_length, 32, rank, world)
+        """The batches over which the mean loss of `ids` (N,) is exact: every position once, shared among the processes."""
+        rank, world_size = 0, 1
+        if self.trainer is not None and self.share_validation:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return AllWindows(ids, self.context_length, VALIDATION_BATCH, rank, world_size)

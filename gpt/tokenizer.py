@@ -1,128 +1,162 @@
-"""Text <-> ids: by characters, by bytes, or by pieces that byte-pair encoding has found to be frequent."""
+"""Text to ids and back, with one id for each character or each byte. KINDS says where every kind of tokenizer lives."""
 
-import json
-import re
+import pkgutil
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gpt.settings import UserError
+from gpt.settings import UserError, shorten
 
-KINDS = ("char", "byte", "bpe")
+if TYPE_CHECKING:
+    from gpt.corpus import Text
+
+KINDS = {  # the values of data.tokenizer; a module is imported when its kind is used for the first time
+    "char": "gpt.tokenizer:CharTokenizer",
+    "byte": "gpt.tokenizer:ByteTokenizer",
+    "bpe": "gpt.extras.bpe:BPETokenizer",
+}
 
 
 class Tokenizer(ABC):
-    """One id for each of `pieces`, which are bytes: a text is what its ids' pieces make, one behind the other."""
+    """Each id stands for one of `pieces`, which are bytes. A text is the concatenation of the pieces of its ids."""
 
+    kind: ClassVar[str]  # its name in KINDS
+    unit: ClassVar[str]  # what its ids are, for counting them: "characters", "bytes" or "tokens"
+    loss_unit: ClassVar[str]  # what a loss is per: "character", "byte" or "token"
+    reads_bytes: ClassVar[bool] = False  # whether it encodes a file's bytes rather than its decoded text
     pieces: list[bytes]
+    remark: str = ""  # something about it that the user should know before training
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, text: "Text", train_fraction: float, vocab_size: int) -> "Tokenizer":
+        """The tokenizer for a text of which the first `train_fraction` is for training.
+
+        Only kinds that can have a vocabulary of any size heed `vocab_size`.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Tokenizer":
+        """The tokenizer that had this `state`. Raises any exception for a damaged one: see `restore`."""
+
+    @property
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Everything that makes this tokenizer, as plain values. `restore` is the inverse."""
+
+    @abstractmethod
+    def ids(self, text: str) -> np.ndarray:
+        """The ids of a text (T,), in a small unsigned type. Raises UserError if a character is not in the vocabulary."""
+
+    @abstractmethod
+    def knows(self, char: str) -> bool:
+        """Whether a text that contains this character can be encoded."""
 
     def __len__(self) -> int:
         return len(self.pieces)
 
-    @property
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """All there is to it, in plain types; `restore` makes it again."""
-
-    @abstractmethod
-    def ids(self, text: str) -> np.ndarray:
-        """Ids (T,) of a text or of a part of it. Raises UserError that names the characters which are not in the vocabulary."""
-
     def encode(self, text: str) -> Tensor:
-        """Ids (T,), int64. Raises UserError as `ids` does."""
+        """The ids of a text (T,), int64, ready for a model. Raises UserError as `ids` does."""
         return torch.from_numpy(self.ids(text).astype(np.int64))
 
-    def join(self, ids: Iterable[int] | Tensor) -> bytes:
-        """The bytes of ids (T,), which may end within a character."""
+    def decode_bytes(self, ids: Iterable[int] | Tensor) -> bytes:
+        """The bytes of ids (T,). They may begin or end in the middle of a character."""
         return b"".join(self.pieces[i] for i in (ids.tolist() if isinstance(ids, Tensor) else ids))
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
-        """The text of ids (T,), with a replacement character for bytes that make none."""
-        return self.join(ids).decode(errors="replace")
+        """The text of ids (T,). Bytes that are not UTF-8 become the replacement character."""
+        return self.decode_bytes(ids).decode(errors="replace")
 
-    def known(self, text: str) -> str:
-        """What is left of a text without the characters that have no id."""
+    def drop_unknown(self, text: str) -> str:
+        """The text without those characters that cannot be encoded."""
         return "".join(char for char in text if self.knows(char))
 
-    @abstractmethod
-    def knows(self, char: str) -> bool:
-        """Whether a text may have this character in it."""
-
-    def unknown(self, text: str) -> UserError:
+    def unknown_characters(self, text: str) -> UserError:
+        """The error that names the characters of `text` that cannot be encoded."""
         chars = [char for char in sorted(set(text)) if not self.knows(char)]
-        shown = ", ".join(map(repr, chars[:10])) + (", ..." if len(chars) > 10 else "")
+        names = ", ".join(map(repr, chars[:10])) + (", ..." if len(chars) > 10 else "")
         return UserError(
-            f"text = {text[:20]!r}: {shown} not among the {len(self)} characters that the model knows; leave them out"
+            f"text = {text[:20]!r}: {names} not among the {len(self)} characters that the model knows; leave them out"
         )
 
     @property
-    def start(self) -> str:
-        """What to write on from when there is no prompt: a new line, or the first piece where the text has none."""
+    def default_prompt(self) -> str:
+        """What generation starts from without a prompt: a line break, or the first piece if the text has no line break."""
         return "\n" if self.knows("\n") else self.decode([0])
 
     @property
     def lengths(self) -> Tensor:
-        """Characters and bytes of each piece (2, V); a character counts where it begins."""
-        characters = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
+        """The numbers of characters and of bytes in each piece (2, V). A character counts for the piece that begins it."""
+        characters = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]  # UTF-8 goes on with 10xxxxxx
         return torch.tensor([characters, [len(piece) for piece in self.pieces]])
 
 
 class CharTokenizer(Tokenizer):
-    """One id for each character of `vocabulary`, in its order: the whole state is that string."""
+    """One id for each character of the string `vocabulary`, in its order."""
+
+    kind, unit, loss_unit = "char", "characters", "character"
 
     def __init__(self, vocabulary: str) -> None:
+        """Raises UserError if a character occurs twice or there are more than two bytes can number."""
         if len(set(vocabulary)) != len(vocabulary):
-            raise UserError(f"vocabulary = {vocabulary!r:.60}: a character appears twice; give each once")
+            raise UserError(f"vocabulary = {shorten(repr(vocabulary))}: a character occurs twice; give each character once")
         if len(vocabulary) >= 2**16:
-            raise UserError(f"vocabulary = {len(vocabulary):,} characters: too many; choose data.tokenizer=bpe or byte")
+            raise UserError(f"vocabulary = {len(vocabulary):,} characters: too many; set data.tokenizer=bpe or byte")
         self.vocabulary = vocabulary
         self.pieces = [char.encode() for char in vocabulary]
+        if control := [char for char in vocabulary if unicodedata.category(char) == "Cc" and char not in "\t\n\r"]:
+            self.remark = f"it contains control characters, which are kept: {''.join(control)!r}"
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
-        """The characters of a text, sorted by code point."""
+        """The tokenizer of the characters in a text, sorted by code point."""
         return cls.from_parts([text])
 
     @classmethod
+    def fit(cls, text: "Text", train_fraction: float, vocab_size: int) -> "CharTokenizer":
+        return cls.from_parts(text)  # the characters of the validation part need ids, too
+
+    @classmethod
     def from_parts(cls, parts: Iterable[str]) -> "CharTokenizer":
-        """As `from_text`, for a text that is read part by part."""
+        """As `from_text`, for a text that is read in parts."""
         seen: set[str] = set()
         for part in parts:
-            if part.isascii():  # thirty times as fast as a set of all its characters
+            if part.isascii():  # removing the known characters first is thirty times as fast as a set of the whole part
                 part = part.encode().translate(None, "".join(filter(str.isascii, seen)).encode()).decode()
             seen.update(part)
         return cls("".join(sorted(seen)))
 
-    @property
-    def state(self) -> dict[str, Any]:
-        return {"kind": "char", "vocabulary": self.vocabulary}
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "CharTokenizer":
+        if not isinstance(state["vocabulary"], str):
+            raise TypeError("its vocabulary is not a string")
+        return cls(state["vocabulary"])
 
     @property
-    def control(self) -> str:
-        """Its characters that no text should have."""
-        return "".join(char for char in self.vocabulary if unicodedata.category(char) == "Cc" and char not in "\t\n\r")
+    def state(self) -> dict[str, Any]:
+        return {"kind": self.kind, "vocabulary": self.vocabulary}
 
     @cached_property
     def table(self) -> np.ndarray:
-        """The id of each code point there is; V for those that have none."""
+        """The id of every Unicode code point (0x110000,). Characters outside the vocabulary have the id V."""
         table = np.full(0x110000, len(self), dtype=np.uint16)
         table[[ord(char) for char in self.vocabulary]] = np.arange(len(self))
         return table
 
     def ids(self, text: str) -> np.ndarray:
-        if text.isascii() and len(self) < 256:  # twice as fast as the table in numpy
+        if text.isascii() and len(self) < 256:  # translating bytes is twice as fast as indexing with numpy
             ids = np.frombuffer(text.encode().translate(self.table[:256].astype(np.uint8).tobytes()), dtype=np.uint8)
         else:
             ids = self.table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)]
         if ids.max(initial=0) == len(self):
-            raise self.unknown(text)
+            raise self.unknown_characters(text)
         return ids
 
     def knows(self, char: str) -> bool:
@@ -130,87 +164,50 @@ class CharTokenizer(Tokenizer):
 
 
 class ByteTokenizer(Tokenizer):
-    """One id for each byte, so for any file."""
+    """One id for each of the 256 bytes, which suits any file."""
+
+    kind, unit, loss_unit = "byte", "bytes", "byte"
+    reads_bytes = True
 
     def __init__(self) -> None:
         self.pieces = [bytes([byte]) for byte in range(256)]
 
+    @classmethod
+    def fit(cls, text: "Text", train_fraction: float, vocab_size: int) -> "ByteTokenizer":
+        return cls()
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "ByteTokenizer":
+        return cls()
+
     @property
     def state(self) -> dict[str, Any]:
-        return {"kind": "byte"}
+        return {"kind": self.kind}
 
     def ids(self, text: str | bytes) -> np.ndarray:
+        """The bytes of a text (T,), or those of a file as they are."""
         return np.frombuffer(text.encode(errors="replace") if isinstance(text, str) else text, dtype=np.uint8)
 
     def knows(self, char: str) -> bool:
         return True
 
 
-class BPETokenizer(Tokenizer):
-    """Byte-pair encoding (Sennrich et al. 2016; Radford et al. 2018, section 4.1) by Hugging Face's `tokenizers` (extra hf).
-
-    Over bytes, as in GPT-2: all 256 are pieces, so any text has ids. `vocabulary`: all pieces as `byte_letters` write them, in
-    the order of their ids; `merges`: which two make a new one, most frequent first.
-    """
-
-    def __init__(self, vocabulary: list[str], merges: list[tuple[str, str]]) -> None:
-        hf, letters = load_tokenizers(), byte_letters()
-        if len(vocabulary) > 2**16:
-            raise UserError(f"data.bpe_vocab_size = {len(vocabulary):,}: too many; set {2**16:,} or less")
-        self.vocabulary, self.merges = vocabulary, [tuple(pair) for pair in merges]
-        self.pieces = [bytes(letters[letter] for letter in piece) for piece in vocabulary]
-        self.bpe = hf.Tokenizer(hf.models.BPE({piece: i for i, piece in enumerate(vocabulary)}, self.merges))
-        self.bpe.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self.bpe.decoder = hf.decoders.ByteLevel()
-
-    @classmethod
-    def from_parts(cls, parts: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """All bytes, and the pairs that are most frequent in a text, merged until there are `vocab_size` pieces."""
-        hf, empty = load_tokenizers(), cls(list(byte_letters()), [])
-        trainer = hf.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(byte_letters()), show_progress=False)
-        empty.bpe.train_from_iterator(parts, trainer)
-        made = json.loads(empty.bpe.to_str())["model"]
-        return cls(sorted(made["vocab"], key=made["vocab"].get), made["merges"])
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return {"kind": "bpe", "vocabulary": self.vocabulary, "merges": [list(pair) for pair in self.merges]}
-
-    def ids(self, text: str) -> np.ndarray:
-        lines = re.split(r"(?<=\S)(?=\n)", text.encode(errors="replace").decode())  # where no piece is cut; on all cores
-        return np.array([i for line in self.bpe.encode_batch_fast(lines) for i in line.ids], dtype=np.uint16)
-
-    def knows(self, char: str) -> bool:
-        return True
+def tokenizer_class(kind: str) -> type[Tokenizer]:
+    """The class of a kind that KINDS lists."""
+    found: type[Tokenizer] = pkgutil.resolve_name(KINDS[kind])
+    return found
 
 
-def byte_letters() -> dict[str, int]:
-    """The letters by which bytes are written in tokenizer.json: a byte's own where it can be seen, else one from 256 on."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-def load_tokenizers() -> ModuleType:
-    try:
-        import tokenizers
-    except ImportError:
-        raise UserError("data.tokenizer = bpe: needs a library; pip install -e '.[hf]', or choose char or byte") from None
-    return tokenizers
-
-
-def restore(state: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a `state`. Raises UserError for what is none."""
+def restore(state: Any) -> Tokenizer:
+    """The tokenizer that had this `state`, which may come from anybody's checkpoint. Raises UserError if it is damaged."""
     kind = state.get("kind") if isinstance(state, Mapping) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise UserError(f"tokenizer = {shorten(kind)}: unknown to this version, which has {known}; use another checkpoint")
     try:
-        if kind == "char" and isinstance(state["vocabulary"], str):
-            return CharTokenizer(state["vocabulary"])
-        if kind == "byte":
-            return ByteTokenizer()
-        if kind == "bpe":
-            return BPETokenizer(state["vocabulary"], state["merges"])
+        return tokenizer_class(kind).from_state(state)
     except UserError:
         raise
-    except Exception as error:  # tokenizers raises no other kind
-        raise UserError(f"tokenizer = {kind}: damaged ({error!r:.100}); use a checkpoint that this project wrote") from None
-    raise UserError(f"tokenizer = {kind}: none that this version has; choose one of {', '.join(KINDS)}")
+    except Exception as error:  # whatever wrong content leads to; the library `tokenizers` raises nothing more specific
+        detail = shorten(repr(error), 100)
+        raise UserError(f"tokenizer = {kind}: damaged ({detail}); use a checkpoint that this project wrote") from None
