@@ -1,203 +1,179 @@
-"""Files that can be trusted: atomic writing, and reading that runs nothing and believes nothing.
+"""Checkpoints: finding, reading and loading them. Nothing in them is executed, and everything is checked before it is used.
 
-A checkpoint is Lightning's, plus a card under "gpt" that says how to make the model again:
-    format (3), model (the fields of GPTConfig), tokenizer (its state), text_sha256, config (the run's, resolved)
+A checkpoint is Lightning's, with the run's metadata under "gpt", from which the model can be made again:
+    format (3), model (the fields of GPTConfig), tokenizer (its state), text_sha256, config (all settings of the run)
 """
 
-import contextlib
 import os
 import pickle
-import platform
-import re
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
+from gpt.archive import Refused, read_archive
+from gpt.files import atomic
 from gpt.model import GPT, GPTConfig, parameter_count
-from gpt.settings import UserError, build
+from gpt.settings import UserError, build, one_line, shorten
 from gpt.tokenizer import Tokenizer, restore
+from gpt.training_state import check_training_state
 
-if TYPE_CHECKING:
-    from gpt.data import CharData
+__all__ = ["FORMAT", "AtomicCheckpointIO", "check_training_state", "find", "load", "read", "tensors_in"]
 
 FORMAT = 3
+PREFIX = "model."  # of the names of the weights: they are attributes of GPTModule.model
+LARGEST_ROTARY_TABLE = 2**25  # numbers. It is the only large tensor of a model that is not in its checkpoint
+OWN = "use a checkpoint that this project wrote"
 
 
-@contextlib.contextmanager
-def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Yield a binary file that becomes `path` if the block ends well; else `path` stays as it was and nothing is left over."""
-    path = Path(os.path.realpath(path))  # through links, so that the link stays one
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.tmp-{platform.node()}-{os.getpid()}")
+def refusal(path: Path, reason: str, advice: str = OWN) -> UserError:
+    return UserError(f"checkpoint = {path}: {reason}; {advice}")
+
+
+def find(place: str | None, outputs: str = "outputs") -> Path:
+    """The checkpoint file that `place` means: a .ckpt file, a run folder, or None for the newest run under `outputs`.
+
+    Of a run, that is its best checkpoint, or its last if it has not been validated yet. Raises UserError if there is none.
+    """
+    if place is None:
+        names = ("best.ckpt", "last.ckpt")  # writing either of them touches the folder that they are in
+        folders = {path.parent for name in names for path in Path(outputs).glob(f"**/checkpoints/{name}")}
+        if not folders:
+            raise UserError(f"checkpoint = (newest): no run under {outputs}/; train one first: python scripts/train.py")
+        place = str(max(folders, key=lambda folder: folder.stat().st_mtime).parent)
+        print(f"note: {one_line(place)} is the newest run", file=sys.stderr)
+    if "://" in place:
+        raise UserError(f"checkpoint = {place}: addresses are not read; download the file and give its path")
+    path = Path(place)
+    if os.path.isdir(path):  # unlike path.is_dir(), this raises nothing for a name that is too long
+        best, last = (path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+        path = last if last.exists() and not best.exists() else best
+    if not os.path.isfile(path):
+        raise refusal(path, "no such file", f"give a run folder under {outputs}/ or a .ckpt file")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file: dictionaries, lists, plain values, and tensors on the CPU. Raises UserError."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise refusal(path, "no such file", "give a run folder or a .ckpt file")
     try:
-        with open(staged, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
+        content = read_archive(path)
+    except Refused as error:
+        raise refusal(path, f"refused, nothing was run: {shorten(error, 200)}") from None
+    except pickle.UnpicklingError:
+        raise refusal(path, "refused, nothing was run: it does not hold plain data") from None
+    except PermissionError as error:
+        raise refusal(path, str(error.strerror), "give a checkpoint that can be read") from None
+    except Exception:  # torch and zipfile raise an exception of another kind for each kind of damage
+        beside = "best" if path.name == "last.ckpt" else "last"
+        damage = f"truncated or not a checkpoint ({path.stat().st_size:,} bytes)"
+        raise refusal(path, damage, f"use another one, such as {beside}.ckpt beside it") from None
+    if not (isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("gpt", "state_dict"))):
+        raise refusal(path, "not one of this project's", "give a run folder under outputs/ or a .ckpt file in one")
+    if any(True for _ in tensors_in(content["gpt"])):
+        raise refusal(path, "refused, nothing was run: it has tensors in its metadata, where none of ours has any")
+    if foreign := [key for key in content if "hyper_parameters" in str(key)]:  # Lightning would make objects from them
+        held = f"{shorten(foreign[0])} ({shorten(content[foreign[0]], 100)})"
+        raise refusal(path, f"refused, nothing was run: it has {held}, which none of ours has")
+    if (found := content["gpt"].get("format")) != FORMAT:
+        reason = f"its format is {shorten(found)}, this version reads {FORMAT}"
+        raise refusal(path, reason, "use the version that wrote it")
+    return content
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write UTF-8, atomically."""
-    with atomic(path) as file:
-        file.write(text.encode())
+def load(path: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """The model of a checkpoint in eval mode, its tokenizer, and the run's metadata.
+
+    Raises UserError for a file that is damaged or does not fit together. The sizes that it claims are compared with its
+    tensors before a model is made, so that its weights take no more memory than the file. Its rotary table, which no file
+    holds, takes at most 256 MiB, and 0.7 GB while it is computed (LARGEST_ROTARY_TABLE).
+    """
+    content = read(path)
+    metadata = content["gpt"]
+    try:
+        config, tokenizer = check_metadata(metadata)
+    except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise refusal(path, f"its metadata makes no model ({shorten(error, 200)})") from None
+    tensors = {str(name).removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items()}
+    if difference := compare_weights(tensors, config):
+        raise refusal(path, difference, "use a checkpoint that was not altered")
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        reason = f"non-finite weights in {len(broken)} tensors, {broken[0]} first"
+        raise refusal(path, reason, "use an earlier one")
+    model = GPT(config)
+    model.load_state_dict(tensors)
+    return model.eval(), tokenizer, metadata
+
+
+def check_metadata(metadata: dict[str, Any]) -> tuple[GPTConfig, Tokenizer]:
+    """The model's configuration and the tokenizer. Raises UserError, or whatever wrong types lead to."""
+    config = build(GPTConfig, metadata["model"], "model")
+    tokenizer = restore(metadata["tokenizer"])
+    if config.vocab_size != len(tokenizer):
+        raise UserError(f"model.vocab_size = {config.vocab_size}: its tokenizer has {len(tokenizer)} tokens")
+    if config.positions == "rotary" and (size := config.context_length * config.head_size) > LARGEST_ROTARY_TABLE:
+        raise UserError(f"model.context_length = {config.context_length}: longer than any model here ({size:,} rotary angles)")
+    if not isinstance(metadata.get("config"), dict) or not isinstance(metadata.get("text_sha256"), str):
+        raise UserError("config, text_sha256 = (missing): every run stores them")
+    return config, tokenizer
+
+
+def compare_weights(tensors: dict[str, Any], config: GPTConfig) -> str | None:
+    """How tensors differ from the weights of a model of these sizes, which is not made for it. None if they don't."""
+    if wrong := [name for name, tensor in tensors.items() if not (isinstance(tensor, Tensor) and tensor.is_floating_point())]:
+        return f"{shorten(wrong[0])} is no tensor of weights"
+    unique = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in tensors.values()}  # a tied head counts once
+    if (held := sum(unique.values())) != (needed := parameter_count(config)):
+        return f"holds {held:,} parameters, where its sizes ask for {needed:,}"
+    with torch.device("meta"):  # shapes without memory
+        expected = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if different := sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name)):
+        return f"another architecture than its metadata says: {shorten(different[0])} does not fit"
+    return None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, staged beside their target: its own staging is in the temporary folder, which may be on
-    another file system, where the last step is a copy over the good file and not a rename."""
+    """How Lightning writes and reads checkpoint files.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any | None = None) -> None:
+    Lightning stages a file in the temporary folder. If that is on another file system, the last step is a copy over the
+    good file and not a rename. Here it is staged beside its target.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
         try:
             with atomic(path) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch wraps some of the former in the latter
             needed = sum(tensor.nbytes for tensor in tensors_in(checkpoint))
             free = shutil.disk_usage(Path(path).parent).free
-            raise UserError(
-                f"checkpoint = {path}: not written, {needed:,} bytes needed and {free:,} free "
-                f"({getattr(error, 'strerror', None) or type(error).__name__}); make room and resume: the one before is whole"
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise refusal(
+                Path(path),
+                f"not written, {needed:,} bytes needed and {free:,} free ({reason})",
+                "make room and resume: the previous one is whole",
             ) from None
 
     def load_checkpoint(
-        self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read(Path(path))
+        content = read(Path(path))
+        check_training_state(content)
+        return content
 
 
-def moved(value: Any, old: str, new: str) -> Any:
-    """Plain values with the path `old`, as far as they are in it, replaced by `new`: keys, values, whatever is inside."""
-    if isinstance(value, dict):
-        return {moved(key, old, new): moved(inner, old, new) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [moved(inner, old, new) for inner in value]
-    inside = isinstance(value, str) and (value == old or value.startswith(old + os.sep))
-    return new + value[len(old) :] if inside else value
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """All tensors inside dictionaries and lists."""
-    if isinstance(value, torch.Tensor):
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors inside dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (dict, list, tuple)):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from tensors_in(inner)
-
-
-def make_card(config: GPTConfig, data: "CharData", run: dict[str, Any]) -> dict[str, Any]:
-    """What `load` needs, in plain types; `run` is the resolved configuration, for a person to look up and to evaluate by."""
-    return {
-        "format": FORMAT,
-        "model": asdict(config),
-        "tokenizer": data.tokenizer.state,
-        "text_sha256": data.sha256,
-        "config": run,
-    }
-
-
-def find(place: str | None, outputs: str = "outputs") -> Path:
-    """The checkpoint meant by a file, a run folder (its best, if it has been validated, else its last), or None (that of the
-    newest run under `outputs`)."""
-    if place is None:
-        # Each checkpoint that is written, best or last, touches its folder
-        found = {path.parent for path in Path(outputs).glob("**/checkpoints/*.ckpt")}
-        if not found:
-            raise UserError(f"checkpoint = (newest): no run under {outputs}/; train one first: python scripts/train.py")
-        place = max(found, key=lambda folder: folder.stat().st_mtime).parent
-        print(f"note: {place} is the newest run", file=sys.stderr)
-    if "://" in str(place):
-        raise UserError(f"checkpoint = {place}: addresses are not read; download the file and give its path")
-    path = Path(place)
-    if path.is_dir():
-        best, last = (path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-        path = last if last.exists() and not best.exists() else best
-    if not path.is_file():
-        raise UserError(f"checkpoint = {path}: no such file; give a run folder under {outputs}/ or a .ckpt file")
-    return path
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file: plain types and tensors, on the CPU. Raises UserError if it is anything else."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|class|Unsupported operand|global) `?([\w.]+)", str(error))
-        what = f"it asks to run {found[1]}" if found else "it is no plain data"
-        raise UserError(
-            f"checkpoint = {path}: refused, nothing was run: {what}; use a checkpoint that this project wrote"
-        ) from None
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise UserError(f"checkpoint = {path}: {error.strerror}; give a checkpoint that can be read") from None
-    except Exception:  # each kind of damage is another one to torch: OSError, RuntimeError, EOFError, KeyError, ...
-        size = path.stat().st_size
-        raise UserError(
-            f"checkpoint = {path}: truncated or not a checkpoint ({size:,} bytes); "
-            f"use another one, such as {'best' if path.name == 'last.ckpt' else 'last'}.ckpt beside it"
-        ) from None
-    parts = [content.get(part) if isinstance(content, dict) else None for part in ("gpt", "state_dict")]
-    if not all(isinstance(part, dict) for part in parts):
-        raise UserError(
-            f"checkpoint = {path}: not one of this project's; give a run folder under outputs/ or a .ckpt file in one"
-        )
-    if foreign := [part for part in content if "hyper_parameters" in part]:  # from which Lightning would make objects
-        raise UserError(
-            f"checkpoint = {path}: refused, nothing was run: it has {', '.join(foreign)} "
-            f"({content[foreign[0]]!s:.100}), which none of ours has; use a checkpoint that this project wrote"
-        )
-    found = content["gpt"].get("format")
-    if found != FORMAT:
-        raise UserError(f"checkpoint = {path}: its format is {found}, this version reads {FORMAT}; use the version that wrote it")
-    return content
-
-
-def load(path: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """The model (eval mode), its tokenizer, and the card. Raises UserError for a file that is not whole.
-
-    Sizes are checked against the tensors before a model is made of them, so a wrong one cannot ask for memory.
-    """
-    content = read(path)
-    card, prefix = content["gpt"], "model."
-    try:
-        config = build(GPTConfig, card["model"], "model")
-        tokenizer = restore(card["tokenizer"])
-        if config.context_length > 2**20:  # rotary tables grow with it, and no tensor in the file says how long they were
-            raise UserError(f"model.context_length = {config.context_length}: longer than any model here; at most {2**20}")
-        if missing := {"text_sha256", "config"} - set(card):
-            raise UserError(f"card = {missing}: missing; save it again")
-        if not all(isinstance(tensor, torch.Tensor) for tensor in content["state_dict"].values()):
-            raise UserError("state_dict = ...: holds what is no tensor; save it again")
-    except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"checkpoint = {path}: its card makes no model ({error}); use a checkpoint that this project wrote"
-        ) from None
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in content["state_dict"].items()}
-    held = sum({tensor.data_ptr(): tensor.numel() for tensor in tensors.values()}.values())  # a tied head counts once
-    needed = parameter_count(config)
-    if held != needed or len(tokenizer) != config.vocab_size:
-        raise UserError(
-            f"checkpoint = {path}: holds {held:,} parameters and {len(tokenizer)} tokens, where its sizes ask for "
-            f"{needed:,} and {config.vocab_size}; use a checkpoint that was not altered"
-        )
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        raise UserError(
-            f"checkpoint = {path}: non-finite weights in {len(broken)} tensors, {broken[0]} first; use an earlier one"
-        )
-    model = GPT(config)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"checkpoint = {path}: another architecture than its card says ({reason:.200}); use another one"
-        ) from None
-    return model.eval(), tokenizer, card

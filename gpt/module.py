@@ -1,137 +1,141 @@
-"""The GPT as Lightning trains it: loss, what is logged, optimizer and schedule, and what a checkpoint says about itself."""
+"""The GPT as Lightning trains it: its loss, what is logged, its optimizer and its schedule."""
 
 import math
-import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from gpt.checkpoint import moved
 from gpt.data import Batch
-from gpt.logger import MetricsFile
 from gpt.model import GPT
 from gpt.optim import AdamWConfig, SchedulerConfig, build_optimizer, lr_multiplier
 from gpt.settings import UserError
 
 
-class GPTModule(L.LightningModule):
-    """Wraps `model`; to validate, it is enough.
+class Diverged(UserError):
+    """The loss or the gradient norm called `name` had the `value` inf or nan after `step` optimizer steps."""
 
-    `card` is what `gpt.checkpoint` needs to make the model again: plain types, stored under "gpt". `lengths` (2, V): characters
-    and bytes of each token, by which losses compare between tokenizers; None: one each.
+    def __init__(self, name: str, value: float, step: int, detail: str) -> None:
+        super().__init__(name, value, step, detail)
+        self.name, self.value, self.step, self.detail = name, value, step, detail
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.value:.4g}: not finite{self.detail}"
+
+
+class GPTModule(L.LightningModule):
+    """A GPT and how to train it. To validate one, `model` and `lengths` are enough.
+
+    `lengths` (2, V) holds the number of characters and of bytes in each token, by which losses compare between tokenizers.
+    None means that every token is one character of one byte.
     """
+
+    lengths: Tensor
 
     def __init__(
         self,
         model: GPT,
         optimizer: AdamWConfig | None = None,
         scheduler: SchedulerConfig | None = None,
-        card: dict[str, Any] | None = None,
         lengths: Tensor | None = None,
     ) -> None:
         super().__init__()
-        lengths = torch.ones(2, model.config.vocab_size, dtype=torch.int64) if lengths is None else lengths
+        if lengths is None:
+            lengths = torch.ones(2, model.config.known_vocab_size(), dtype=torch.int64)
         self.register_buffer("lengths", lengths, persistent=False)
-        self.model, self.card = model, card
+        self.model = model
         self.optimizer_config, self.scheduler_config = optimizer, scheduler
-        self.latest_loss: Tensor | float = math.nan  # of training
+        # Of the current step, for the log
+        self.step_loss, self.grad_norm = torch.tensor(math.nan), torch.tensor(math.nan)
+        self.lr = math.nan
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy in nats per token, which in general is a character."""
+        """Mean cross-entropy of a batch, in nats per token (which usually is a character)."""
         inputs, targets = batch
-        return F.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
-
-    @property
-    def is_logged(self) -> bool:
-        """Whether Lightning keeps what this step logs. The rest is not even logged: that took a fourth of model=tiny's time."""
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        return cross_entropy(self.model(inputs), targets)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
-        self.latest_loss = loss.detach()
-        if self.is_logged:
-            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        batches = self.trainer.accumulate_grad_batches
+        share = loss.detach().float() / batches
+        self.step_loss = share if batch_idx % batches == 0 else self.step_loss + share
         return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss = self.loss(batch)
-        if not loss.isfinite():  # before it can become a checkpoint
-            raise self.diverged("val/loss", loss)
-        # Lightning averages over batches and processes, weighted by batch size: every position counts the same. In float64,
-        # so that the order in which they are added, which is another with several processes, does not show; and with sizes
-        # that these divide, as it takes the mean of the sizes, too, and cuts it to a whole number
-        loss = loss.double() if loss.device.type != "mps" else loss
-        average = partial(self.log, on_epoch=True, sync_dist=True)
-        world, tokens = self.trainer.world_size, batch[1].numel()
-        average("val/loss", loss, prog_bar=True, batch_size=world * len(batch[0]))
-        for unit, count in zip(("char", "byte"), self.lengths[:, batch[1]].sum(dim=(1, 2)).tolist(), strict=True):
-            count = max(count, 1)
-            average(f"val/bits_per_{unit}", loss / math.log(2) * (tokens / count), batch_size=world * count)
-
-    def diverged(self, name: str, value: Tensor) -> UserError:
-        trainer = self.trainer
-        if not trainer.optimizers:  # a finished model, which is only validated
-            return UserError(f"{name} = {value:.4g}: not finite; use an earlier checkpoint")
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        good = f", its last good checkpoint is {last}" if last.exists() else ""
-        return UserError(
-            f"{name} = {value:.4g}: not finite at step {trainer.global_step} (train/loss {self.latest_loss:.4g}, lr {lr:.2g}), "
-            f"the run has diverged{good}; lower optimizer.lr, or optimizer.muon_lr, or look closer with trainer=debug"
-        )
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = build_optimizer(self.model, self.optimizer_config)
-        max_steps = self.trainer.max_steps
-        schedule = LambdaLR(optimizer, lambda step: lr_multiplier(step, max_steps, self.scheduler_config))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by total norm; the norm before clipping is logged, so it is computed once, clipping or not.
+        """Clip the gradients to a total norm of `gradient_clip_val`, if it is set, and keep the norm before that for the log.
 
-        Raises UserError if it is not finite, which a loss that is not makes it too: nothing after that would be training.
+        Raises Diverged if the norm is not finite, as it is whenever the loss is not.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not norm.isfinite():
-            raise self.diverged("train/grad_norm", norm)
-        if self.is_logged:
-            self.log("train/grad_norm", norm)
-            self.log("lr", optimizer.param_groups[0]["lr"])  # one schedule multiplies all rates, so one curve says it
+        self.grad_norm = self.clip_gradients_to_norm(gradient_clip_val or math.inf)
+        self.lr = optimizer.param_groups[0]["lr"]
+        if not self.grad_norm.isfinite():
+            raise self.diverged("train/grad_norm", self.grad_norm)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["gpt"] = self.card
-        for logger in self.trainer.loggers:  # so that what led to a checkpoint is on disk when the checkpoint is
-            logger.write() if isinstance(logger, MetricsFile) else logger.save()
+    def clip_gradients_to_norm(self, max_norm: float) -> Tensor:
+        """Clip the gradients and return their total norm before that."""
+        return torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run whose folder was moved still knows its best checkpoint: Lightning forgets it where the path is another."""
-        here = os.path.realpath(Path(self.trainer.default_root_dir) / "checkpoints")
-        states = checkpoint.get("callbacks", {})
-        states |= {name: moved(state, state["dirpath"], here) for name, state in states.items() if "dirpath" in state}
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the step that has ended if Lightning is about to write it.
 
-    def on_train_start(self) -> None:
-        """A resumed optimizer has the rate of its old schedule, which was that of another length if max_steps was raised."""
-        for config in self.trainer.lr_scheduler_configs:
-            schedule = config.scheduler
-            for group, base, factor in zip(self.optimizers().param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-                group["lr"] = base * factor(schedule.last_epoch)
+        Logging every step would take a quarter of the time of model=tiny. Lightning writes one step in `log_every_n_steps`,
+        and the one at which something has told it to stop.
+        """
+        trainer = self.trainer
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if ends_step and (trainer.global_step % interval == 0 or trainer.should_stop):
+            self.log("train/loss", self.step_loss, prog_bar=True, sync_dist=True)
+            self.log("train/grad_norm", self.grad_norm)
+            self.log("lr", self.lr)  # of the first group: one schedule multiplies all rates, so one curve shows them all
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        inputs, targets = batch
+        loss = cross_entropy(self.exact_logits(inputs), targets)
+        if not loss.isfinite():  # raised before the weights can become a checkpoint
+            raise self.diverged("val/loss", loss)
+        # Lightning averages over batches and processes and weights each batch by its size, so every position counts the same.
+        # It does so in float64, to hide that several processes add in another order. It also averages the sizes and cuts
+        # that to a whole number, so they have to be multiples of the number of processes
+        loss = loss.double() if loss.device.type != "mps" else loss
+        average = partial(self.log, on_epoch=True, sync_dist=True)
+        processes, tokens = self.trainer.world_size, targets.numel()
+        average("val/loss", loss, prog_bar=True, batch_size=processes * len(inputs))
+        for unit, count in zip(("char", "byte"), self.lengths[:, targets].sum(dim=(1, 2)).tolist(), strict=True):
+            count = max(count, 1)
+            average(f"val/bits_per_{unit}", loss / math.log(2) * (tokens / count), batch_size=processes * count)
+
+    def exact_logits(self, inputs: Tensor) -> Tensor:
+        """Logits (B, T, V) in float32, whatever the training precision, so that validating again gives the same loss."""
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.model.forward(inputs)  # rather than a call, which may be compiled and round differently
+
+    def diverged(self, name: str, value: Tensor) -> Diverged:
+        """The error for a value that is not finite, with what was known of the step."""
+        step = self.trainer.global_step
+        if not self.trainer.optimizers:  # a finished model that is only validated
+            return Diverged(name, value.item(), step, "; use an earlier checkpoint")
+        advice = "lower optimizer.lr or optimizer.muon_lr, or look closer with trainer=debug"
+        detail = f" at step {step} (train/loss {self.step_loss:.4g}, lr {self.lr:.2g}), the run has diverged; {advice}"
+        return Diverged(name, value.item(), step, detail)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self.optimizer_config is None or self.scheduler_config is None:
+            raise ValueError("GPTModule needs the settings of an optimizer and a schedule to train")
+        scheduler, max_steps = self.scheduler_config, self.trainer.max_steps
+        optimizer = build_optimizer(self.model, self.optimizer_config)
+        schedule = LambdaLR(optimizer, lambda step: lr_multiplier(step, max_steps, scheduler))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class ShardedGPTModule(GPTModule):
-    """For trainer=fsdp: each process keeps its share of every weight, and gathers a block's when it is that block's turn."""
-
-    def configure_model(self) -> None:
-        for part in (*self.model.blocks, self.model):
-            fully_shard(part)
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over all positions of -log p(target), for logits (B, T, V) and targets (B, T)."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

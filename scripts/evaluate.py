@@ -1,62 +1,98 @@
-"""The exact loss of a trained model, over all of the validation and all of the training split:
+"""Print the exact loss of a trained model on all of the validation split and all of the training split:
 
 python scripts/evaluate.py outputs/RUN
 """
 
 import argparse
-import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gpt.settings import UserError, build, user_errors
+from gpt.cli.options import Parser
+from gpt.settings import UserError, build, shorten, user_errors
+
+if TYPE_CHECKING:
+    from gpt.data import DataConfig
+    from gpt.tokenizer import Tokenizer
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "checkpoint", nargs="?", metavar="RUN", help="a run folder (its best) or a .ckpt file; else the newest run"
-    )
-    parser.add_argument("--data", help="another text to evaluate on, split like the run's; else the run's own")
+    parser = Parser(__doc__)
+    what = "a run folder, of which the best checkpoint is taken, or a .ckpt file; by default the newest run"
+    parser.add_argument("checkpoint", nargs="?", metavar="RUN", help=what)
+    parser.add_argument("--data", metavar="FILE", help="another text, split like the run's own, which is the default")
     return parser.parse_args(arguments)
 
 
-def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, float]]:
-    """What the checkpoint meant by `place` reaches on each split: {"val": {"loss": ..., "bits_per_char": ...}, "train": ...}."""
+def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, Any]]:
+    """The losses of the checkpoint that `place` means, on the run's text or on the one at `path`, for each split.
+
+    Returns {"val": {"loss": ..., "bits_per_char": ..., "bits_per_byte": ..., "unit": ...}, "train": ...}. Losses are in nats
+    per unit (character, byte or token). They are computed in float32, as a run validates, so they are the same numbers.
+    """
     import lightning as L
 
     from gpt.checkpoint import find, load
-    from gpt.data import CharData, DataConfig
+    from gpt.data import CharData
+    from gpt.hardware import keep_freed_memory
     from gpt.module import GPTModule
-    from gpt.run import quieten
-    from gpt.trainer import keep_freed_memory
+    from gpt.runs.machine import silence_lightning
 
-    quieten()
+    if path is not None and not path.strip():
+        raise UserError("--data = (empty): not a text; give a file, or leave it out for the run's own text")
+    silence_lightning()
     keep_freed_memory()
     checkpoint = find(place)
-    model, tokenizer, card = load(checkpoint)
-    run = card["config"]
-    settings = run["data"] | ({"path": path} if path else {})
-    data = CharData(build(DataConfig, settings, "data"), model.config.context_length, seed=0, tokenizer=tokenizer)
-    if path is None and data.sha256 != card["text_sha256"]:
-        raise UserError(f"data.path = {data.config.path}: no longer the text of {checkpoint}; give it with --data FILE")
-    precision = run["trainer"]["precision"]  # as in training, so that the loss is the same to the last digit
-    trainer = L.Trainer(devices=1, precision=precision, logger=False, enable_progress_bar=False)
+    model, tokenizer, metadata = load(checkpoint)
+    config = data_config(checkpoint, metadata, path)
+    if path is None and not is_text(config, tokenizer, metadata["text_sha256"]):
+        raise UserError(f"data.path = {config.path}: no longer the text of {checkpoint}; give it with --data FILE")
+    data = CharData(config, model.config.context_length, seed=0, tokenizer=tokenizer)
+    trainer = L.Trainer(
+        accelerator="cpu" if trained_on_cpu(metadata) else "auto",
+        devices=1,
+        precision="32-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     module = GPTModule(model, lengths=tokenizer.lengths)
-    return {
-        split: {
-            name.removeprefix("val/"): value
-            for name, value in trainer.validate(module, data.exact(ids), verbose=False)[0].items()
-        }
-        for split, ids in (("val", data.val_ids), ("train", data.train_ids))
-    }
+    losses: dict[str, dict[str, Any]] = {}
+    for split, ids in (("val", data.val_ids), ("train", data.train_ids)):
+        (metrics,) = trainer.validate(module, data.exact(ids), verbose=False)
+        losses[split] = {name.removeprefix("val/"): value for name, value in metrics.items()}
+        losses[split]["unit"] = tokenizer.loss_unit
+    return losses
+
+
+def data_config(checkpoint: Path, metadata: dict[str, Any], path: str | None) -> "DataConfig":
+    """Where the text is and how it is split. The folder that may be written to is never the one that a checkpoint names."""
+    from gpt.data import DataConfig
+
+    stored = metadata["config"].get("data")
+    if not isinstance(stored, dict):
+        raise UserError(f"checkpoint = {checkpoint}: its metadata has no data ({shorten(stored)}); use another checkpoint")
+    return build(DataConfig, stored | {"folder": "data"} | ({} if path is None else {"path": path}), "data")
+
+
+def is_text(config: "DataConfig", tokenizer: "Tokenizer", sha256: str) -> bool:
+    """Whether the text has this SHA-256. It is checked before encoding, whose errors show a part of the text."""
+    from gpt.data import open_text
+
+    return open_text(config, raw=tokenizer.reads_bytes).sha256 == sha256
+
+
+def trained_on_cpu(metadata: dict[str, Any]) -> bool:
+    """Whether the run chose the CPU: another device would round differently."""
+    trainer = metadata["config"].get("trainer")
+    return isinstance(trainer, dict) and trainer.get("accelerator") == "cpu"
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    for split, found in evaluate(options.checkpoint, options.data).items():
-        unit = "character" if math.isclose(found["bits_per_char"] * math.log(2), found["loss"]) else "token"
-        print(
-            f"{split:5} loss {found['loss']:.6f} nats per {unit}, "
-            f"{found['bits_per_char']:.6f} bits per character, {found['bits_per_byte']:.6f} per byte"
-        )
+    for split, losses in evaluate(options.checkpoint, options.data).items():
+        loss, per_char, per_byte = (losses[name] for name in ("loss", "bits_per_char", "bits_per_byte"))
+        print(f"{split:5} loss {loss!r} nats per {losses['unit']}, {per_char!r} bits per character, {per_byte!r} per byte")
 
 
 if __name__ == "__main__":

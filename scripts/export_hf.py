@@ -1,4 +1,4 @@
-"""Write a trained model for other programs: as Hugging Face's `transformers` reads it, without any code of ours (extra hf):
+"""Write a trained model for other programs: Hugging Face's `transformers` reads it without any code of ours (extra hf):
 
 python scripts/export_hf.py outputs/RUN --out exported
 """
@@ -6,14 +6,16 @@ python scripts/export_hf.py outputs/RUN --out exported
 import argparse
 from pathlib import Path
 
+from gpt.cli.options import Parser
 from gpt.settings import user_errors
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", metavar="RUN", help="a run folder (its best) or a .ckpt file; else the newest")
-    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to write; it must not be there yet")
-    parser.add_argument("--onnx", action="store_true", help="also write model.onnx, of any architecture (extra onnx)")
+    parser = Parser(__doc__)
+    what = "a run folder, of which the best checkpoint is taken, or a .ckpt file; by default the newest run"
+    parser.add_argument("checkpoint", nargs="?", metavar="RUN", help=what)
+    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to write, which must not exist yet")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx, for any architecture (extra onnx)")
     return parser.parse_args(arguments)
 
 
@@ -21,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
     from gpt.checkpoint import find, load
-    from gpt.convert import export
+    from gpt.extras.huggingface import export
 
     model, tokenizer, _ = load(find(options.checkpoint))
     print(f"{options.out}: {export(model, tokenizer, Path(options.out), options.onnx)}")
