@@ -1,0 +1,134 @@
+"""How a run ends: by a signal, after its last step, or because it no longer improves."""
+
+import math
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from gpt.callbacks.checkpoints import LastCheckpoint
+from gpt.callbacks.context import checkpoint_path, is_training
+from gpt.callbacks.state import check_state
+from gpt.data import Batch
+
+
+class GracefulStop(Callback):
+    """Lets SIGINT, SIGTERM and SIGUSR1 finish the current step, save, and end the process with exit code 128 + the signal.
+
+    A second Ctrl-C ends it at once. The checkpoint is always one from the end of a step, never from the middle of it. If that
+    step is one that logs or validates, that still happens. `advice` tells how to go on with the run.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self.advice = advice
+        self.signal: int | None = None
+        self.stopping = False
+        self.step = 0
+        self.previous_handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set signal handlers
+            names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows lacks SIGUSR1
+            numbers = [getattr(signal, name) for name in names]
+            self.previous_handlers = {number: signal.signal(number, self.note) for number in numbers}
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Remember the signal until the step ends. From now on, Ctrl-C interrupts at once."""
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        is_step, self.step = trainer.global_step != self.step, trainer.global_step
+        if not is_step:  # gradients are still being accumulated
+            return
+        number = self.signal
+        if trainer.world_size > 1:  # a signal to any process stops them all
+            largest = trainer.strategy.reduce(torch.tensor(number or 0, device=pl_module.device), reduce_op="max")
+            number = int(largest)
+        if number:  # otherwise, leave self.signal alone: a signal may have arrived since it was read
+            self.signal, self.stopping = number, True
+            validates = (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0 or trainer.global_step >= trainer.max_steps
+            saves = any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks)
+            if not (validates and saves):  # otherwise, the validation before the next batch ends in a checkpoint
+                trainer.save_checkpoint(checkpoint_path(trainer, "last"))
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        if not self.stopping:
+            return
+        if trainer.is_global_zero:
+            print(f"stopped after {trainer.global_step:,} steps; everything is saved. {self.advice}", flush=True)
+        # Lightning kills its first process if another one that it started ends with anything but 0
+        raise SystemExit(128 + (self.signal or 0) if trainer.is_global_zero else 0)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.restore_handlers()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Give signals back to whoever handled them before this run."""
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
+        self.previous_handlers = {}
+
+
+class ValidateAtEnd(Callback):
+    """Makes the last step end in a validation, and so in checkpoints, even if `val_check_interval` does not divide `max_steps`.
+
+    Setting `trainer.should_stop` would do so too, but it would also make Lightning log the previous values once more.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= trainer.max_steps:
+            trainer.val_check_batch = batch_idx + 1  # Lightning validates after batches that this number divides
+
+
+class EarlyStopping(Callback):
+    """Ends a run after `patience` validations in a row without a new lowest `val/loss`.
+
+    A run that was killed after it had met its patience, but before its result was written, stops at once when it is resumed.
+    """
+
+    state_key = "early_stopping"
+
+    def __init__(self, patience: int) -> None:
+        if patience < 1:
+            raise ValueError(f"patience = {patience}: must be at least 1; set a number of validations")
+        self.patience = patience
+        self.lowest: float | None = None
+        self.validations = 0  # since the lowest
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest, "validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = check_state("early_stopping", state_dict, {"lowest": float | None, "validations": int})
+        self.lowest, self.validations = state["lowest"], state["validations"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stop_if_due(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not is_training(trainer):
+            return
+        loss = trainer.callback_metrics["val/loss"].item()
+        if self.lowest is None or loss < self.lowest:
+            self.lowest, self.validations = loss, 0
+        else:
+            self.validations += 1
+        self.stop_if_due(trainer)
+
+    def stop_if_due(self, trainer: L.Trainer) -> None:
+        """Tell Lightning to stop, in all processes or in none."""
+        is_due = trainer.strategy.reduce_boolean_decision(self.validations >= self.patience)
+        trainer.should_stop = trainer.should_stop or is_due
