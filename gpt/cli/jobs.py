@@ -1,0 +1,65 @@
+"""From what was typed to a run: a single one, one that is resumed, or a job of a sweep."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from gpt.cli.overrides import Composition, compose, parse_overrides, plain, quote_override
+from gpt.cli.report import describe_resuming, report
+from gpt.config import RunConfig
+from gpt.runs.machine import is_first_process
+from gpt.runs.resume import find_run, load_run_config
+from gpt.runs.train import train
+from gpt.runs.trainer import RunOptions
+from gpt.settings import UserError, shorten
+
+
+def run_single(composition: Composition, arguments: Sequence[str]) -> None:
+    """Train the run that was composed, or go on with the one that `resume=` names, and report its result."""
+    overrides = parse_overrides(arguments)
+    values, folder = dict(composition.values), composition.folder
+    resume = values.pop("resume", None)
+    if resume is None:
+        config = RunConfig.from_dict(values)
+        has_own_folder = any(argument.startswith("hydra.run.dir=") for argument in arguments)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not has_own_folder:
+            raise UserError("hydra.run.dir = (missing): several processes need one folder; set hydra.run.dir=outputs/NAME")
+    else:
+        if "hydra.run.dir" in overrides:
+            raise UserError(f"resume = {shorten(resume)}: goes on in the run's own folder; leave hydra.run.dir out")
+        overrides.pop("resume")
+        folder = find_run(str(resume))
+        data = values.get("data")
+        config = load_run_config(folder, overrides, data["folder"] if isinstance(data, dict) else "data")
+    command = sys.argv[:]
+    # Lightning starts further processes by this program's command line, which now tells them to join the run in its folder
+    sys.argv[1:] = [quote_override("resume", str(folder.absolute())), quote_override("data.folder", config.data.folder)]
+    hint, shown = describe_resuming(folder), {key: value for key, value in overrides.items() if not key.startswith("hydra")}
+    result = train(config, folder, RunOptions(command, hint, shown))
+    if is_first_process():
+        report(folder, result, config)
+
+
+def run_sweep_job(cfg: DictConfig) -> dict[str, Any]:
+    """Train one job of a sweep in the folder that Hydra has made for it. Its line is printed by `gpt.cli.sweep`."""
+    hydra_config = HydraConfig.get()
+    values = {str(key): plain(cfg, str(key)) for key in cfg}
+    if (resume := values.pop("resume", None)) is not None:
+        raise UserError(f"resume = {shorten(resume)}: not for sweeps; repeat the command to continue one")
+    constant = hydra_config.job.config.override_dirname.exclude_keys  # told by gpt.cli.sweep
+    overrides = parse_overrides(hydra_config.overrides.task)
+    varied = {key: value for key, value in overrides.items() if key not in constant}
+    options = RunOptions(sys.argv, hyperparameters=varied, quiet=True)
+    return train(RunConfig.from_dict(values), Path(hydra_config.runtime.output_dir), options)
+
+
+def compose_run(arguments: Sequence[str], name: str) -> RunConfig:
+    """The configuration that scripts/train.py would make of these overrides, under another name. Raises UserError."""
+    values = compose([*arguments, quote_override("name", name)]).values
+    values.pop("resume", None)
+    return RunConfig.from_dict(values)

@@ -1,0 +1,157 @@
+"""Hydra's overrides (`key=value`): composing a configuration from them, quoting them, and explaining what is wrong with them."""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from gpt.settings import UserError, did_you_mean, shorten
+
+CONF = Path(__file__).parents[2] / "conf"
+REQUIRED_GROUPS = ("model", "data", "optimizer", "scheduler", "trainer")
+SEE_HELP = "see python scripts/train.py --help"
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What Hydra makes of a command line: plain values, with every interpolation resolved."""
+
+    values: dict[str, Any]
+    folder: Path  # of the run
+    is_sweep: bool
+
+
+def compose(overrides: Sequence[str]) -> Composition:
+    """Compose `conf/train.yaml` with `overrides`, without making a folder. Raises UserError for overrides that do not fit."""
+    with explained(overrides), initialized():
+        cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
+        return read_composition(cfg)
+
+
+def read_composition(cfg: DictConfig) -> Composition:
+    """The parts of a configuration that was composed with Hydra's own."""
+    HydraConfig.instance().set_config(cfg)  # for interpolations such as ${hydra:runtime.choices.model}
+    try:
+        folder = str(cfg.hydra.run.dir)
+        is_sweep = cfg.hydra.mode == RunMode.MULTIRUN
+        values = {str(key): plain(cfg, str(key)) for key in cfg if key != "hydra"}
+    finally:
+        HydraConfig.instance().cfg = None
+    return Composition(values, Path(folder), is_sweep)
+
+
+def plain(cfg: DictConfig, key: str) -> Any:
+    """One of the top settings as plain values. Raises UserError if it holds an interpolation that cannot be resolved."""
+    value = cfg[key]
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
+
+
+@contextmanager
+def initialized() -> Iterator[None]:
+    """Hydra, with `conf/` as its configuration, for the time of the block."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@contextmanager
+def explained(overrides: Sequence[str]) -> Iterator[None]:
+    """Turn whatever Hydra raises about `overrides`, which are many kinds of exception, into UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise explain(error, overrides) from None
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> UserError:
+    """The one line for what Hydra complains about, with the setting or file that was probably meant."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as parse_error:
+        return UserError(
+            f"override = {shorten(' '.join(overrides))}: {shorten(parse_error, 200)}; see python scripts/train.py --help"
+        )
+    if str(error).startswith("Config group override"):
+        return UserError(f"override = {shorten(' '.join(overrides))}: null is no choice; leave a group out with ~, as ~logger")
+    settings = known_settings()
+    for override in parsed:
+        key = override.key_or_group
+        if override.is_delete() and key in REQUIRED_GROUPS:
+            return UserError(f"{key} = (missing): a run needs this group; choose a file of conf/{key}/")
+        if override.is_sweep_override():
+            value = shorten(override.input_line)
+        else:
+            value = "(deleted)" if override.is_delete() else shorten(override.get_value_element_as_str())
+        if (folder := CONF / key).is_dir():
+            options = sorted(path.stem for path in folder.glob("*.yaml"))
+            if options and not (override.is_delete() or override.is_sweep_override()) and value not in options:
+                return UserError(f"{key} = {value}: no such file in conf/{key}/; choose one of {', '.join(options)}")
+        elif not (override.is_add() or override.is_hydra_override() or key in settings):
+            return UserError(f"{key} = {value}: no such setting; {did_you_mean(key, settings)}")
+        elif override.is_add() and not override.is_force_add() and key in settings:
+            return UserError(f"{override.input_line} = (added): there is such a setting already; leave the + out")
+    several = [override.input_line for override in parsed if override.is_sweep_override()]
+    if several and not {"-m", "--multirun"} & set(sys.argv):
+        return UserError(f"{several[0]} = (several values): that is a sweep; add -m")
+    return UserError(f"override = {shorten(' '.join(overrides))}: {shorten(error, 200)}; {SEE_HELP}")
+
+
+def known_settings() -> list[str]:
+    """The names that can be overridden: groups, and settings as the default configuration has them."""
+    with initialized():
+        config = OmegaConf.to_container(hydra.compose("train"))
+    groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
+    return sorted(groups | set(flatten_keys(config)))
+
+
+def flatten_keys(config: Any) -> Iterator[str]:
+    """The dotted names of all values in nested dictionaries, and of the dictionaries themselves."""
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        yield str(key)
+        yield from (f"{key}.{inner}" for inner in flatten_keys(value))
+
+
+def is_sweep(overrides: Sequence[str]) -> bool:
+    """Whether one of the overrides has several values, so that it needs -m or an experiment that is a sweep."""
+    try:
+        return any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(list(overrides)))
+    except HydraException:
+        return False  # it is explained when the overrides are composed
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values that were given on a command line, by key. A key that was deleted has None."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {override.key_or_group: None if override.is_delete() else override.value() for override in parsed}
+
+
+def quote_override(key: str, value: str) -> str:
+    """An override as Hydra reads it, whatever is in the value."""
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", value):
+        return f"{key}={value}"
+    return f"{key}='" + value.replace("\\", "\\\\").replace("'", r"\'") + "'"
+
+
+def quote_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments with values quoted that Hydra's grammar has no letters for, such as `name=日本`."""
+    return [quote_argument(argument) for argument in arguments]
+
+
+def quote_argument(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or argument.isascii() or re.search(r"""['"\\\[\]{}(),$]""", value):
+        return argument  # Hydra's own syntax is left alone
+    return quote_override(key, value)

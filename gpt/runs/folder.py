@@ -1,0 +1,202 @@
+"""A run's folder: opened by one process at a time, and never trusted, because it may come from anybody."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import lightning as L
+import yaml
+from filelock import FileLock, Timeout
+
+from gpt.checkpoint import read
+from gpt.config import RunConfig, read_config_file
+from gpt.files import atomic, read_json, remove_staged, write_json, write_text
+from gpt.runs.machine import describe_origin, is_first_process
+from gpt.settings import UserError
+from gpt.tokenizer import Tokenizer, restore
+
+CHECKPOINTS = ("best.ckpt", "last.ckpt")
+TEXTS = ("config.yaml", "run.json", "metrics.csv", "result.json", "sample.txt", "error.txt")
+
+
+class Run:
+    """The folder of one run, as a context manager: locked while it is open, and left as it was if nothing came of it.
+
+    Raises UserError if another process works in it, or if there is anything in it but plain files and folders: a link would
+    let whoever made the folder write anywhere.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.writes = is_first_process()  # of several processes, one keeps the folder
+        self.started = False  # whether a step of training has been taken
+        self.before: dict[Path, bytes | None] = {}  # what `begin` has changed, as it was
+        self.created: list[Path] = []  # folders that did not exist
+        self.had_lock = (self.folder / ".lock").exists()
+        self.lock = FileLock(self.folder / ".lock", timeout=0)
+
+    # What is in the folder
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from. None if there is none yet.
+
+        Raises UserError if there must have been one: to begin at step 0 would overwrite what is left of the run.
+        """
+        best, last = (self.folder / "checkpoints" / name for name in CHECKPOINTS)
+        if best.exists() and not last.exists():
+            raise UserError(
+                f"checkpoint = {last}: missing, though the run has come further; restore it, or choose another folder"
+            )
+        return last if last.exists() else None
+
+    @property
+    def config(self) -> RunConfig | None:
+        """The configuration that the run began with. None if there is no run yet. Raises UserError if it is damaged."""
+        return RunConfig.from_dict(read_run_config(self.config_file)) if self.config_file.exists() else None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The numbers of a run that has ended. None if it has not."""
+        path = self.folder / "result.json"
+        return check_result(read_json(path), path) if path.exists() else None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of a run that goes on, if it was learnt: another version of its library might find other pieces."""
+        if (checkpoint := self.checkpoint) is None:
+            return None
+        state = read(checkpoint)["gpt"].get("tokenizer")
+        return None if isinstance(state, Mapping) and state.get("kind") in ("char", "byte") else restore(state)
+
+    # Opening and closing
+
+    def __enter__(self) -> "Run":
+        if self.writes:
+            check_plain(self.folder)
+            for path in self.folder.glob("hpc_ckpt*"):  # Lightning would load it in place of ours
+                raise UserError(f"file = {path}: not one of this project's; remove it, or choose another folder")
+            missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.created = missing
+                self._acquire()
+            except OSError as error:
+                self._remove_created()
+                place = error.filename or self.folder
+                raise UserError(f"file = {place}: {error.strerror}; choose another hydra.run.dir, or make room") from None
+        return self
+
+    def _acquire(self) -> None:
+        note = self.folder / ".lock.pid"
+        try:
+            self.lock.acquire()
+        except Timeout:
+            number = note.read_text(errors="replace")[:20] if note.is_file() else "(unknown)"
+            raise UserError(f"run_dir = {self.folder}: process {number} is at work there; wait, or stop it") from None
+        write_text(note, str(os.getpid()))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.writes:
+            return
+        if error is not None and not self.started:
+            self._undo()
+            self._remove_created()
+        self.lock.release()
+
+    def _undo(self) -> None:
+        """Put back what `begin` has changed, and remove what belongs to a run that never took a step."""
+        for path, content in self.before.items():
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                with atomic(path) as file:
+                    file.write(content)
+        if self.folder in self.created:
+            for name in (*TEXTS, "events.out.tfevents.*"):
+                for path in self.folder.glob(name):
+                    path.unlink()
+
+    def _remove_created(self) -> None:
+        """Remove the folders that this call has made, as far as they are empty."""
+        if not self.had_lock:
+            for name in (".lock", ".lock.pid"):
+                with contextlib.suppress(OSError):
+                    (self.folder / name).unlink()
+        if self.folder in self.created:
+            with contextlib.suppress(OSError):
+                (self.folder / "checkpoints").rmdir()
+        for path in self.created:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+    # Beginning and ending
+
+    def begin(self, config: RunConfig, trainer: L.Trainer, command: Sequence[str], text_sha256: str) -> None:
+        """Write config.yaml, which says that there is a run, and run.json, and remove what earlier attempts have left."""
+        if not self.writes:
+            return
+        origin, result = self.folder / "run.json", self.folder / "result.json"
+        for path in (self.config_file, origin, result):
+            self.before[path] = path.read_bytes() if path.exists() else None
+        remove_staged(self.folder, TEXTS)
+        remove_staged(self.folder / "checkpoints", CHECKPOINTS)
+        result.unlink(missing_ok=True)  # it describes a shorter run
+        if origin.exists():
+            os.utime(origin)  # by this time, resume=last finds the newest run
+        else:
+            write_json(origin, describe_origin(trainer, command, text_sha256))
+        write_text(self.config_file, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+
+    def finish(self, result: dict[str, Any], sample: str | None) -> None:
+        """Write result.json, which says that the run has ended, and sample.txt."""
+        if not self.writes:
+            return
+        if sample is not None:
+            write_text(self.folder / "sample.txt", sample)
+        write_json(self.folder / "result.json", result)
+        (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt left it
+
+
+def check_plain(folder: Path) -> None:
+    """Raises UserError if a folder holds a link, a device or a pipe, at any depth."""
+    for parent, folders, files in os.walk(folder, followlinks=False):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                kind = "a link" if stat.S_ISLNK(mode) else "a device or a pipe"
+                raise UserError(
+                    f"file = {path}: {kind}, and a run's folder holds plain files; remove it, or choose another folder"
+                )
+
+
+def read_run_config(path: Path) -> dict[str, Any]:
+    """The plain values in the config.yaml of a run that can be resumed. Raises UserError for one of an earlier version."""
+    content = read_config_file(path)
+    callbacks = content.get("callbacks")
+    nodes = callbacks.values() if isinstance(callbacks, dict) else ()
+    if any(isinstance(node, dict) and "_target_" in node for node in nodes):
+        raise UserError(f"file = {path}: written by an earlier version; resume the run with that one, or begin anew")
+    return content
+
+
+def check_result(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content of a result.json. Raises UserError unless it has what a result has."""
+    needed = {"final_val_loss", "final_bits_per_char", "step", "vocab_size", "parameters", "seconds"}
+    optional = {"best_val_loss", "best_step", "chars_per_second"}
+    absent = {key for key in optional if values.get(key) is None}
+    for key in needed | optional - absent:
+        if not isinstance(values.get(key), (int, float)) or isinstance(values[key], bool):
+            raise UserError(f"file = {path}: missing or damaged; restore it, or remove it and resume the run")
+    if len(absent & {"best_val_loss", "best_step"}) == 1:
+        raise UserError(f"file = {path}: missing or damaged; restore it, or remove it and resume the run")
+    return values

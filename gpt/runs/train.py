@@ -1,0 +1,175 @@
+"""The story of a run: configuration, text, model, training, result."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from gpt.callbacks import RunLogger, check_states
+from gpt.callbacks.checkpoints import BestCheckpoint
+from gpt.callbacks.samples import Samples
+from gpt.callbacks.throughput import Throughput
+from gpt.checkpoint import FORMAT, read
+from gpt.config import RunConfig
+from gpt.data import CharData
+from gpt.extras.fsdp import ShardedGPTModule
+from gpt.hardware import keep_freed_memory
+from gpt.model import GPT
+from gpt.module import Diverged, GPTModule
+from gpt.runs.folder import Run
+from gpt.runs.machine import silence_lightning
+from gpt.runs.resume import check_resumable, check_same_text, keep_resolved, note_differences
+from gpt.runs.trainer import RunOptions, make_trainer
+from gpt.settings import UserError, one_line
+
+
+def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> dict[str, Any]:  # noqa: B008 - frozen
+    """Train in `folder` as `config` says, or go on with what the folder has of this run, and return its result.
+
+    Raises UserError, and leaves everything as it was, if the run cannot be done.
+    """
+    silence_lightning()
+    keep_freed_memory()
+    with Run(folder) as run:
+        config, data, reasons = resolve(config, run)
+        if (result := run.result) and has_ended(config, result):
+            return result
+        with refusals_before_first_step(run):
+            trainer = make_trainer(config, run, make_metadata(config, data), options)
+            module = make_module(config, data)
+            restore_loggers(trainer, run)
+            run.begin(config, trainer, options.command, data.sha256)
+            if not options.quiet:
+                announce(module, data, reasons)
+            start = time.perf_counter()
+            fit(trainer, module, data, run.checkpoint)
+        result, sample = collect_result(trainer, module, time.perf_counter() - start)
+        run.finish(result, sample)
+    return result
+
+
+def resolve(config: RunConfig, run: Run) -> tuple[RunConfig, CharData, list[str]]:
+    """The configuration with everything decided, the text, and the reasons for what was chosen for this machine.
+
+    Raises UserError if the folder has another run than this one.
+    """
+    stored = run.config
+    config = keep_resolved(config, stored) if stored else config
+    if stored:
+        check_same_text(run, config)
+    shares = config.trainer.strategy != "fsdp"
+    data = CharData(config.data, config.model.context_length, config.seed, run.tokenizer, share_validation=shares)
+    config, reasons = config.resolve(data)
+    if stored:
+        check_resumable(run, config, stored, data.sha256)
+    return config, data, reasons
+
+
+def has_ended(config: RunConfig, result: dict[str, Any]) -> bool:
+    """Whether a result is that of the whole run, and not of one that `max_time` or a smaller `max_steps` had cut short."""
+    return result["step"] >= config.trainer.max_steps or "early_stopping" in config.callbacks
+
+
+def make_metadata(config: RunConfig, data: CharData) -> dict[str, Any]:
+    """What a checkpoint says about itself, in plain types: enough for `gpt.checkpoint.load` to make the model again."""
+    return {
+        "format": FORMAT,
+        "model": asdict(config.model),
+        "tokenizer": data.tokenizer.state,
+        "text_sha256": data.sha256,
+        "config": config.to_dict(),
+    }
+
+
+def make_module(config: RunConfig, data: CharData) -> GPTModule:
+    """The model with weights drawn from the run's seed, as Lightning trains it."""
+    L.seed_everything(config.seed, verbose=False)
+    model = GPT(config.model)
+    if config.trainer.compile:
+        model.compile()  # in place, so that the names in checkpoints stay as they are
+    kind = ShardedGPTModule if config.trainer.strategy == "fsdp" else GPTModule
+    return kind(model, config.optimizer, config.scheduler, data.tokenizer.lengths)
+
+
+def restore_loggers(trainer: L.Trainer, run: Run) -> None:
+    """Let the loggers go on where the checkpoint was. What was logged after it will be logged again.
+
+    Raises UserError for a checkpoint whose callbacks have states that are not of this project.
+    """
+    step = 0
+    if run.checkpoint is not None:
+        note_differences(run, trainer)
+        content = read(run.checkpoint)
+        check_states(trainer.callbacks, content["callbacks"])  # type: ignore[attr-defined]
+        step = content["global_step"]
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            logger.resume(step)
+
+
+@rank_zero_only
+def announce(module: GPTModule, data: CharData, reasons: Sequence[str]) -> None:
+    """Print what is trained on what, and what was chosen for this machine."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    lines = [f"{parameters:,} parameters, {len(data.train_ids):,} {data.unit} for training", "; ".join(reasons)]
+    print("\n".join(filter(None, lines)), flush=True)
+
+
+def fit(trainer: L.Trainer, module: GPTModule, data: CharData, checkpoint: Path | None) -> None:
+    """Train to the end. Raises UserError that names the last good checkpoint if the run diverges."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except Diverged as error:
+        last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        raise UserError(f"{error}; its last good checkpoint is {last}" if last.exists() else str(error)) from None
+    if "val/loss" not in trainer.callback_metrics:  # all steps had been taken, and only the result was missing
+        trainer.loggers = []  # they have logged it
+        trainer.validate(module, datamodule=data, verbose=False)
+
+
+def collect_result(trainer: L.Trainer, module: GPTModule, seconds: float) -> tuple[dict[str, Any], str | None]:
+    """The numbers of a run that has ended, and the last text that the model wrote (None if it was not asked to)."""
+    best, throughput, samples = (find_callback(trainer, kind) for kind in (BestCheckpoint, Throughput, Samples))
+    result = {
+        "best_val_loss": best.score if best else None,
+        "best_step": best.step if best else None,
+        "final_val_loss": trainer.callback_metrics["val/loss"].item(),
+        "final_bits_per_char": trainer.callback_metrics["val/bits_per_char"].item(),
+        "step": trainer.global_step,
+        "vocab_size": module.model.config.vocab_size,
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "seconds": round(throughput.elapsed if throughput else seconds, 1),
+        "chars_per_second": round(throughput.characters / throughput.seconds, 1) if throughput else None,
+    }
+    return result, samples.latest if samples else None
+
+
+def find_callback(trainer: L.Trainer, kind: type[Callback]) -> Any:
+    """The callback of a kind. None if the configuration left it out."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+
+
+@contextlib.contextmanager
+def refusals_before_first_step(run: Run) -> Iterator[None]:
+    """Turn whatever Lightning, torch or a callback raises before the first step into one line: the settings do not fit.
+
+    After the first step an unexpected error is a bug, and keeps its traceback.
+    """
+    try:
+        yield
+    except (UserError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        is_output = isinstance(error, OSError) and error.filename is None  # standard output was closed, or is full
+        if run.started or is_output:
+            raise
+        reason = f"{type(error).__name__}: {one_line(error)[:300]}"
+        raise UserError(f"training = (not started): {reason}; change the setting that this names") from error
