@@ -1,42 +1,69 @@
 """Draw the losses of a run:  python dev/plot_run.py outputs/RUN curve.png"""
 
+import argparse
 import csv
-import sys
+import io
+import math
 from pathlib import Path
 
-import matplotlib
+from gpt.cli.pictures import PALETTE
+from gpt.files import atomic, read_text
+from gpt.settings import UserError, user_errors
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+BASELINES = {"notebook": 1.5407, "baby GPT": 1.4697}  # published validation losses
 
-NOTEBOOK, BABY_GPT = 1.5407, 1.4697  # published validation losses
+
+def read_rows(run: Path) -> list[dict[str, str]]:
+    """The rows of the run's metrics.csv. Raises UserError if it is missing or damaged."""
+    path = run / "metrics.csv"
+    try:
+        return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise UserError(f"file = {path}: damaged, {error}; restore it, or draw another run") from None
 
 
 def column(rows: list[dict[str, str]], name: str) -> tuple[list[int], list[float]]:
-    """Steps, counted from 1 as on the progress bar, and values where there is one."""
-    points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row[name]]
+    """Steps, counted from 1 as on the progress bar, and values, where there are any. Raises UserError for anything else."""
+    try:
+        points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"file = metrics.csv: {name} or step is no number somewhere; restore it, or draw another run") from None
+    points = [(step, value) for step, value in points if math.isfinite(value)]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def draw(run: Path, picture: Path) -> None:
-    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(figsize=(8, 4), dpi=120)
+    """Write a picture of training and validation loss against the steps, beside the published losses."""
+    from matplotlib.figure import Figure
+
+    rows = read_rows(run)
     steps, losses = column(rows, "train/loss")
+    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
     axes.plot(steps, losses, color="0.8", linewidth=0.5)
     window = max(1, len(losses) // 100)
-    smooth = [sum(losses[i - window : i]) / window for i in range(window, len(losses) + 1)]
+    smooth = [sum(losses[end - window : end]) / window for end in range(window, len(losses) + 1)]
     axes.plot(steps[window - 1 :], smooth, color="0.45", linewidth=1, label=f"train/loss, mean of {window} batches")
-    axes.plot(*column(rows, "val/loss"), color="tab:red", linewidth=1.5, label="val/loss, exact")
-    for value, name in ((NOTEBOOK, "notebook"), (BABY_GPT, "baby GPT")):
-        axes.axhline(value, color="tab:blue", linewidth=0.8, linestyle=":")
+    axes.plot(*column(rows, "val/loss"), color=PALETTE[1], linewidth=1.5, marker=".", label="val/loss, exact")
+    for name, loss in BASELINES.items():
+        axes.axhline(loss, color=PALETTE[0], linewidth=0.8, linestyle=":")
         beside = axes.get_yaxis_transform()  # x in shares of the picture, y in nats
-        axes.text(1.01, value, f"{name} {value}", transform=beside, va="center", fontsize=7, color="tab:blue")
+        axes.text(1.01, loss, f"{name} {loss}", transform=beside, va="center", fontsize=8, color=PALETTE[0])
     axes.set(xlabel="step", ylabel="loss (nats per character)", ylim=(0.8, 2.4))
     axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(picture)
+    kind = picture.suffix.lower().lstrip(".")
+    with atomic(picture) as file:
+        figure.savefig(file, format=kind if kind in ("pdf", "svg") else "png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("picture", type=Path, help="the file to write, such as curve.png")
+    options = parser.parse_args()
+    draw(options.run, options.picture)
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]), Path(sys.argv[2]))
+    with user_errors():
+        main()

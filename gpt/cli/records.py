@@ -1,0 +1,150 @@
+"""What run folders say about their runs, read as data: nothing in them is executed, and a damaged one is only reported."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from gpt.files import read_json, read_text
+from gpt.settings import LARGEST_INT, UserError, one_line, shorten
+
+LARGEST = 1e15  # of any number in a result
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder says about its run."""
+
+    name: str  # its folder, relative to the one that is compared
+    settings: Mapping[str, Any]  # those that decide the result: {"model.n_layer": 2, ...}
+    result: Mapping[str, Any] | None  # the content of result.json, losses in nats per character; None if it did not finish
+    curve: list[tuple[int, float]]  # steps taken, and the validation loss then in nats per character
+    problem: str = "not finished"  # why there is no result
+
+    def tokens(self, steps: int) -> float:
+        """How many tokens the run reads in so many steps, or nan if its configuration does not tell."""
+        keys = ("data.batch_size", "model.context_length", "trainer.accumulate_grad_batches")
+        values = [self.settings.get(key) for key in keys]
+        sizes = [value for value in values if isinstance(value, int) and 0 < value <= LARGEST_INT]
+        return steps * math.prod(sizes) if len(sizes) == len(keys) else math.nan
+
+    def seconds(self, steps: int) -> float:
+        """How long the run took for so many steps. Validation is spread evenly over them."""
+        assert self.result is not None
+        return self.result["seconds"] * steps / max(self.result["step"], 1)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs that differ in nothing but their seed."""
+
+    settings: Mapping[str, Any]  # those that vary between groups
+    runs: list[RunRecord]
+
+    def values(self, key: str) -> list[float]:
+        """What the results of the runs have under `key`, without those that have nothing there."""
+        found = [run.result.get(key) for run in self.runs if run.result is not None]
+        return [value for value in found if value is not None]
+
+    def average(self, key: str) -> float:
+        values = self.values(key)
+        return mean(values) if values else math.nan
+
+    @property
+    def losses(self) -> list[float]:
+        """The lowest validation loss of each run, in nats per character."""
+        return self.values("best_val_loss")
+
+    @property
+    def loss(self) -> float:
+        return mean(self.losses)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of the loss over seeds. None for a single run."""
+        return stdev(self.losses) if len(self.runs) > 1 else None
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """The names of settings without their group, n_layer for model.n_layer, where these differ."""
+    short = [key.split(".", 1)[-1] for key in keys]
+    return [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
+
+
+def read_runs(folder: Path) -> list[RunRecord]:
+    """All runs under a folder, in the order of their names. Raises UserError if none has finished."""
+    folders = {path.parent for name in ("config.yaml", "error.txt") for path in folder.glob(f"**/{name}")}
+    runs = [read_run(path, one_line(path.relative_to(folder))) for path in sorted(folders)]
+    if not any(run.result for run in runs):
+        raise UserError(f"folder = {folder}: no finished run in it; give a folder under outputs/")
+    return runs
+
+
+def read_run(folder: Path, name: str) -> RunRecord:
+    """A run's record. One that is damaged has no result, and says why."""
+    from gpt.config import flatten, read_config_file
+    from gpt.runs.folder import check_result
+
+    config, result, metrics, error = (folder / file for file in ("config.yaml", "result.json", "metrics.csv", "error.txt"))
+    try:
+        if error.exists() and not result.exists():
+            return RunRecord(name, {}, None, [], shorten(read_text(error).partition("\n")[0], 500))
+        settings = flatten(read_config_file(config))
+        curve = read_curve(metrics) if metrics.exists() else []
+        if not result.exists():
+            return RunRecord(name, settings, None, curve)
+        numbers = check_result(read_json(result), result)
+        check_numbers(numbers, result)
+    except UserError as reason:
+        return RunRecord(name, {}, None, [], f"damaged: {one_line(reason).replace(f'{folder}/', '')}")
+    if settings.get("data.tokenizer", "char") == "char":
+        return RunRecord(name, settings, numbers, curve)
+    # A loss per token cannot be compared with another tokenizer's. The same validation text has as many characters as ever
+    scale = numbers["final_bits_per_char"] * math.log(2) / numbers["final_val_loss"]
+    losses = {key: scale * numbers[key] for key in ("best_val_loss", "final_val_loss") if numbers.get(key) is not None}
+    return RunRecord(name, settings, numbers | losses, [(step, scale * loss) for step, loss in curve])
+
+
+def check_numbers(result: Mapping[str, Any], path: Path) -> None:
+    """Raises UserError if a number of a result is none that a run can have."""
+    for key, value in result.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not 0 <= value <= LARGEST:  # true for nan
+            raise UserError(f"file = {path}: {shorten(key)} is {shorten(value)}; restore it, or remove it and resume the run")
+    if result["final_val_loss"] < 1e-9:
+        raise UserError(f"file = {path}: final_val_loss is 0; restore it, or remove it and resume the run")
+
+
+def describe(value: Any) -> str:
+    """The text by which two values of a setting are told apart."""
+    return shorten(value, 1000)
+
+
+def read_curve(path: Path) -> list[tuple[int, float]]:
+    """Steps taken and validation losses from a metrics.csv, whose steps count from 0. Raises UserError if it is damaged."""
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        curve = [(int(row["step"]) + 1, float(row["val/loss"])) for row in rows if row.get("val/loss")]
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"file = {path}: damaged; restore it, or remove it") from None
+    if not all(0 < step <= LARGEST_INT and 0 <= loss <= LARGEST for step, loss in curve):  # false for nan
+        raise UserError(f"file = {path}: damaged; restore it, or remove it")
+    return curve
+
+
+def group_runs(runs: list[RunRecord]) -> list[Group]:
+    """Finished runs gathered over seeds, lowest mean loss first, each group with the settings that vary between groups."""
+    finished = [run for run in runs if run.result and run.result.get("best_val_loss") is not None]
+    keys = [key for key in dict.fromkeys(key for run in finished for key in run.settings) if key != "seed"]
+    varying = [key for key in keys if len({describe(run.settings.get(key)) for run in finished}) > 1]
+    gathered: dict[str, list[RunRecord]] = {}
+    for run in finished:
+        gathered.setdefault(str([describe(run.settings.get(key)) for key in varying]), []).append(run)
+    groups = [Group({key: same[0].settings.get(key) for key in varying}, same) for same in gathered.values()]
+    return sorted(groups, key=lambda group: group.loss)
