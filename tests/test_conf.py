@@ -1,74 +1,73 @@
-"""Every file in conf/ composes, says what the dataclasses ask for, and trains for two steps."""
+"""Every file in conf/ composes to what RunConfig asks for, trains for two steps, and repeats nothing."""
 
 import dataclasses
-import os
-import subprocess
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from conftest import ROOT, TINY
+from gpt.callbacks import CALLBACKS, LOGGERS
+from gpt.cli.overrides import compose
+from gpt.config import RunConfig, TrainerConfig
 from gpt.data import DataConfig
 from gpt.model import GPTConfig, parameter_count
 from gpt.optim import OPTIMIZERS, SchedulerConfig
-from gpt.settings import build
-from gpt.trainer import split_settings
 
 CONF = ROOT / "conf"
+FILES = sorted(CONF.glob("**/*.yaml"))
 CHOICES = [
     f"{path.parent.relative_to(CONF)}={path.stem}"
-    for path in sorted(CONF.glob("**/*.yaml"))
-    if path.parent != CONF and path.parent.parent.name != "hydra"
+    for path in FILES
+    if path.parent != CONF and not path.is_relative_to(CONF / "hydra") and path.stem != "base"  # base is part of all trainers
 ]
-PARTS = ("trainer=base", "trainer=ddp", "trainer=fsdp")  # the first is part of each; test_distributed.py has the others
+SEVERAL_DEVICES = ("trainer=ddp", "trainer=fsdp")  # trained in test_distributed.py
 
 
-def composed(*overrides: str) -> dict:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=["name=x", "run_dir=x", *overrides])
-        return {key: OmegaConf.to_container(node, resolve=True) for key, node in cfg.items() if OmegaConf.is_dict(node)}
+def composed(*overrides: str) -> dict[str, Any]:
+    """The plain values that a command line with these overrides gives a run."""
+    values = dict(compose(overrides).values)
+    del values["resume"]
+    return values
 
 
 def model_config(*overrides: str, vocab_size: int = 65) -> GPTConfig:
-    return build(GPTConfig, composed(*overrides)["model"] | {"vocab_size": vocab_size}, "model")
+    return dataclasses.replace(RunConfig.from_dict(composed(*overrides)).model, vocab_size=vocab_size)
+
+
+def names(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_says_what_the_dataclasses_ask_for(choice):
-    if choice == "trainer=base":
-        return  # is part of each
-    groups = composed(choice)
-    assert set(groups["model"]) == {field.name for field in dataclasses.fields(GPTConfig)}
-    build(GPTConfig, groups["model"] | {"vocab_size": 65}, "model")
-    build(DataConfig, groups["data"], "data")
-    build(SchedulerConfig, groups["scheduler"], "scheduler")
-    build(OPTIMIZERS[groups["optimizer"]["name"]], groups["optimizer"], "optimizer")
-    if choice != "trainer=gpu" or torch.cuda.is_available():
-        split_settings(groups["trainer"])
+def test_keys_are_the_fields_of_the_dataclasses(choice):
+    values = composed(choice)
+    assert values.keys() == names(RunConfig)
+    optimizer = OPTIMIZERS[values["optimizer"]["name"]]
+    groups = {"model": GPTConfig, "data": DataConfig, "optimizer": optimizer, "scheduler": SchedulerConfig}
+    for group, cls in (groups | {"trainer": TrainerConfig}).items():
+        assert values[group].keys() == names(cls), group
+    assert values["callbacks"].keys() <= CALLBACKS.keys()
+    assert values["logger"].keys() <= LOGGERS.keys()
+    RunConfig.from_dict(values)  # raises UserError for what does not fit
 
 
-@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice not in PARTS])
-def test_takes_two_steps(choice, call, text):
-    sweeping = choice.startswith("experiment=sweep")
-    sizes = [] if choice.startswith(("model=", "experiment=")) and not sweeping else TINY
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice not in SEVERAL_DEVICES])
+def test_choice_trains_two_steps(choice, call, text):
+    is_sweep = choice.startswith("experiment=sweep")
+    sizes = [] if choice.startswith(("model=", "experiment=")) and not is_sweep else TINY
     overrides = [choice, *sizes, f"data.path={text}", "data.batch_size=1", "trainer.max_steps=2", "hydra.run.dir=run"]
-    if choice == "trainer=gpu":  # there is none here: all else of it
-        overrides += ["trainer.accelerator=cpu", "trainer.compile=false"]
-    if sweeping:
-        fewer = {"shape": ["model.n_layer=1", "model.n_head=1"], "ablation": ["ablation=none,no_conv"]}
-        overrides += ["seed=1", *fewer.get(choice.split("_")[-1], [])]
-    if choice == "experiment=gpt1":
-        overrides += [
-            "~callbacks.best",
-            "~callbacks.last",
-            "~callbacks.attention",
-            "callbacks.samples.tokens=5",
-        ]  # no gigabytes of checkpoints
+    overrides += ["trainer.accelerator=cpu", "trainer.compile=false"] if choice == "trainer=gpu" else []
+    if is_sweep:
+        fewer_jobs = {"shape": ["model.n_layer=1", "model.n_head=1"], "ablation": ["ablation=none,no_conv"]}
+        overrides += ["seed=1", *fewer_jobs.get(choice.split("_")[-1], [])]
+    if choice == "experiment=gpt1":  # no gigabytes of checkpoints, and little of what takes long
+        overrides += ["~callbacks.best", "~callbacks.last", "~callbacks.attention", "callbacks.samples.tokens=5"]
     code, out, err = call(*overrides)
     assert code == 0, err
-    assert ("done before" not in out and "1 of " in out) if sweeping else "after 2 steps" in out
+    assert ("done before" not in out and "1 of " in out) if is_sweep else "after 2 steps" in out
 
 
 def test_known_sizes():
@@ -78,59 +77,105 @@ def test_known_sizes():
     assert parameter_count(model_config("experiment=gpt1", vocab_size=40_478)) == 116_534_784
 
 
-def test_baselines_are_those_that_were_published():
-    baby = composed("experiment=baby_gpt")
-    assert (baby["optimizer"]["lr"], baby["optimizer"]["betas"], baby["optimizer"]["weight_decay"]) == (1e-3, [0.9, 0.99], 0.1)
-    assert baby["scheduler"] == {"shape": "cosine", "warmup_ratio": 0.02, "decay_ratio": 1.0, "min_lr_ratio": 0.1}
-    assert (baby["data"]["batch_size"], baby["trainer"]["max_steps"], baby["model"]["dropout"]) == (64, 5000, 0.2)
-    cpu = composed("experiment=baby_gpt_cpu")
-    sizes = [cpu["model"][key] for key in ("n_layer", "n_head", "n_embd", "context_length", "dropout")]
-    assert [*sizes, cpu["data"]["batch_size"], cpu["trainer"]["max_steps"]] == [4, 4, 128, 64, 0.0, 12, 2000]
-    notebook = composed("experiment=notebook")
-    sizes = [notebook["model"][key] for key in ("n_layer", "n_head", "n_embd", "context_length", "dropout", "activation")]
-    assert [*sizes, notebook["data"]["batch_size"], notebook["trainer"]["max_steps"]] == [5, 5, 160, 256, 0.2, "relu", 64, 20000]
-    assert (notebook["optimizer"]["name"], notebook["optimizer"]["lr"], notebook["scheduler"]["decay_ratio"]) == (
-        "adamw",
-        3e-4,
-        0.0,
-    )
-    paper = composed("experiment=gpt1")
-    assert (paper["optimizer"]["lr"], paper["optimizer"]["weight_decay"], paper["scheduler"]["min_lr_ratio"]) == (
-        2.5e-4,
-        0.01,
-        0.0,
-    )
-    assert paper["scheduler"]["warmup_ratio"] * paper["trainer"]["max_steps"] == 2000
-    assert paper["model"]["norm_position"] == "post"
+PUBLISHED = {
+    "experiment=baby_gpt": {
+        "model": dict(n_layer=6, n_head=6, n_embd=384, context_length=256, dropout=0.2, bias=False),
+        "data": dict(batch_size=64),
+        "optimizer": dict(name="adamw", lr=1e-3, betas=[0.9, 0.99], weight_decay=0.1),
+        "scheduler": dict(shape="cosine", warmup_ratio=0.02, decay_ratio=1.0, min_lr_ratio=0.1),
+        "trainer": dict(max_steps=5000),
+    },
+    "experiment=baby_gpt_cpu": {
+        "model": dict(n_layer=4, n_head=4, n_embd=128, context_length=64, dropout=0.0),
+        "data": dict(batch_size=12),
+        "trainer": dict(max_steps=2000),
+    },
+    "experiment=notebook": {
+        "model": dict(n_layer=5, n_head=5, n_embd=160, context_length=256, dropout=0.2, activation="relu"),
+        "data": dict(batch_size=64),
+        "optimizer": dict(name="adamw", lr=3e-4),
+        "scheduler": dict(decay_ratio=0.0),
+        "trainer": dict(max_steps=20000),
+    },
+    "experiment=gpt1": {
+        "model": dict(n_layer=12, n_head=12, n_embd=768, context_length=512, norm_position="post"),
+        "optimizer": dict(lr=2.5e-4, weight_decay=0.01),
+        "scheduler": dict(min_lr_ratio=0.0),
+    },
+}
 
 
-def test_what_a_fresh_clone_has():
-    """A file that git ignores or nobody added works on one machine alone."""
-    if not (ROOT / ".git").exists():
-        return  # an archive holds what was tracked and nothing else
-    tracked = subprocess.run(["git", "ls-files", "conf", "gpt", "scripts"], cwd=ROOT, capture_output=True, text=True, check=True)
-    there = {str(path.relative_to(ROOT)) for part in ("conf", "gpt", "scripts") for path in (ROOT / part).rglob("*.[py]*")}
-    assert {name for name in there if name.endswith((".py", ".yaml"))} == {
-        name for name in tracked.stdout.split() if not name.endswith(".md")
-    }
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_baseline_is_the_published_one(experiment):
+    values = composed(experiment)
+    for group, published in PUBLISHED[experiment].items():
+        assert {key: values[group][key] for key in published} == published
 
 
-def test_size_and_architecture_are_independent():
-    for size in ("tiny", "small", "medium"):
-        sizes = [
-            {key: composed(f"model={size}", f"model/arch={arch}")["model"][key] for key in ("n_layer", "n_head", "n_embd")}
-            for arch in ("gpt1", "gpt2", "modern")
-        ]
-        assert sizes[0] == sizes[1] == sizes[2]
+def test_gpt1_warms_up_for_2000_steps():
+    values = composed("experiment=gpt1")
+    assert values["scheduler"]["warmup_ratio"] * values["trainer"]["max_steps"] == 2000
 
 
-def test_trainers_differ_in_speed_alone():
+@pytest.mark.parametrize("size", ["tiny", "small", "medium"])
+def test_size_and_architecture_are_independent(size):
+    def sizes(arch: str) -> list[int]:
+        model = composed(f"model={size}", f"model/arch={arch}")["model"]
+        return [model[key] for key in ("context_length", "n_layer", "n_head", "n_embd")]
+
+    assert sizes("gpt1") == sizes("gpt2") == sizes("modern")
+
+
+def test_trainers_of_one_device_differ_in_speed_alone():
     speed = {"accelerator", "devices", "precision", "compile", "detect_anomaly", "profiler"}
     trainers = [composed(f"trainer={name}")["trainer"] for name in ("auto", "cpu", "gpu", "debug")]
     rest = [{key: value for key, value in trainer.items() if key not in speed} for trainer in trainers]
     assert all(other == rest[0] for other in rest)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
+def test_only_hydra_instantiates_classes(path):
+    """Callbacks, loggers and all other parts of a run are chosen by name, so no configuration can name a class to call."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    targets = [re.split(r"_target_:\s*", line)[1] for line in lines if "_target_" in line]
+    if path == CONF / "train.yaml":
+        assert targets == ["gpt.cli.sweep.Sweep"]
+    elif path.parent == CONF / "hydra" / "launcher":
+        assert len(targets) == 1
+        assert targets[0].startswith("hydra_plugins.")
+    else:
+        assert targets == []
+
+
+def test_values_are_in_conf_alone():
+    for cls in (RunConfig, GPTConfig, DataConfig, SchedulerConfig, TrainerConfig, *OPTIMIZERS.values()):
+        for field in dataclasses.fields(cls):
+            assert field.default is field.default_factory is dataclasses.MISSING, f"{cls.__name__}.{field.name}"
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file sets by itself, and what it takes over from other files of its folder."""
+    own = OmegaConf.to_container(OmegaConf.load(path))
+    inherited: dict[str, Any] = {}
+    for base in own.pop("defaults", []):
+        if isinstance(base, str) and base != "_self_":
+            base_own, base_inherited = load(path.with_stem(base))
+            inherited |= base_inherited | base_own
+    return own, inherited
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent != CONF], ids=lambda path: str(path.relative_to(CONF)))
+def test_no_file_repeats_what_it_inherits(path):
+    own, inherited = load(path)
+    assert {key: value for key, value in own.items() if key in inherited and inherited[key] == value} == {}
+
+
+def test_each_ablation_changes_one_choice_of_the_modern_architecture():
+    modern = load(CONF / "model" / "arch" / "modern.yaml")[0]
+    for path in (CONF / "ablation").glob("*.yaml"):
+        changes = [key for key, value in load(path)[0].items() if value != modern[key]]
+        assert len(changes) == (path.stem != "none"), path
+
+
 def test_files_are_short():
-    assert all(len(path.read_text().splitlines()) <= 40 for path in CONF.glob("**/*.yaml"))
-    assert os.path.getsize(CONF / "train.yaml") < 3000
+    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 40 for path in FILES)

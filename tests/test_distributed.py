@@ -16,15 +16,18 @@ from test_resume import begin, wait_for_step
 from test_sweep import history
 
 import evaluate
-from conftest import ROOT, TINY
+from conftest import PRECISION, ROOT, TINY
 from gpt.checkpoint import load
-from hydra_cli import quoted
+from gpt.cli.overrides import quote_override
 
+pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core, and two processes need two")
 RUN = [*TINY, "callbacks.samples=null", "data.batch_size=4", "model.dropout=0", "trainer.max_steps=50"]
 RUN += ["trainer.val_check_interval=20", "trainer.log_every_n_steps=1"]
 RUN += ["data.val_fraction=0.15"]  # 80 windows: three batches, of which one process has two, and one that is not full
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
 METRICS = ("train/loss", "val/loss", "val/bits_per_char", "train/grad_norm", "lr")
+# How far 50 steps of two processes may be from those of one: rounding, which in bfloat16 is 2**16 times as coarse
+TOLERANCE = {"32-true": 1e-5, "bf16-mixed": 1e-2}
 
 
 def together(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
@@ -36,65 +39,67 @@ def together(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
     return done.stdout
 
 
-def assert_same(run: str, other: str) -> None:
-    """What both have logged is the same but for rounding; and what each says of its best checkpoint is so to the last digit."""
+def assert_close(run: str, other: str, precision: str = PRECISION) -> None:
+    """Both have logged the same but for rounding, and the best checkpoint of each evaluates to its loss, to the last digit."""
+    tolerance = TOLERANCE[precision]
     for row, expected in zip(history(run), history(other), strict=True):
         assert row["step"] == expected["step"]
         for name in METRICS:
             assert bool(row[name]) == bool(expected[name])
             if row[name]:
-                assert float(row[name]) == pytest.approx(float(expected[name]), abs=1e-5, rel=1e-4 if "norm" in name else 0)
+                relative = 10 * tolerance if "norm" in name else 0
+                assert float(row[name]) == pytest.approx(float(expected[name]), abs=tolerance, rel=relative), name
     for folder in (run, other):
         assert evaluate.evaluate(folder)["val"]["loss"] == json.loads(Path(folder, "result.json").read_text())["best_val_loss"]
 
 
-def test_two_processes_train_as_one(call, text):
-    settings = [*RUN, f"data.path={text}"]
+def test_two_processes_train_as_one(call, text, precision):
+    settings = [*RUN, f"data.path={text}", f"trainer.precision={precision}"]
     assert call(*settings, "hydra.run.dir=one")[0] == 0
     out = together(*settings, "trainer=ddp", *TWO, "hydra.run.dir=two")
     assert out.count("val loss") == 1  # one of them speaks
-    assert_same("two", "one")
+    assert_close("two", "one", precision)
     assert json.loads(Path("two/run.json").read_text())["machine"]["processes"] == 2
     two, one = (load(Path(run, "checkpoints", "last.ckpt"))[0].state_dict() for run in ("two", "one"))
-    assert all(torch.allclose(two[name], tensor, atol=1e-4) for name, tensor in one.items())
+    assert all(torch.allclose(two[name], tensor, atol=10 * TOLERANCE[precision]) for name, tensor in one.items())
     assert not list(Path().glob("outputs/*"))
 
 
-def test_a_signal_stops_both_and_two_or_one_go_on(call, text):
+def test_signal_stops_both_processes_and_one_or_two_resume(call, text):
     settings = [*RUN, f"data.path={text}"]
     together(*settings, "trainer=ddp", *TWO, "hydra.run.dir=whole")
-    process = begin(*settings, "trainer=ddp", *TWO, quoted("hydra.run.dir", "it's/two parts"))
+    process = begin(*settings, "trainer=ddp", *TWO, quote_override("hydra.run.dir", "it's/two parts"))
     wait_for_step(process, 20)
     process.send_signal(signal.SIGTERM)  # to the first alone
     out, err = process.communicate(timeout=100)
     assert process.returncode == 143, err
-    (advice,) = re.findall(r"all is saved; to go on: (.*)", out)
+    (advice,) = re.findall(r"everything is saved. To continue: (.*)", out)
     shutil.copytree("it's/two parts", "alone")
     together(*shlex.split(advice)[2:])
     assert history("it's/two parts") == history("whole")  # to the last bit
     code, _, err = call("resume=alone", "trainer.devices=1", "trainer.strategy=auto")
     assert code == 0, err
     assert "note: processes 1 where the run began with 2: its last digits may differ" in err
-    assert_same("alone", "whole")
+    assert_close("alone", "whole")
 
 
-def test_torchrun_goes_on_with_the_run_of_one(call, text):
+def test_torchrun_resumes_the_run_of_one_process(call, text):
     settings = [*RUN, f"data.path={text}", "trainer.accumulate_grad_batches=2", "trainer.max_steps=20"]
     for run in ("one", "two"):
         assert call(*settings, f"hydra.run.dir={run}")[0] == 0
     assert call("resume=one", "trainer.max_steps=50")[0] == 0
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     together("resume=two", "trainer.max_steps=50", "trainer.strategy=ddp", "trainer.devices=2", launcher=torchrun)
-    assert_same("two", "one")
+    assert_close("two", "one")
 
 
-def test_shares_of_the_weights(call, text):
+def test_fsdp_trains_like_one_process(call, text):
     settings = [*RUN, f"data.path={text}", "optimizer=adamw"]
-    together(*settings, "trainer=fsdp", "trainer.precision=32", *TWO, "trainer.max_steps=20", "hydra.run.dir=two")
+    together(*settings, "trainer=fsdp", "trainer.precision=32-true", *TWO, "trainer.max_steps=20", "hydra.run.dir=two")
     together("resume=two", "trainer.max_steps=50")
-    assert call(*settings, "trainer.precision=32", "trainer.max_steps=20", "hydra.run.dir=one")[0] == 0
+    assert call(*settings, "trainer.precision=32-true", "trainer.max_steps=20", "hydra.run.dir=one")[0] == 0
     assert call("resume=one", "trainer.max_steps=50")[0] == 0
-    assert_same("two", "one")
+    assert_close("two", "one")
     code, _, err = call("resume=two", "trainer.max_steps=60", "trainer.devices=1", "trainer.strategy=auto")
     assert code == 2
     assert "trainer.strategy = auto: the run in" in err
@@ -107,12 +112,12 @@ def test_shares_of_the_weights(call, text):
         (["trainer=fsdp", *TWO, "optimizer=adamw", "callbacks=ema"], "Muon and averaging need all of it"),
         (["trainer.strategy=deepspeed"], "trainer.strategy = deepspeed: not supported; choose one of auto, ddp, fsdp"),
         (["trainer=ddp", *TWO, "data.batch_size=3"], "data.batch_size = 3: not divisible among 2 processes"),
-        (["-m", "trainer=ddp", *TWO, "seed=1,2"], "trainer.devices = 2: in a sweep or search, one for each job"),
+        (["-m", "trainer=ddp", *TWO, "seed=1,2"], "trainer.devices = 2: a job of a sweep uses one device"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=4096"], "trainer.devices = 4096: more processes than"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_processes_cannot_do_is_refused(given, said, call, text):
+def test_unsupported_distributed_settings_are_refused(given, said, call, text):
     flags = [word for word in given if word.startswith("-")]
     code, out, err = call(*flags, *RUN, f"data.path={text}", *given[len(flags) :])
     assert code == 2
@@ -121,9 +126,9 @@ def test_what_processes_cannot_do_is_refused(given, said, call, text):
     assert not [path for path in Path().glob("outputs/*") if path.name != "sweeps"]
 
 
-def test_processes_need_one_folder(call, text, monkeypatch):
+def test_torchrun_needs_a_folder(call, text, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")  # as torchrun does
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = call(*RUN, f"data.path={text}", "trainer=ddp", *TWO)
     assert code == 2
-    assert "2 processes need one folder; set hydra.run.dir=outputs/NAME" in err
+    assert "several processes need one folder; set hydra.run.dir=outputs/NAME" in err

@@ -1,25 +1,29 @@
+import itertools
 import math
 
 import pytest
 import torch
 
+import gpt.generate
 from conftest import make_model
-from gpt.generate import generate, pick
+from gpt.attention import KVCache
+from gpt.generate import check_sampling, generate, generator_of_text, sample_next
+from gpt.model import GPT
 from gpt.settings import UserError
 
 PROMPT = torch.tensor([[1, 2, 3]])
 
 
-def drawn(model, ids=PROMPT, tokens=40, **settings) -> torch.Tensor:
+def generated(model: GPT, ids: torch.Tensor = PROMPT, max_new_tokens: int = 40, **settings) -> torch.Tensor:
     settings.setdefault("generator", torch.Generator().manual_seed(0))
-    return torch.stack(list(generate(model, ids, tokens, **settings)), dim=1)
+    return torch.stack(list(generate(model, ids, max_new_tokens, **settings)), dim=1)
 
 
-def without_cache(model, ids, tokens):
-    """Greedy, each character from its whole window: up to the context's length, then its later half and what follows."""
+def generated_without_cache(model: GPT, ids: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+    """Greedy, each token from its whole window, which is cut to its later half whenever it exceeds the context."""
     limit, model = model.config.context_length, model.eval()
     window, out = ids[:, -limit:], []
-    for _ in range(tokens):
+    for _ in range(max_new_tokens):
         if window.size(1) > limit:
             window = window[:, -(limit // 2) :]
         out.append(model(window)[:, -1].argmax(-1))
@@ -27,28 +31,95 @@ def without_cache(model, ids, tokens):
     return torch.stack(out, dim=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float64 is sampled without the numpy decoder
 @pytest.mark.parametrize("length", [1, 3, 16, 30])
-def test_greedy_is_the_same_with_and_without_cache_past_the_context_too(arch, length):
-    model = make_model(arch)
-    model.head.weight.data.mul_(20)  # clear winners
+def test_greedy_text_is_the_same_with_and_without_a_cache(arch, length, dtype):
+    model = make_model(arch).to(dtype)
+    model.head.weight.data.mul_(20)  # so that the best token is clear of rounding
     ids = torch.randint(11, (2, length), generator=torch.Generator().manual_seed(2))
-    assert torch.equal(drawn(model, ids, 50, temperature=0), without_cache(model, ids, 50))
+    assert torch.equal(generated(model, ids, 50, temperature=0), generated_without_cache(model, ids, 50))
 
 
-def test_same_seed_same_text():
+def record_capacities(monkeypatch, at_least: int = 0) -> list[int]:
+    """The capacities of all caches that are made from now on, which is enlarged to `at_least`."""
+    capacities = []
+
+    class Recorded(KVCache):
+        def __init__(self, capacity: int) -> None:
+            capacities.append(max(capacity, at_least))
+            super().__init__(capacities[-1])
+
+    monkeypatch.setattr(gpt.generate, "KVCache", Recorded)
+    return capacities
+
+
+def test_cache_is_no_larger_than_the_text_needs(monkeypatch):
+    """A long context takes many gigabytes in a model of few parameters."""
+    capacities = record_capacities(monkeypatch)
+    generated(make_model(context_length=2**17), max_new_tokens=4)
+    assert set(capacities) == {7}
+    generated(make_model(context_length=16), max_new_tokens=4)
+    assert max(capacities) == 7
+    generated(make_model(context_length=16), max_new_tokens=18)  # 3 + 14 exceed it, and then there are 4 to go
+    assert (max(capacities), capacities[-1]) == (16, 12)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_capacity_of_the_cache_changes_nothing_to_the_last_bit(arch, rows, dtype, monkeypatch):
+    model, ids = make_model(arch, context_length=64, n_embd=48, n_head=3).to(dtype), torch.randint(11, (rows, 5))
+    logits = []
+    monkeypatch.setattr(gpt.generate, "sample_next", lambda now, *_: logits.append(now.clone()) or now.argmax(-1))
+
+    def record(new_tokens: int) -> torch.Tensor:
+        logits.clear()
+        generated(model, ids, new_tokens)
+        return torch.stack(logits)
+
+    few, many = record(20), record(100)
+    assert torch.equal(few, many[:20])
+    record_capacities(monkeypatch, at_least=64)
+    assert torch.equal(record(100), many)
+
+
+def test_context_of_one_position_is_enough():
+    assert generated(make_model("gpt2", context_length=1), max_new_tokens=5).shape == (1, 5)
+
+
+def test_same_seed_gives_the_same_text():
     model = make_model()
-    assert torch.equal(drawn(model), drawn(model))
-    assert not torch.equal(drawn(model), drawn(model, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(generated(model), generated(model))
+    assert not torch.equal(generated(model), generated(model, generator=torch.Generator().manual_seed(1)))
 
 
-def test_dropout_is_off_and_training_mode_comes_back_and_nothing_is_recorded():
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}])
+def test_text_of_one_row_does_not_depend_on_the_other_rows(arch, settings):
+    model, ids = make_model(arch), torch.randint(11, (9, 12), generator=torch.Generator().manual_seed(2))
+
+    def rows(*indices: int) -> torch.Tensor:
+        generators = [generator_of_text(seed=4, index=index) for index in indices]
+        return generated(model, ids[list(indices)], 30, generator=generators, **settings)
+
+    together = rows(*range(9))
+    assert torch.equal(rows(0), together[:1])
+    assert torch.equal(rows(0, 1, 2), together[:3])
+    assert torch.equal(rows(8), together[8:])
+
+
+def test_every_text_of_every_seed_has_random_numbers_of_its_own():
+    draws = {torch.rand(1, generator=generator_of_text(*pair)).item() for pair in itertools.product(range(20), range(20))}
+    assert len(draws) == 400
+    assert generator_of_text(2**63 - 1, 2**40).initial_seed() != generator_of_text(2**63 - 1, 0).initial_seed()
+
+
+def test_dropout_is_off_and_the_former_mode_comes_back():
     model = make_model(dropout=0.5).train()
-    assert torch.equal(drawn(model, temperature=0), drawn(model, temperature=0))
+    assert torch.equal(generated(model, temperature=0), generated(model, temperature=0))
     assert model.training
     stream = generate(model, PROMPT, 3)
     assert not next(stream).requires_grad
     assert torch.is_grad_enabled()
-    stream.close()  # stopped half-way
+    stream.close()  # before its end
     assert model.training
 
 
@@ -57,41 +128,49 @@ def test_sampling_leaves_the_global_random_numbers_alone():
     expected = torch.rand(1)
     model = make_model()
     torch.manual_seed(5)
-    drawn(model)
+    generated(model)
     assert torch.equal(torch.rand(1), expected)
 
 
 LOGITS = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
 
 
-def frequencies(**settings) -> list[float]:
-    ids = pick(LOGITS.expand(20_000, 4), generator=torch.Generator().manual_seed(0), **settings)
-    return (torch.bincount(ids, minlength=4) / len(ids)).tolist()
-
-
+@pytest.mark.parametrize("own_generators", [False, True])
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({}, [0.1, 0.2, 0.3, 0.4]),
         ({"temperature": 0}, [0, 0, 0, 1]),
+        ({"temperature": 1e-50}, [0, 0, 0, 1]),
+        ({"temperature": 1e-46}, [0, 0, 0, 1]),  # a subnormal number in float32
+        ({"temperature": 1e-37}, [0, 0, 0, 1]),
         ({"temperature": 0.5}, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
+        ({"temperature": 1e300}, [0.25, 0.25, 0.25, 0.25]),
         ({"top_k": 2}, [0, 0, 3 / 7, 4 / 7]),
         ({"top_k": 1}, [0, 0, 0, 1]),
         ({"top_k": 99}, [0.1, 0.2, 0.3, 0.4]),
+        ({"top_k": 10**30}, [0.1, 0.2, 0.3, 0.4]),
+        ({"top_p": 1e-50}, [0, 0, 0, 1]),
         ({"top_p": 0.4}, [0, 0, 0, 1]),
         ({"top_p": 0.41}, [0, 0, 3 / 7, 4 / 7]),
         ({"top_p": 1.0}, [0.1, 0.2, 0.3, 0.4]),
         ({"top_k": 3, "top_p": 0.5}, [0, 0, 3 / 7, 4 / 7]),
     ],
 )
-def test_pick_draws_with_the_right_frequencies(settings, expected):
-    assert frequencies(**settings) == pytest.approx(expected, abs=0.012)
+def test_tokens_are_drawn_with_the_right_frequencies(settings, expected, own_generators):
+    count = 4_000 if own_generators else 20_000
+    generator = [generator_of_text(0, i) for i in range(count)] if own_generators else torch.Generator().manual_seed(0)
+    ids = sample_next(LOGITS.expand(count, 4), generator=generator, **settings)
+    frequencies = (torch.bincount(ids, minlength=4) / count).tolist()
+    assert frequencies == pytest.approx(expected, abs=0.025 if own_generators else 0.012)
 
 
 @pytest.mark.parametrize(
     "settings",
     [{"temperature": -1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}],
 )
-def test_senseless_settings_are_refused(settings):
+def test_meaningless_settings_are_refused(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
-        drawn(make_model(), **settings)
+        generated(make_model(), **settings)
+    with pytest.raises(UserError, match=next(iter(settings))):
+        check_sampling(**({"temperature": 1.0} | settings))

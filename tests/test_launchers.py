@@ -1,4 +1,4 @@
-"""Sweeps through Hydra's launchers, as a user starts them; each where its plugin is installed."""
+"""Sweeps through Hydra's launchers, as a user starts them. Each is tested where its plugin is installed."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ from conftest import ROOT, TINY
         pytest.param("ray", ["hydra.launcher.ray.init.num_cpus=2"], marks=pytest.mark.slow),
     ],
 )
-def test_a_launcher_runs_a_sweep(launcher, settings, tmp_path, text):
+def test_launcher_runs_a_sweep(launcher, settings, tmp_path, text):
     plugin = f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher"
     if importlib.util.find_spec("hydra_plugins") is None or importlib.util.find_spec(plugin) is None:
         pytest.skip(f"{plugin} is not installed: extra {'ray' if launcher == 'ray' else 'sweep'}")
@@ -40,8 +40,8 @@ def test_a_launcher_runs_a_sweep(launcher, settings, tmp_path, text):
         assert threads == max(1, os.cpu_count() // 2)
 
 
-def test_slurm_is_configured():
-    """As far as that can be seen without a cluster: all that the plugin asks for is there, and nothing that it doesn't know."""
+def test_settings_for_slurm_exist():
+    """The most that can be tested without a cluster: the plugin knows each of our settings."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="extra sweep is not installed")
     from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
     from omegaconf import OmegaConf

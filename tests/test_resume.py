@@ -18,7 +18,7 @@ from test_train import no_compiler
 from conftest import ROOT, TINY
 from gpt.checkpoint import AtomicCheckpointIO, tensors_in
 from gpt.module import GPTModule
-from gpt.run import locked
+from gpt.runs.folder import Run
 from gpt.settings import UserError
 
 LONG = ["model.dropout=0.1", "trainer.max_steps=400", "trainer.val_check_interval=50", "trainer.log_every_n_steps=7"]
@@ -35,7 +35,7 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
             return
 
 
-def test_any_end_and_a_new_beginning_make_the_run_that_was_never_stopped(call, text):
+def test_interrupted_run_is_bit_identical(call, text):
     settings = [*TINY, *LONG, f"data.path={text}"]
     assert call(*settings, "hydra.run.dir=whole")[0] == 0
     process = begin(*settings, "hydra.run.dir=outputs/parts")
@@ -46,7 +46,7 @@ def test_any_end_and_a_new_beginning_make_the_run_that_was_never_stopped(call, t
         out, err = process.communicate(timeout=120)
         assert process.returncode == code, err
         if number != signal.SIGKILL:
-            assert "all is saved; to go on: python scripts/train.py resume=outputs/parts" in out
+            assert "everything is saved. To continue: python scripts/train.py resume=outputs/parts" in out
             assert err == ""
         process = begin("resume=outputs/parts" if step < 200 else "resume=last")
     out, err = process.communicate(timeout=120)
@@ -59,18 +59,22 @@ def test_any_end_and_a_new_beginning_make_the_run_that_was_never_stopped(call, t
 
 
 VARIANTS = {
+    "float32": ["trainer.precision=32-true"],
     "bfloat16": ["trainer.precision=bf16-mixed"],
+    "averaged": ["callbacks=ema"],
+    "accumulated": ["trainer.accumulate_grad_batches=2"],
     "compiled": ["trainer.compile=true"],
     "byte pairs": ["data.tokenizer=bpe", "data.bpe_vocab_size=260"],
 }
 
 
-@pytest.mark.parametrize("stop", [4, 5])  # a step that is, and one that is not one of a validation
+@pytest.mark.parametrize("stop", [4, 5])  # a step with a validation, and one without
 @pytest.mark.parametrize("variant", [pytest.param(v, marks=no_compiler if v == "compiled" else ()) for v in VARIANTS])
-def test_whatever_is_trained_goes_on_to_the_last_bit(variant, stop, call, text, monkeypatch):
+def test_resumed_run_is_bit_identical(variant, stop, call, text, monkeypatch):
     settings = [*TINY, *VARIANTS[variant], "model.dropout=0.1", "trainer.max_steps=8", "trainer.val_check_interval=2"]
     settings += [f"data.path={text}", "trainer.log_every_n_steps=1"]
-    assert call(*settings, "hydra.run.dir=whole")[0] == 0
+    code, _, err = call(*settings, "hydra.run.dir=whole")
+    assert code == 0, err
 
     def kill(self, *args) -> None:
         if self.trainer.global_step == stop - 1:
@@ -90,8 +94,8 @@ def test_whatever_is_trained_goes_on_to_the_last_bit(variant, stop, call, text, 
             assert torch.equal(kept, expected)
 
 
-def test_more_steps_go_on_from_the_end(call, trained):
-    half = trained / "checkpoints" / ".last.ckpt.tmp-1"  # what a killed process was writing
+def test_more_steps_continue_a_finished_run(call, trained):
+    half = trained / "checkpoints" / ".last.ckpt.tmp-1"  # left by a process that was killed while it wrote
     half.touch()
     code, out, err = call(f"resume={trained}", "trainer.max_steps=6")
     assert code == 0, err
@@ -100,9 +104,46 @@ def test_more_steps_go_on_from_the_end(call, trained):
     assert [row["step"] for row in history(trained) if row["val/loss"]] == ["3", "5"]
     assert yaml.safe_load((trained / "config.yaml").read_text())["trainer"]["max_steps"] == 6
     before = (trained / "result.json").read_bytes()
-    assert call(f"resume={trained}")[0] == 0  # ended: nothing to do
+    assert call(f"resume={trained}")[0] == 0  # it has ended, and there is nothing to do
     assert (trained / "result.json").read_bytes() == before
-    assert not list(Path("outputs").glob("*"))  # no folders of their own
+    assert not list(Path("outputs").glob("*"))  # resuming makes no new folders
+
+
+def test_early_stopping_after_a_kill_stops_at_the_same_step(call, text, monkeypatch):
+    """The process dies after the checkpoint of the last validation, and before there is a result."""
+    settings = [*TINY, f"data.path={text}", "callbacks=early_stopping", "callbacks.early_stopping.patience=1"]
+    settings += ["optimizer=adamw", "optimizer.lr=1", "trainer.max_steps=50", "trainer.val_check_interval=2"]
+    assert call(*settings, "hydra.run.dir=whole")[0] == 0
+    whole = json.loads(Path("whole/result.json").read_text())
+    assert whole["step"] < 50
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call(*settings, "hydra.run.dir=parts")[0] == 130
+    assert not Path("parts/result.json").exists()
+    code, _, err = call("resume=parts")
+    assert code == 0, err
+    parts = json.loads(Path("parts/result.json").read_text())
+    assert all(parts[key] == whole[key] for key in ("best_val_loss", "best_step", "final_val_loss", "step"))
+
+
+def test_run_that_its_time_limit_ended_goes_on(call, text):
+    settings = [*TINY, f"data.path={text}", "trainer.max_steps=10000", "trainer.max_time='00:00:00:01'", "hydra.run.dir=run"]
+    assert call(*settings)[0] == 0
+    steps = json.loads(Path("run/result.json").read_text())["step"]
+    assert 0 < steps < 10_000
+    code, _, err = call("resume=run", "trainer.max_time='00:00:00:02'")
+    assert code == 0, err
+    assert json.loads(Path("run/result.json").read_text())["step"] > steps
+
+
+def test_moved_run_goes_on(call, trained):
+    moved = trained.rename(trained.with_name("moved run"))
+    score = json.loads((moved / "result.json").read_text())["best_val_loss"]
+    code, _, err = call("resume='moved run'", "trainer.max_steps=5")
+    assert code == 0, err
+    assert json.loads((moved / "result.json").read_text())["best_val_loss"] <= score
+    assert not trained.exists()
 
 
 @pytest.mark.parametrize(
@@ -111,13 +152,13 @@ def test_more_steps_go_on_from_the_end(call, trained):
         (["resume=RUN", "model.n_layer=1", "optimizer.lr=0.1"], "model.n_layer, optimizer.lr = 1, 0.1: the run in"),
         (["resume=RUN", "model=small"], "model = small: not with resume"),
         (["resume=RUN", "seed=3"], "seed = 3: not with resume"),
-        (["resume=RUN", "trainer.max_steps=3"], "trainer.max_steps = 3: the run in RUN has had 4"),
+        (["resume=RUN", "trainer.max_steps=3"], "trainer.max_steps = 3: the run in RUN has taken 4 steps"),
         (["resume=nowhere"], "resume = nowhere: no run there"),
         (["resume=last"], "resume = last: no run under outputs/ that has not ended"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_would_make_another_run_is_refused(given, said, call, trained):
+def test_override_that_makes_another_run_is_refused(given, said, call, trained):
     before = {path: path.read_bytes() for path in trained.rglob("*.*") if path.is_file()}
     code, _, err = call(*(word.replace("RUN", str(trained)) for word in given))
     assert code == 2
@@ -126,7 +167,7 @@ def test_what_would_make_another_run_is_refused(given, said, call, trained):
     assert {path: path.read_bytes() for path in trained.rglob("*.*") if path.is_file()} == before
 
 
-def test_another_text_is_refused_and_another_machine_is_named(call, trained, text):
+def test_another_text_is_refused_and_another_machine_is_noted(call, trained, text):
     run = json.loads((trained / "run.json").read_text())
     run["machine"]["threads"] += 1
     run["machine"]["device"] = "cuda:0"
@@ -141,7 +182,7 @@ def test_another_text_is_refused_and_another_machine_is_named(call, trained, tex
     assert "not the text that the run" in err
 
 
-def test_weights_alone_are_refused(call, trained):
+def test_checkpoint_without_optimizer_state_is_refused(call, trained):
     last = trained / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     del content["optimizer_states"]
@@ -152,8 +193,8 @@ def test_weights_alone_are_refused(call, trained):
     assert err.count("\n") == 1
 
 
-def test_a_second_process_is_refused_by_number(call, trained):
-    with locked(trained):
+def test_second_process_is_refused_with_the_number_of_the_first(call, trained):
+    with Run(trained):
         code, _, err = call(f"resume={trained}", "trainer.max_steps=5")
     assert code == 2
     assert f"process {os.getpid()} is at work there" in err
@@ -170,7 +211,7 @@ def full_disk(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_is_needed(tmp_path):
+def test_full_disk_leaves_the_old_checkpoint(tmp_path):
     path, files = tmp_path / "last.ckpt", AtomicCheckpointIO()
     files.save_checkpoint({"state_dict": {"a": torch.ones(1000)}}, path)
     before = path.read_bytes()
@@ -180,7 +221,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_is_needed(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_rename_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+def test_failed_rename_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path, files = tmp_path / "last.ckpt", AtomicCheckpointIO()
     files.save_checkpoint({"state_dict": {}}, path)
     before = path.read_bytes()
@@ -191,7 +232,7 @@ def test_a_rename_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_nan_in_one_batch_ends_the_run_before_it_is_saved(call, text, monkeypatch):
+def test_nan_in_one_batch_ends_the_run_before_it_is_saved(call, text, monkeypatch):
     loss = GPTModule.loss
 
     def broken(self, batch):
@@ -205,7 +246,7 @@ def test_a_nan_in_one_batch_ends_the_run_before_it_is_saved(call, text, monkeypa
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
 
 
-def test_the_last_good_checkpoint_is_named_where_a_run_diverges(call, text):
+def test_diverged_run_names_its_last_good_checkpoint(call, text):
     diverging = ["optimizer=adamw", "optimizer.lr=1e5", "scheduler.warmup_ratio=1", "trainer.gradient_clip_val=0"]
     diverging.append("trainer.val_check_interval=1")
     code, _, err = call(*TINY, *diverging, f"data.path={text}", "hydra.run.dir=run")

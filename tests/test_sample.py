@@ -1,15 +1,28 @@
+"""scripts/sample.py: prompts, seeds and streams, and one clear line for every mistake."""
+
 import io
+import os
+import re
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import sample
+from conftest import ROOT, TINY
+from gpt.settings import user_errors
+
+ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+; [^\n]+\n\Z")
+COMMAND = f"{sys.executable} {ROOT / 'scripts' / 'sample.py'}"
 
 
 @pytest.fixture
 def write(trained, capsys, monkeypatch):
-    """Call scripts/sample.py on a trained run: returns its stdout and stderr."""
+    """Call scripts/sample.py on a trained run. It returns stdout and stderr."""
 
     def run(*arguments: str, stdin: str = "") -> tuple[str, str]:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, buffer=io.BytesIO(stdin.encode())))
@@ -20,13 +33,30 @@ def write(trained, capsys, monkeypatch):
     return run
 
 
-def test_writes_on_from_a_prompt(write):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a trained run, for tests that start processes of their own."""
+    folder = tmp_path_factory.mktemp("run")
+    text = folder / "text.txt"
+    text.write_text("ROMEO: But soft, what light? π\nJULIET: O me.\n" * 200, encoding="utf-8")
+    train = [sys.executable, str(ROOT / "scripts" / "train.py"), *TINY, "trainer.max_steps=1", "callbacks.samples=null"]
+    subprocess.run([*train, f"data.path={text}", "hydra.run.dir=run"], cwd=folder, check=True, capture_output=True)
+    return folder / "run"
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=100, env=os.environ | environment, encoding="utf-8"
+    )
+
+
+def test_text_continues_the_prompt(write):
     out, _ = write("--prompt", "ROMEO:", "--tokens", "30")
     assert out.startswith("ROMEO:")
     assert len(out) == len("ROMEO:") + 30 + 1
 
 
-def test_prompt_from_standard_input_or_a_file(write, tmp_path):
+def test_prompt_comes_from_an_option_a_file_or_standard_input(write, tmp_path):
     file = tmp_path / "prompt.txt"
     file.write_text("JULIET: O", encoding="utf-8")
     from_file, _ = write("--prompt-file", str(file), "--tokens", "9")
@@ -35,30 +65,161 @@ def test_prompt_from_standard_input_or_a_file(write, tmp_path):
     assert from_file == from_stdin == from_dash == write("--prompt", "JULIET: O", "--tokens", "9")[0]
 
 
-def test_seed_and_number_of_samples(write):
-    one, _ = write("--prompt", "O", "--tokens", "20", "--seed", "4")
-    assert write("--prompt", "O", "--tokens", "20", "--seed", "4")[0] == one
-    assert write("--prompt", "O", "--tokens", "20", "--seed", "5")[0] != one
-    three, _ = write("--prompt", "O", "--tokens", "20", "--seed", "4", "--num-samples", "3")
-    texts = three.split("-" * 20 + "\n")
-    assert [len(text) for text in texts] == [len("O") + 20 + 1] * 3
-    assert len(set(texts)) == 3
+def test_empty_prompt_starts_after_a_line_break_that_is_not_shown(write):
+    after_line_break, _ = write("--prompt", "\n", "--tokens", "9")
+    assert write("--prompt", "", "--tokens", "9", stdin="JULIET")[0] == after_line_break.removeprefix("\n")
+    assert write("--prompt-file", "-", "--tokens", "9")[0] == after_line_break.removeprefix("\n")
+    assert write("--prompt", "", "--tokens", "0")[0] == "\n"
 
 
-def test_edges(write):
+def test_without_a_prompt_the_text_starts_with_a_line_break(write):
+    assert write("--tokens", "9") == write("--prompt", "\n", "--tokens", "9")
+    assert write("--tokens", "0")[0] == "\n\n"
+
+
+def test_same_seed_writes_the_same_text(write):
+    text, _ = write("--prompt", "O", "--tokens", "20", "--seed", "4")
+    assert write("--prompt", "O", "--tokens", "20", "--seed", "4")[0] == text
+    assert write("--prompt", "O", "--tokens", "20", "--seed", "5")[0] != text
+
+
+def test_texts_do_not_depend_on_how_many_there_are(write, monkeypatch):
+    monkeypatch.setattr(sample, "TEXTS_AT_ONCE", 4)  # so that seven texts take more than one batch
+
+    def texts(count: int) -> list[str]:
+        out, _ = write("--prompt", "O", "--tokens", "40", "--seed", "4", "--num-samples", str(count))
+        return out.removesuffix("\n").split("\n" + sample.SEPARATOR)
+
+    seven = texts(7)
+    assert [len(text) for text in seven] == [len("O") + 40] * 7
+    assert len(set(seven)) == 7
+    for count in (1, 2, 3, 6):
+        assert texts(count) == seven[:count]
+
+
+def test_no_new_tokens_gives_the_prompt_alone(write):
     assert write("--prompt", "O me", "--tokens", "0")[0] == "O me\n"
-    assert write("--tokens", "0")[0] == "\n\n"  # no prompt: a new line to start from
-    greedy = [write("--prompt", "O", "--temperature", "0", "--seed", seed)[0] for seed in "12"]
-    assert greedy[0] == greedy[1]
-    assert write("--prompt", "O", "--tokens", "5", "--top-k", "1000")[0]
+    assert write("--prompt", "O me", "--tokens", "0", "--num-samples", "2")[0] == f"O me\n{sample.SEPARATOR}O me\n"
+
+
+@pytest.mark.parametrize("greedy", [("--temperature", "0"), ("--temperature", "1e-46"), ("--top-p", "1e-50"), ("--top-k", "1")])
+def test_greedy_text_does_not_depend_on_the_seed(write, greedy):
+    texts = {write("--prompt", "O", "--tokens", "20", *greedy, "--seed", seed)[0] for seed in "12"}
+    assert texts == {write("--prompt", "O", "--tokens", "20", "--temperature", "0")[0]}
+
+
+def test_numbers_may_be_written_with_an_exponent(write):
+    assert write("--tokens", "2e1", "--top-k", "1e1") == write("--tokens", "20", "--top-k", "10")
+
+
+def test_of_a_long_prompt_the_model_sees_the_end(write):
     out, err = write("--prompt", "O me " * 9, "--tokens", "1")
     assert "45 tokens; the model sees the last 16" in err
     assert out.startswith("O me " * 9)
 
 
-def test_needs_nothing_but_the_checkpoint(trained, capsys, tmp_path, monkeypatch):
+def test_prompt_is_text_and_nothing_else(write):
+    """Commas, equals signs, quotes and braces mean something to Hydra, but not here."""
+    text = "O, me: light, ROMEO"
+    assert write("--prompt", text, "--tokens", "1")[0].startswith(text)
+
+
+def test_nothing_but_the_checkpoint_is_needed(trained, capsys, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere.ckpt"
     (trained / "checkpoints" / "best.ckpt").rename(moved)
     monkeypatch.chdir(tmp_path)
     sample.main([str(moved), "--prompt", "ROMEO:", "--tokens", "5"])
     assert capsys.readouterr().out.splitlines()[-1]
+
+
+MISTAKES = {  # the arguments, and what the line must say
+    ("--prompt", "ROMEO: 0 zebra"): "'0', 'b', 'r', 'z' not among the 29 characters",
+    ("--prompt", "O = $'O"): "'$', \"'\", '='",
+    ("--prompt", "O", "--temperature", "-1"): "temperature = -1",
+    ("--prompt", "O", "--temperature", "nan"): "--temperature = nan: not a finite number",
+    ("--prompt", "O", "--temperature", "inf"): "--temperature = inf: not a finite number",
+    ("--prompt", "O", "--top-k", "0"): "top_k = 0",
+    ("--prompt", "O", "--top-k", "-5"): "top_k = -5",
+    ("--prompt", "O", "--top-k", "2.5"): "--top-k = 2.5: not a whole number",
+    ("--prompt", "O", "--top-p", "0"): "top_p = 0",
+    ("--prompt", "O", "--top-p", "1.5"): "top_p = 1.5",
+    ("--prompt", "O", "--tokens", "-1"): "--tokens = -1: too small",
+    ("--prompt", "O", "--tokens", "1e18"): "--tokens = 1e+18: too large",
+    ("--prompt", "O", "--tokens", "9" * 5000): "--tokens = inf: not a whole number",
+    ("--prompt", "O", "--tokens", "many"): "--tokens = many: not a whole number",
+    ("--prompt", "O", "--tokens", ""): "--tokens = : not a whole number",
+    ("--prompt", "O", "--num-samples", "0"): "--num-samples = 0: too small",
+    ("--prompt", "O", "--num-samples", "1e30"): "--num-samples = 1e+30: too large",
+    ("--prompt", "O", "--seed", "-1"): "--seed = -1: too small",
+    ("--prompt", "O", "--seed"): "argument --seed: expected one argument; --help lists all options",
+    ("--prompt", "O", "--colour", "red"): "unrecognized arguments: --colour red; --help lists all options",
+    ("--prompt", "O", "--prompt-file", "-"): "argument --prompt-file: not allowed with argument --prompt",
+    ("--prompt-file", "missing.txt"): "prompt = missing.txt: No such file",
+    ("--prompt-file", "."): "prompt = .: Is a directory",
+    ("--prompt-file", "/dev/zero"): "prompt = /dev/zero: more than 16,777,216 bytes",
+    ("--prompt-file", "latin.txt"): "prompt = latin.txt: not UTF-8 at byte 3",
+}
+
+
+def test_each_mistake_is_one_clear_line(trained, capsys):
+    Path("latin.txt").write_bytes("café".encode("latin-1"))
+    for arguments, message in MISTAKES.items():
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop, user_errors():
+            sample.main([str(trained), *arguments])
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2
+        assert not out
+        assert ONE_LINE.match(err), err
+        assert message in err
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "out", "err"),
+    [
+        ("<&-", 0, r"\n.{9}\n", ""),
+        (">&-", 0, "", ""),
+        ("<&- >&-", 0, "", ""),
+        ("2>&-", 0, r"\n.{9}\n", ""),
+        (">/dev/full", 2, "", r"error: output = .*No space left on device; .*\n"),
+        ("| head -c 1; exit ${PIPESTATUS[0]}", 1, r"\n", ""),
+    ],
+)
+def test_closed_and_full_streams_give_no_traceback(run, redirection, code, out, err):
+    many = "--tokens 20000" if "head" in redirection else "--tokens 9"
+    done = shell(f"{COMMAND} {run} {many} {redirection if '<&-' in redirection else '</dev/null ' + redirection}")
+    assert done.returncode == code
+    assert re.fullmatch(out, done.stdout, re.DOTALL)
+    assert re.fullmatch(err, done.stderr, re.DOTALL), done.stderr
+
+
+def test_very_many_texts_are_written_until_nobody_reads_them(run):
+    done = shell(f"{COMMAND} {run} --prompt O --tokens 3 --num-samples 1e9 | head -5")
+    assert done.stdout.count(sample.SEPARATOR) == 2
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.6, 1.0, 1.5, 2.5, None])
+def test_ctrl_c_ends_at_once_without_a_traceback(run, seconds):
+    """During imports, and (None) in the middle of the text."""
+    command = [*COMMAND.split(), str(run), "--prompt", "O", "--tokens", "2e9"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        if seconds is None:
+            assert process.stdout.read(20).startswith("O")
+        else:
+            time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
+def test_terminal_without_unicode_gets_escapes(run):
+    done = shell(f"{COMMAND} {run} --prompt π --tokens 1", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("\\u03c0")
+
+
+def test_help_does_not_import_torch():
+    program = "import sys, sample\ntry: sample.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "scripts", capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")

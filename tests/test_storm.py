@@ -1,4 +1,4 @@
-"""One run, killed again and again at any moment, also in the middle of a save: `make test-slow`, some five minutes."""
+"""One run is killed again and again at any moment, also in the middle of a save. It takes some minutes: `make test-slow`."""
 
 import json
 import random
@@ -19,7 +19,7 @@ SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
 
 def life(process: subprocess.Popen, folder: Path, chance: random.Random) -> bool:
-    """Let a process live for a while and kill it; False if it came to its end before."""
+    """Let a process live for a while and kill it. Returns False if it had ended before."""
     aimed, number = chance.random() < 0.4, chance.choice(SIGNALS)
     for line in process.stdout:
         if line.startswith("step "):
@@ -37,14 +37,14 @@ def life(process: subprocess.Popen, folder: Path, chance: random.Random) -> bool
 
 
 @pytest.mark.slow
-def test_a_storm(call, text, record_property):
+def test_storm_of_kills_changes_nothing(call, text, record_property):
     more = ["model.dropout=0.1", "trainer.max_steps=800", "trainer.val_check_interval=20", "callbacks.samples=null"]
     settings = [*TINY[:-1], *more, "callbacks.attention=null", f"data.path={text}"]
     assert call(*settings, "hydra.run.dir=whole")[0] == 0
     chance, kills, folder = random.Random(0), 0, Path("outputs/parts")
-    while life(begin(*settings, f"hydra.run.dir={folder}"), folder, chance):  # the same command goes on, as resume= does
+    while life(begin(*settings, f"hydra.run.dir={folder}"), folder, chance):  # the same command resumes the run
         kills += 1
-        for name in ("best", "last"):  # at any moment there is none yet, or a whole one
+        for name in ("best", "last"):  # at any moment there is either none or a whole one
             if (path := folder / "checkpoints" / f"{name}.ckpt").exists():
                 torch.load(path, weights_only=True)
     record_property("kills", kills)

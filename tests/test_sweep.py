@@ -7,40 +7,47 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import TINY
-from gpt.callbacks import StepSeed
+from gpt.callbacks.step_seed import StepSeed
 
 SWEEP = ["-m", *TINY, "trainer.max_steps=2", "model.n_layer=1", "model.n_head=2,3,4"]
 
 
-def lines(out: str) -> list[str]:
+def job_lines(out: str) -> list[str]:
     return [line for line in out.splitlines() if " of 3  " in line]
 
 
-def test_a_sweep_says_one_line_a_job_goes_on_after_a_bad_one_and_ends_in_a_table(call, text):
+def only_folder(parent: str = "outputs/sweeps") -> Path:
+    (folder,) = Path(parent).iterdir()
+    return folder
+
+
+def test_sweep_prints_a_line_for_each_job_and_ends_in_a_table(call, text):
     code, out, err = call(*SWEEP, f"data.path={text}")
     assert code == 2
-    assert [line.split(": ")[0] for line in lines(out)] == ["1 of 3  n_head=2", "2 of 3  n_head=3", "3 of 3  n_head=4"]
-    assert "failed: model.n_head = 3: n_embd = 16 is not divisible by it" in lines(out)[1]
-    (folder,) = Path("outputs/sweeps").iterdir()
+    lines = job_lines(out)
+    assert [line.split(": ")[0] for line in lines] == ["1 of 3  n_head=2", "2 of 3  n_head=3", "3 of 3  n_head=4"]
+    assert "failed: model.n_head = 3: n_embd = 16 is not divisible by it" in lines[1]
+    folder = only_folder()
     assert folder.name.startswith("tiny_n_head_")
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"n_head=2", "n_head=3", "n_head=4"}
-    assert {"compare.md", "compare.csv", "curves.png", "axes.png", "compute.png"} <= {path.name for path in folder.iterdir()}
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    assert files == {"compare.md", "compare.csv", "curves.png", "axes.png"}  # and no multirun.yaml
     table = (folder / "compare.md").read_text()
     assert table in out
     assert "n_head=3: model.n_head = 3: n_embd = 16 is not divisible by it" in table
     assert err.startswith("error: sweep = outputs/sweeps/tiny_n_head_")
     assert "1 of 3 jobs failed" in err
     assert err.count("\n") == 1
-    assert len(out.splitlines()) == len(lines(out)) + 1 + len(table.splitlines()) + 2  # and no banners
+    assert len(out.splitlines()) == len(lines) + 1 + len(table.splitlines()) + 2  # and no banners
 
 
-def test_the_same_command_does_what_is_left_and_another_is_another_sweep(call, text):
+def test_same_command_continues_and_another_is_another_sweep(call, text):
     call(*SWEEP, f"data.path={text}")
-    (folder,) = Path("outputs/sweeps").iterdir()
+    folder = only_folder()
     (folder / "n_head=4" / "result.json").unlink()
     kept = (folder / "n_head=2" / "result.json").read_bytes()
     _, out, _ = call(*SWEEP, f"data.path={text}")
-    assert ["done before" in line for line in lines(out)] == [True, False, False]
+    assert ["done before" in line for line in job_lines(out)] == [True, False, False]
     assert (folder / "n_head=2" / "result.json").read_bytes() == kept
     assert (folder / "n_head=4" / "result.json").exists(), out
     code, _, _ = call(*SWEEP[:-1], "model.n_head=2,4", f"data.path={text}", "optimizer.lr=1e-4")
@@ -48,23 +55,109 @@ def test_the_same_command_does_what_is_left_and_another_is_another_sweep(call, t
     assert len(list(Path("outputs/sweeps").iterdir())) == 2
 
 
+REFUSED = [
+    (["seed=1,2", "model.n_head=3"], "model.n_head = 3: n_embd = 16 is not divisible by it"),
+    (["seed=1,2", "data.path=nowhere.txt"], "data.path = nowhere.txt: no such file"),
+    (["model.n_hed=1,2"], "model.n_hed = 1: no such setting; did you mean model.n_head?"),
+    (["optimizer=adamw,adam"], "optimizer = adam: no such file in conf/optimizer/"),
+    (["seed=1,2", "name=../../x"], "name = ../../x: "),
+    (["seed=1,2", "resume=last"], "resume = last: not for sweeps"),
+    (["seed=interval(1,2)"], "sweep = seed=interval(1,2): not a list of values"),
+    (["seed=range(1,100000000)"], "10,001 jobs or more"),
+    (["seed=1,2", "name='${nothing}'"], "Interpolation key 'nothing' not found"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "reason"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
+def test_refused_sweep_is_one_line_and_leaves_nothing(call, text, overrides, reason):
+    has_path = any(override.startswith("data.path") for override in overrides)
+    code, _, err = call("-m", *TINY, *([] if has_path else [f"data.path={text}"]), "trainer.max_steps=1", *overrides)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert reason in err
+    assert list(Path().iterdir()) == []
+
+
+def test_refused_sweep_leaves_what_was_there_before(call, text):
+    Path("outputs/sweeps").mkdir(parents=True)
+    Path("outputs/mine").write_text("mine")
+    assert call("-m", *TINY, "data.path=nowhere.txt", "seed=1,2")[0] == 2
+    assert sorted(map(str, Path().rglob("*"))) == ["outputs", "outputs/mine", "outputs/sweeps"]
+
+
+def test_sweep_that_has_results_keeps_them_when_it_is_refused(call, text):
+    sweep = ["-m", *TINY, f"data.path={text}", "trainer.max_steps=1", "seed=1,2"]
+    assert call(*sweep)[0] == 0
+    before = {path: path.read_bytes() for path in only_folder().glob("*/result.json")}
+    text.rename(text.with_name("moved.txt"))
+    code, _, err = call(*sweep)
+    assert (code, len(before)) == (2, 2)
+    assert "2 of 2 jobs failed" in err
+    assert {path: path.read_bytes() for path in only_folder().glob("*/result.json")} == before
+
+
+def test_link_in_a_sweep_is_not_followed(call, text, tmp_path):
+    sweep = ["-m", *TINY, f"data.path={text}", "trainer.max_steps=1", "seed=1,2"]
+    assert call(*sweep)[0] == 0
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (only_folder() / "multirun.yaml").symlink_to(precious)
+    code, _, err = call(*sweep)
+    assert (code, precious.read_text()) == (2, "mine")
+    assert "a link" in err
+
+
+def test_bug_in_a_job_keeps_its_traceback(call, text, monkeypatch):
+    def fail(self, trainer, *args):
+        if trainer.global_step == 1:  # an earlier error would be taken for settings that do not fit
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr(StepSeed, "on_train_batch_start", fail)
+    code, out, _ = call("-m", *TINY, f"data.path={text}", "trainer.max_steps=2", "seed=1,2")
+    assert code == 2
+    assert "1 of 2  seed=1: failed: RuntimeError: a bug" in out
+    error = (only_folder() / "seed=1" / "error.txt").read_text()
+    assert error.splitlines()[0] == "RuntimeError: a bug"
+    assert "Traceback" in error
+
+
+def test_refusal_before_the_first_step_leaves_nothing(call, text, monkeypatch):
+    def fail(self, *args):
+        raise RuntimeError("does not fit")
+
+    monkeypatch.setattr(StepSeed, "on_train_batch_start", fail)  # TensorBoard's file is open by then
+    code, _, err = call("-m", *TINY, f"data.path={text}", "trainer.max_steps=2", "seed=1,2")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert list(Path().iterdir()) == []
+
+
 def test_choices_of_groups_and_equal_names_make_folders_of_their_own(call, text):
     code, _, err = call("-m", *TINY, f"data.path={text}", "trainer.max_steps=1", "model/arch=gpt1,gpt2", "seed=1,2")
     assert code == 0, err
-    (folder,) = Path("outputs/sweeps").iterdir()
+    folder = only_folder()
     runs = {path.name for path in folder.iterdir() if path.is_dir()}
     assert runs == {"arch=gpt1,seed=1", "arch=gpt1,seed=2", "arch=gpt2,seed=1", "arch=gpt2,seed=2"}
     assert "norm_position" in (folder / "compare.md").read_text()
 
 
-def test_what_is_typed_replaces_what_an_experiment_sweeps_over(call, text):
-    typed = ["experiment=sweep_arch", *TINY, f"data.path={text}", "trainer.max_steps=1", "model/arch=gpt2,modern", "seed=7"]
-    code, out, err = call(*typed)
+def test_values_that_make_no_folder_name_are_numbered(call, text, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text())
+    code, out, err = call("-m", *TINY, f"data.path={text},{other}", "trainer.max_steps=1")
+    assert code == 0, err
+    assert [line.split(": ")[0] for line in out.splitlines()[:2]] == ["1 of 2  job=0", "2 of 2  job=1"]
+
+
+def test_typed_values_replace_what_an_experiment_sweeps_over(call, text):
+    arguments = ["experiment=sweep_arch", *TINY, f"data.path={text}", "trainer.max_steps=1", "model/arch=gpt2,modern", "seed=7"]
+    code, out, err = call(*arguments)
     assert code == 0, err
     assert [line.split(": ")[0] for line in out.splitlines()[:2]] == ["1 of 2  arch=gpt2", "2 of 2  arch=modern"]
 
 
-def test_a_folder_that_holds_another_run_is_left_alone(call, text):
+def test_folder_of_another_run_is_left_alone(call, text):
     run = [*TINY, f"data.path={text}", "trainer.max_steps=2", "hydra.run.dir=run"]
     assert call(*run)[0] == 0
     before = {path: path.read_bytes() for path in Path("run").rglob("*.*")}
@@ -77,7 +170,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(call, text):
 
 
 def history(folder: str) -> list[dict[str, str]]:
-    """All that was logged but the speed."""
+    """All that was logged, but for the speed."""
     with open(f"{folder}/metrics.csv", newline="") as file:
         return [{key: value for key, value in row.items() if not key.startswith("perf")} for row in csv.DictReader(file)]
 
@@ -99,7 +192,7 @@ def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
     ],
     ids=" ".join,
 )
-def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_happened(call, text, monkeypatch, settings):
+def test_run_killed_twice_is_bit_identical(call, text, monkeypatch, settings):
     run = [*TINY, f"data.path={text}", "trainer.max_steps=8", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1"]
     assert call(*run, *settings, "hydra.run.dir=whole")[0] == 0
     seed_batch, cuts = StepSeed.on_train_batch_start, [-1, 7, 5]
@@ -111,8 +204,9 @@ def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_happened(call, text, m
 
     monkeypatch.setattr(StepSeed, "on_train_batch_start", cut)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="plug"):
-            call(*run, *settings, "hydra.run.dir=parts")
+        code, _, err = call(*run, *settings, "hydra.run.dir=parts")
+        assert code == 1
+        assert "the plug was pulled" in err
         cuts.pop()
         assert not Path("parts/result.json").exists()
     assert call(*run, *settings, "hydra.run.dir=parts")[0] == 0

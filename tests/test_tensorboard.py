@@ -1,30 +1,24 @@
-import math
+"""What a run shows in TensorBoard, and what it never writes there."""
+
 from pathlib import Path
 
 import pytest
-import torch
+from lightning.pytorch.callbacks import Callback
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from test_callbacks import fit
 
-from conftest import TINY, make_model
-from gpt.tensorboard import attention_weights
-
-
-def test_attention_weights_are_those_that_the_model_uses(arch):
-    model = make_model(arch)
-    ids = torch.randint(11, (2, 12), generator=torch.Generator().manual_seed(0))
-    before = model(ids)
-    weights = attention_weights(model.train(), ids)
-    assert weights.shape == (2, 2, 2, 12, 12)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 2, 12))
-    assert weights.triu(1).eq(0).all()  # nobody looks ahead
-    assert model.training
-    torch.testing.assert_close(model.eval()(ids), before)  # and the model is what it was
+from conftest import TINY
+from gpt.callbacks.checkpoints import LastCheckpoint
+from gpt.callbacks.metrics_file import MetricsFile
+from gpt.callbacks.tensorboard import HParams, TensorBoard, writers
 
 
 @pytest.fixture
 def events(call, text) -> EventAccumulator:
-    shown = [
+    """Everything in the event files of a run with two validations."""
+    settings = [
         "callbacks.samples.temperatures=[0.8,0]",
         "callbacks.attention.text=ROMEO",
         "callbacks.attention.every=1",
@@ -32,7 +26,7 @@ def events(call, text) -> EventAccumulator:
         "seed=5",
     ]
     code, _, err = call(
-        *TINY, *shown, f"data.path={text}", "trainer.max_steps=4", "trainer.val_check_interval=2", "hydra.run.dir=run"
+        *TINY, *settings, f"data.path={text}", "trainer.max_steps=4", "trainer.val_check_interval=2", "hydra.run.dir=run"
     )
     assert code == 0, err
     accumulated = EventAccumulator("run", size_guidance={"tensors": 0, "scalars": 0, "images": 0})
@@ -40,34 +34,28 @@ def events(call, text) -> EventAccumulator:
     return accumulated
 
 
-def test_what_a_run_shows(events):
-    scalars = set(events.Tags()["scalars"])
-    assert {f"weight_norm/{part}" for part in ("tokens", "block_1", "block_2", "head")} <= scalars
+def test_run_shows_attention_maps_and_samples(events):
     (picture,) = {tag for tag in events.Tags()["images"] if tag.startswith("attention")}
     assert [image.step for image in events.Images(picture)] == [1, 3]
     assert events.Images(picture)[0].width > 200
     assert {"sample/temperature 0.8/text_summary", "sample/temperature 0/text_summary"} <= set(events.Tags()["tensors"])
     assert "custom_scalars__config__" in events.Tags()["tensors"]
-    names = next(Path("run").glob("*/tokens/metadata.tsv")).read_text().splitlines()
-    assert names[0] == r"'\n'"
-    assert len(next(Path("run").glob("*/tokens/tensors.tsv")).read_text().splitlines()) == len(names)
 
 
-def test_hparams_have_what_was_typed_and_the_best_loss(events):
+def test_hparams_are_the_overrides_and_the_best_loss(events):
     plugin = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     hparams = plugin_data_pb2.HParamsPluginData.FromString(plugin).session_start_info.hparams
     assert hparams["seed"].number_value == 5
     assert hparams["model.n_layer"].number_value == 2
     assert hparams["model"].string_value == "tiny"
-    best = [event.value for event in events.Scalars("hp/best_val_loss") if not math.isnan(event.value)]
+    best = [event.value for event in events.Scalars("hp/best_val_loss")]
     assert best == pytest.approx([event.value for event in events.Scalars("val/loss")])  # which fell both times
 
 
-def test_without_tensorboard_nothing_is_drawn(call, text):
+def test_run_without_tensorboard_draws_nothing(call, text):
     code, _, err = call(*TINY, f"data.path={text}", "logger=csv", "trainer.max_steps=1", "hydra.run.dir=run")
     assert code == 0, err
-    assert {path.name for path in Path("run").iterdir()} == {
-        ".lock",
+    assert {path.name for path in Path("run").iterdir() if not path.name.startswith(".lock")} == {
         "checkpoints",
         "config.yaml",
         "metrics.csv",
@@ -75,3 +63,65 @@ def test_without_tensorboard_nothing_is_drawn(call, text):
         "run.json",
         "sample.txt",
     }
+
+
+class Write(Callback):
+    """Writes a text after each validation, and ends the process in the middle of one, as SIGKILL would."""
+
+    def __init__(self, killed_at: int | None) -> None:
+        self.killed_at = killed_at
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        for writer in writers(trainer):
+            writer.add_text("sample", f"after step {trainer.global_step}", trainer.global_step - 1)
+            writer.flush()
+        if trainer.global_step == self.killed_at:
+            raise SystemExit
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_killed_and_resumed_run_shows_each_point_once(tmp_path):
+    for killed_at in (30, 40, None):
+        callbacks = [LastCheckpoint(), HParams({"seed": 1}), Write(killed_at)]
+        try:
+            fit(tmp_path, 60, callbacks, loggers=[TensorBoard(tmp_path), MetricsFile(tmp_path)])
+        except SystemExit:
+            assert killed_at
+    shown = plugin_event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})  # TensorBoard's own
+    shown.Reload()
+    for tag in ("hp/best_val_loss", "val/loss", "sample/text_summary"):
+        assert [event.step for event in shown.Tensors(tag)] == [9, 19, 29, 39, 49, 59], tag
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows if not row.endswith(",")] == ["9", "19", "29", "39", "49", "59"]  # val/loss is last
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "hparams.yaml").symlink_to(tmp_path / "written")
+    fit(run, 10, [HParams({"seed": 1})], loggers=[TensorBoard(run)])
+    assert not (tmp_path / "written").exists()
+    assert {path.name for path in run.iterdir() if "tfevents" not in path.name} == {"hparams.yaml"}
+
+
+def test_name_of_an_event_file_cannot_be_foreseen(tmp_path):
+    names = []
+    for _ in range(2):
+        logger = TensorBoard(tmp_path)
+        logger.log_metrics({"val/loss": 1.0}, step=0)
+        logger.finalize("success")
+        (path,) = tmp_path.iterdir()
+        names.append(path.suffix)
+        path.unlink()
+    assert len({*names}) == 2
+    assert all(len(name) == 17 for name in names)
+
+
+@pytest.mark.parametrize("name", ["$HOME", "~", "a b", "a::b", "日本"])
+def test_folder_is_used_as_it_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    logger = TensorBoard(Path(name))
+    logger.log_metrics({"val/loss": 1.0}, step=0)
+    logger.finalize("success")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -1,21 +1,27 @@
 import csv
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
+import sample
 from conftest import ROOT, TINY
 from gpt.checkpoint import load
+from gpt.config import RunConfig, read_config_file
+from gpt.data import CharData, DataConfig, RandomWindows
+from gpt.hardware import has_compiler
+from gpt.runs.train import make_module
+from gpt.settings import build
 
 
-def test_the_run_folder_explains_itself(trained):
+def test_run_folder_explains_itself(trained):
     assert {path.name for path in trained.iterdir() if "tfevents" not in path.name} >= {
         "config.yaml",
         "run.json",
@@ -37,7 +43,7 @@ def test_the_run_folder_explains_itself(trained):
     assert "${" not in (trained / "config.yaml").read_text()
 
 
-def test_where_nothing_can_be_drawn_there_are_lines_and_no_bar(call, text):
+def test_plain_progress_lines_when_stdout_is_not_a_terminal(call, text):
     code, out, err = call(*TINY, f"data.path={text}", "trainer.max_steps=2", "trainer.val_check_interval=1")
     assert code == 0, err
     assert [line.split("  ")[0] for line in out.splitlines() if line.startswith("step ")] == ["step 1 of 2", "step 2 of 2"]
@@ -78,21 +84,21 @@ def losses(call, folder: str, *overrides: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_same_seed_same_losses_to_the_last_digit(call, text, optimizer):
-    overrides = [f"data.path={text}", f"optimizer={optimizer}", "model.dropout=0.1"]
+def test_same_seed_gives_identical_losses(call, text, optimizer, precision):
+    overrides = [f"data.path={text}", f"optimizer={optimizer}", "model.dropout=0.1", f"trainer.precision={precision}"]
     first = losses(call, "a", *overrides)
     assert losses(call, "b", *overrides) == first
     assert losses(call, "c", *overrides, "seed=0") != first
-    # what runs beside training does not change it
+    # More validations, which run beside training, change nothing
     with_more = losses(call, "d", *overrides, "trainer.val_check_interval=1")
     assert [train for train, _ in with_more if train] == [train for train, _ in first if train]
 
 
-no_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+no_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler, which torch.compile needs")
 
 
 @pytest.mark.parametrize("fast", ["trainer.precision=bf16-mixed", pytest.param("trainer.compile=true", marks=no_compiler)])
-def test_the_fast_paths_learn_what_float32_learns(call, fast):
+def test_fast_paths_learn_what_float32_learns(call, fast):
     """On Tiny Shakespeare, step by step, within 1 %."""
     runs = [["trainer.precision=32-true", "trainer.compile=false"], [fast]]
     steps = ["trainer.max_steps=200", "optimizer=adamw", "callbacks.samples=null"]
@@ -102,9 +108,9 @@ def test_the_fast_paths_learn_what_float32_learns(call, fast):
     assert float(reference[-1][1]) < 3.5
 
 
-def test_averaged_weights_are_what_is_validated_and_saved(call, text):
+def test_averaged_weights_are_validated_and_saved(call, text, precision):
     overrides = [f"data.path={text}", "callbacks=ema", "callbacks.ema.decay=0.5", "trainer.max_steps=4", "hydra.run.dir=run"]
-    code, _, err = call(*TINY, *overrides)
+    code, _, err = call(*TINY, *overrides, f"trainer.precision={precision}")
     assert code == 0, err
     saved = torch.load("run/checkpoints/best.ckpt", weights_only=True)
     assert any(not torch.equal(saved["state_dict"][name], now) for name, now in saved["current_model_state"].items())
@@ -124,8 +130,8 @@ def test_everything_is_counted_in_optimizer_steps(call, text):
     assert [line.split()[1] for line in out.splitlines() if line.startswith("step ")] == ["1", "2", "3"]
 
 
-def test_best_and_last_are_what_they_say(call, text):
-    """A learning rate that ruins the model after some steps: last goes on while validation worsens."""
+def test_best_and_last_checkpoints_hold_their_own_step(call, text):
+    """With a learning rate that ruins the model after some steps, last.ckpt goes on while validation worsens."""
     code, _, err = call(
         *TINY,
         f"data.path={text}",
@@ -148,18 +154,45 @@ def test_best_and_last_are_what_they_say(call, text):
     assert torch.load("run/checkpoints/best.ckpt", weights_only=True)["global_step"] == best
 
 
-def test_evaluate_finds_the_loss_that_training_found(trained):
-    found = evaluate.evaluate(str(trained))
-    assert found["val"]["loss"] == json.loads((trained / "result.json").read_text())["best_val_loss"]
+@pytest.fixture
+def trained_in(call, text, precision) -> Path:
+    """The folder of a run of four steps in each precision."""
+    settings = [*TINY, f"data.path={text}", "trainer.max_steps=4", "hydra.run.dir=run", f"trainer.precision={precision}"]
+    code, _, err = call(*settings)
+    assert code == 0, err
+    return Path("run").resolve()
+
+
+def test_evaluate_repeats_the_loss_of_training(trained_in):
+    found = evaluate.evaluate(str(trained_in))
+    assert found["val"]["loss"] == json.loads((trained_in / "result.json").read_text())["best_val_loss"]
     assert found["val"]["bits_per_char"] == found["val"]["bits_per_byte"] == pytest.approx(found["val"]["loss"] / math.log(2))
     assert found["train"]["loss"] > 0
-    assert evaluate.evaluate(str(trained / "checkpoints" / "last.ckpt"))["val"] == found["val"]  # a file as well as a folder
+    assert evaluate.evaluate(str(trained_in / "checkpoints" / "last.ckpt"))["val"] == found["val"]  # a file as well as a folder
 
 
-def test_validation_loss_is_the_mean_over_every_position(trained):
-    """By hand, window by window: 860 characters of validation text make 53 windows, a full batch of 32 and a rest."""
-    model, tokenizer, card = load(trained / "checkpoints" / "best.ckpt")
-    text = Path(card["config"]["data"]["path"]).read_text(encoding="utf-8")
+@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler, which torch.compile needs")
+def test_evaluate_repeats_the_loss_of_a_compiled_run(call, text):
+    settings = [*TINY, f"data.path={text}", "trainer.max_steps=2", "hydra.run.dir=run", "trainer.precision=bf16-mixed"]
+    assert call(*settings, "trainer.compile=true")[0] == 0
+    assert evaluate.evaluate("run")["val"]["loss"] == json.loads(Path("run/result.json").read_text())["final_val_loss"]
+
+
+def test_sampling_works_from_a_run_of_any_precision(trained_in, capsys):
+    sample.main([str(trained_in), "--prompt", "O", "--tokens", "30"])
+    first = capsys.readouterr().out
+    sample.main([str(trained_in), "--prompt", "O", "--tokens", "30"])
+    assert capsys.readouterr().out == first
+    assert len(first) == 32
+
+
+def test_validation_loss_is_the_mean_over_every_position(trained_in):
+    """By hand, window by window: 860 characters of validation text make 53 windows, a full batch of 32 and a rest.
+
+    The loss is computed in float32, in whatever precision the model was trained.
+    """
+    model, tokenizer, metadata = load(trained_in / "checkpoints" / "best.ckpt")
+    text = Path(metadata["config"]["data"]["path"]).read_text(encoding="utf-8")
     ids = tokenizer.encode(text[int(len(text) * 0.9) :])
     losses = []
     for start in range(0, len(ids) - 16, 16):
@@ -167,12 +200,64 @@ def test_validation_loss_is_the_mean_over_every_position(trained):
         losses += torch.nn.functional.cross_entropy(logits[0], ids[start + 1 : start + 17], reduction="none").tolist()
     assert len(losses) == 53 * 16
     expected = sum(losses) / len(losses)
-    assert json.loads((trained / "result.json").read_text())["final_val_loss"] == pytest.approx(expected, abs=1e-6)
+    assert json.loads((trained_in / "result.json").read_text())["final_val_loss"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_run_that_diverges_is_stopped_with_one_line(call, text):
+def test_nothing_set_means_the_best_of_the_machine(call, text):
+    """With trainer.precision=auto, the run says what was chosen and why, and ends as any other."""
+    settings = [setting for setting in TINY if not setting.startswith(("trainer.precision", "trainer.accelerator"))]
+    code, out, err = call(*settings, f"data.path={text}", "trainer.max_steps=4", "hydra.run.dir=run")
+    assert code == 0, err
+    chosen = yaml.safe_load(Path("run/config.yaml").read_text())["trainer"]["precision"]
+    assert f"precision {chosen}: " in out
+    assert evaluate.evaluate("run")["val"]["loss"] == json.loads(Path("run/result.json").read_text())["final_val_loss"]
+
+
+@pytest.mark.parametrize("steps", [25, 30])
+def test_every_logged_row_holds_the_numbers_of_its_step(call, text, steps):
+    """Also the last one, where log_every_n_steps does not divide max_steps."""
+    settings = [*TINY, f"data.path={text}", "trainer.log_every_n_steps=10", "trainer.val_check_interval=10"]
+    assert call(*settings, f"trainer.max_steps={steps}", "hydra.run.dir=some")[0] == 0
+    assert call(*settings, f"trainer.max_steps={steps}", "trainer.log_every_n_steps=1", "hydra.run.dir=all")[0] == 0
+
+    def rows(folder: str) -> dict[tuple[str, str], str]:
+        with open(f"{folder}/metrics.csv", newline="") as file:
+            return {
+                (row["step"], key): value
+                for row in csv.DictReader(file)
+                for key, value in row.items()
+                if value and key in ("train/loss", "lr", "train/grad_norm", "val/loss")
+            }
+
+    some, every = rows("some"), rows("all")
+    assert some.items() <= every.items()
+    assert len([key for key in some if key[1] == "lr"]) == steps // 10
+
+
+def test_training_loss_is_the_mean_over_accumulated_batches(call, text):
+    """Two batches of two windows make one step: the loss and the gradient are means over all four."""
+    settings = [*TINY, f"data.path={text}", "trainer.max_steps=1", "trainer.log_every_n_steps=1", "trainer.precision=32-true"]
+    assert call(*settings, "data.batch_size=2", "trainer.accumulate_grad_batches=2", "hydra.run.dir=run")[0] == 0
+    config = read_config_file(Path("run/config.yaml"))
+    data = CharData(build(DataConfig, config["data"], "data"), 16, config["seed"])
+    windows = RandomWindows(data.train_ids, 16, 2, config["seed"], length=2)
+    torch.manual_seed(0)
+    module = make_module(RunConfig.from_dict(config), data)
+    expected = sum(module.loss(windows.batch(number)).item() for number in range(2)) / 2
+    with open("run/metrics.csv", newline="") as file:
+        assert float(next(csv.DictReader(file))["train/loss"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_diverged_run_ends_with_one_line(call, text):
     code, out, err = call(
-        *TINY, f"data.path={text}", "optimizer=adamw", "optimizer.lr=1e30", "trainer.max_steps=50", "hydra.run.dir=run"
+        *TINY,
+        f"data.path={text}",
+        "optimizer=adamw",
+        "optimizer.lr=1e5",
+        "scheduler.warmup_ratio=0",
+        "trainer.gradient_clip_val=0",
+        "trainer.max_steps=50",
+        "hydra.run.dir=run",
     )
     assert code == 2
     assert "not finite at step" in err
@@ -180,23 +265,25 @@ def test_a_run_that_diverges_is_stopped_with_one_line(call, text):
     assert not Path("run/result.json").exists()
 
 
-def test_early_stopping_stops(call, text):
+def test_early_stopping_ends_the_run(call, text):
     overrides = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer=adamw", "optimizer.lr=1"]
     code, _, err = call(*TINY, f"data.path={text}", *overrides, "trainer.max_steps=50", "trainer.val_check_interval=1")
     assert code == 0, err
     assert json.loads(next(Path("outputs").glob("*/result.json")).read_text())["step"] < 50
 
 
-def test_a_callback_can_be_left_out(call, text):
+def test_callback_can_be_left_out(call, text):
     code, _, err = call(*TINY, f"data.path={text}", "callbacks.samples=null", "trainer.max_steps=1", "hydra.run.dir=run")
     assert code == 0, err
     assert not Path("run/sample.txt").exists()
 
 
-def test_a_run_needs_neither_callbacks_nor_logger(call, text):
-    code, out, err = call(*TINY[:-1], f"data.path={text}", "~callbacks", "~logger", "trainer.max_steps=1")
+def test_run_needs_neither_callbacks_nor_logger(call, text):
+    settings = [setting for setting in TINY if not setting.startswith("callbacks")]
+    code, out, err = call(*settings, f"data.path={text}", "~callbacks", "~logger", "trainer.max_steps=1", "hydra.run.dir=run")
     assert code == 0, err
     assert "after 1 steps" in out
+    assert {path.name for path in Path("run").iterdir()} == {"config.yaml", "run.json", "result.json", ".lock", ".lock.pid"}
 
 
 def test_steps_may_be_written_as_1e1(call, text):
@@ -205,7 +292,7 @@ def test_steps_may_be_written_as_1e1(call, text):
     assert "after 10 steps" in out
 
 
-def test_two_runs_started_together_do_not_meet(tmp_path, text):
+def test_runs_started_together_have_their_own_folders(tmp_path, text):
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *TINY, f"data.path={text}", "trainer.max_steps=1"]
     runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
     outputs = [run.communicate(timeout=120)[0].decode() for run in runs]

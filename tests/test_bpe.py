@@ -1,0 +1,94 @@
+import random
+import re
+import string
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt.corpus import Text, tiny_shakespeare
+from gpt.extras import bpe
+from gpt.extras.bpe import BPETokenizer, byte_letters, first_characters
+from gpt.settings import UserError
+from gpt.tokenizer import restore
+
+pytest.importorskip("tokenizers", reason="extra hf is not installed")
+
+TEXT = "To be,\nor not to be: π 🙂\r\nthat is the question.\n"
+
+
+def test_frequent_pairs_become_pieces_and_any_text_can_be_encoded():
+    tokenizer = BPETokenizer.from_parts([TEXT * 9], vocab_size=300)
+    assert 256 < len(tokenizer) <= 300
+    assert b" be" in tokenizer.pieces
+    assert len(tokenizer.encode(TEXT)) < len(TEXT)
+    assert tokenizer.decode(tokenizer.encode("ж\x00")) == "ж\x00"  # the text has neither
+
+
+def test_training_is_deterministic():
+    text = "".join(random.Random(0).choices("ab \n", k=5000))
+    states = [BPETokenizer.from_parts([text], vocab_size=400).state for _ in range(3)]
+    assert states[0] == states[1] == states[2]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Text:
+    (tmp_path / "text.txt").write_text("abababxyxyxyxyxyxyxy")
+    return Text([tmp_path / "text.txt"])
+
+
+def test_only_the_training_part_is_counted(text):
+    assert BPETokenizer.fit(text, 0.3, vocab_size=258).pieces[256:] == [b"ab", b"abab"]
+    assert list(first_characters(["abc", "def", "ghi"], 5)) == ["abc", "de"]
+
+
+def test_fewer_pieces_than_asked_for_are_remarked_upon(text):
+    found = BPETokenizer.fit(text, 0.3, 300)
+    assert found.remark == f"only {len(found)} pieces were found in it, not data.bpe_vocab_size = 300"
+    assert BPETokenizer.fit(text, 0.3, 257).remark == ""
+
+
+@pytest.mark.parametrize("alphabet", ["a", string.ascii_letters, " ", " \t\u2003", "0123456789", "!?-"])
+def test_text_without_words_takes_a_second(alphabet):
+    text = "".join(random.Random(0).choices(alphabet, k=400_000))
+    start = time.process_time()
+    tokenizer = BPETokenizer.from_parts([text], vocab_size=512)
+    ids = tokenizer.encode(text)
+    assert time.process_time() - start < 10  # about one on an idle machine; minutes without cuts
+    assert tokenizer.decode(ids) == text
+
+
+def test_ordinary_text_is_never_cut(monkeypatch):
+    text = tiny_shakespeare(Path("none"))
+    usual = BPETokenizer.from_parts([text], vocab_size=300).state
+    monkeypatch.setattr(bpe, "LONG_RUN", re.compile("(?!)"))
+    assert BPETokenizer.from_parts([text], vocab_size=300).state == usual
+
+
+LETTERS = list(byte_letters())
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "merges"),
+    [
+        (["a", "π"], []),
+        ([*LETTERS, "ab", "ab"], []),
+        ([*LETTERS, ""], []),
+        ([*LETTERS, 7], []),
+        ([*LETTERS, "a b"], []),
+        (LETTERS, [["a", "b"]]),
+        ([*LETTERS, "ab"], [["a"]]),
+        (LETTERS, None),
+        (None, []),
+    ],
+)
+def test_damaged_state_is_refused(vocabulary, merges):
+    with pytest.raises(UserError, match="tokenizer = bpe: damaged"):
+        restore({"kind": "bpe", "vocabulary": vocabulary, "merges": merges})
+
+
+def test_missing_library_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"data\.tokenizer = bpe: .*pip install"):
+        BPETokenizer.from_parts([TEXT], 300)

@@ -1,0 +1,169 @@
+import math
+import pickle
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from conftest import make_model
+from gpt.data import AllWindows, RandomWindows
+from gpt.hardware import has_compiler
+from gpt.module import Diverged, GPTModule, cross_entropy
+from gpt.optim import AdamWConfig, SchedulerConfig
+from gpt.settings import UserError
+
+# Lightning's advice on worker processes, logging intervals and validation, which these small runs do without
+pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+ADAMW = AdamWConfig(name="adamw", lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+LINEAR = SchedulerConfig(shape="linear", warmup_ratio=0.3, decay_ratio=0.5, min_lr_ratio=0.0)
+IDS = np.random.default_rng(0).integers(11, size=2000, dtype=np.uint8)
+
+
+class Recorder(DummyLogger):
+    """Keeps what Lightning logs, by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[int, dict[str, float]] = {}
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.rows.setdefault(step, {}).update(metrics)
+
+
+class StopAfter(L.Callback):
+    """Tells Lightning to stop after some steps, as a limit on the time would."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
+def fit(module: GPTModule, steps: int = 10, every: int = 1, accumulate: int = 1, ids=IDS, callbacks=(), **settings) -> Recorder:
+    """Train on batches of four random windows."""
+    logger = Recorder()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        log_every_n_steps=every,
+        accumulate_grad_batches=accumulate,
+        logger=logger,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(module, RandomWindows(ids, 16, 4, seed=1, length=steps * accumulate))
+    return logger
+
+
+def make_module(**changes) -> GPTModule:
+    return GPTModule(make_model(**changes), ADAMW, LINEAR)
+
+
+def validate(module: GPTModule, precision: str = "32-true") -> dict[str, float]:
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = L.Trainer(accelerator="cpu", devices=1, precision=precision, **quiet)
+    return trainer.validate(module, AllWindows(IDS, 16, 32), verbose=False)[0]
+
+
+def test_training_learns_one_window_by_heart():
+    rows = fit(make_module(), steps=60, ids=IDS[:17]).rows
+    assert rows[0]["train/loss"] == pytest.approx(math.log(11), abs=0.2)
+    assert rows[59]["train/loss"] < rows[0]["train/loss"] / 2
+
+
+def test_every_logged_row_holds_the_numbers_of_its_step():
+    every, some = fit(make_module()).rows, fit(make_module(), every=4).rows
+    assert sorted(some) == [3, 7]
+    for step, row in some.items():
+        assert {name: row[name] for name in ("train/loss", "train/grad_norm", "lr")} == {
+            name: every[step][name] for name in ("train/loss", "train/grad_norm", "lr")
+        }
+
+
+def test_step_at_which_training_is_stopped_is_logged_with_its_own_numbers():
+    """Lightning writes that step, whether or not it is due. It would repeat the values of an earlier one."""
+    every, stopped = fit(make_module()).rows, fit(make_module(), every=4, callbacks=[StopAfter(6)]).rows
+    assert sorted(stopped) == [3, 5]
+    assert all(stopped[5][name] == every[5][name] for name in ("train/loss", "train/grad_norm", "lr"))
+
+
+def test_training_loss_is_the_mean_over_accumulated_batches():
+    logged = fit(make_module(), steps=1, accumulate=3).rows[0]["train/loss"]
+    module, windows = make_module(), RandomWindows(IDS, 16, 4, seed=1, length=3)
+    assert logged == pytest.approx(sum(module.loss(windows.batch(k)).item() for k in range(3)) / 3, abs=1e-6)
+
+
+def test_gradient_norm_is_that_before_clipping():
+    free, clipped = (fit(make_module(), gradient_clip_val=limit).rows for limit in (None, 1e-3))
+    assert free[0]["train/grad_norm"] == clipped[0]["train/grad_norm"] > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_validation_loss_is_the_mean_over_every_position_in_float32(precision):
+    module = make_module()
+    metrics = validate(module, precision)
+    losses = []
+    for inputs, targets in AllWindows(IDS, 16, 1):
+        losses.append(cross_entropy(module.model(inputs), targets).item())
+    assert len(losses) == (len(IDS) - 1) // 16
+    assert metrics["val/loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    assert metrics["val/bits_per_char"] == metrics["val/bits_per_byte"] == pytest.approx(metrics["val/loss"] / math.log(2))
+
+
+def test_validation_is_the_same_to_the_last_digit_in_any_precision_and_compiled():
+    reference = validate(make_module())
+    assert validate(make_module(), "bf16-mixed") == reference
+    if has_compiler("cpu"):
+        module = make_module()
+        module.model.compile()
+        assert validate(module, "bf16-mixed") == reference
+
+
+def test_bits_count_the_characters_and_bytes_of_tokens():
+    """Each token stands for two characters of three bytes each."""
+    module = GPTModule(make_model(), lengths=torch.tensor([[2] * 11, [6] * 11]))
+    metrics = validate(module)
+    assert metrics["val/bits_per_char"] == pytest.approx(metrics["val/loss"] / math.log(2) / 2)
+    assert metrics["val/bits_per_byte"] == pytest.approx(metrics["val/loss"] / math.log(2) / 6)
+
+
+def spoiled() -> GPTModule:
+    module = make_module()
+    with torch.no_grad():
+        module.model.head.weight[0, 0] = math.inf
+    return module
+
+
+def test_gradient_that_is_not_finite_ends_training():
+    with pytest.raises(
+        Diverged, match=r"^train/grad_norm = nan: not finite at step 0 \(train/loss nan, lr 0\.0025\), the run"
+    ) as error:
+        fit(spoiled())
+    assert (error.value.name, error.value.step) == ("train/grad_norm", 0)
+    assert math.isnan(error.value.value)
+    assert isinstance(error.value, UserError)
+
+
+def test_validation_loss_that_is_not_finite_is_refused():
+    with pytest.raises(Diverged, match=r"^val/loss = nan: not finite; use an earlier checkpoint$"):
+        validate(spoiled())
+
+
+def test_divergence_survives_pickling():
+    """Launchers of sweeps send errors from one process to another."""
+    error = Diverged("val/loss", math.inf, 3, " at step 3")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "val/loss = inf: not finite at step 3"
+
+
+def test_validating_needs_no_optimizer_and_training_does():
+    assert validate(GPTModule(make_model()))["val/loss"] > 0
+    with pytest.raises(ValueError, match="needs the settings of an optimizer"):
+        fit(GPTModule(make_model()), steps=1)

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from gpt.muon import Muon, orthogonalize
+
+SHAPES = pytest.mark.parametrize("shape", [(24, 24), (96, 24), (24, 96)], ids=["square", "tall", "wide"])
+
+
+@SHAPES
+def test_orthogonalize_moves_singular_values_near_one(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    y = orthogonalize(x, (3.4445, -4.775, 2.0315), 5)
+    singular_values = torch.linalg.diagonal(u.T @ y @ v.T)
+    assert ((singular_values > 0.3) & (singular_values < 1.4)).all()
+    torch.testing.assert_close(y, u @ torch.diag(singular_values) @ v, atol=1e-4, rtol=0)  # the singular vectors are kept
+
+
+def test_orthogonalize_takes_the_steps_of_newton_and_schulz():
+    """As written in the source: x <- a x + (b g + c g²) x with the Gram matrix g = x x' of each step's own x."""
+    x = torch.randn(8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b, c = 3.4445, -4.775, 2.0315
+    expected = x / x.norm()
+    for _ in range(5):
+        gram = expected @ expected.T
+        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    torch.testing.assert_close(orthogonalize(x, (a, b, c), 5), expected)
+
+
+@SHAPES
+def test_muon_in_float32_agrees_with_torch_within_bfloat16(shape):
+    def total_update(optimizer_class: type) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(shape, generator=generator)
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = optimizer_class([parameter], lr=0.02, momentum=0.95, weight_decay=2.0)
+        for _ in range(3):
+            parameter.grad = torch.randn(shape, generator=generator)
+            optimizer.step()
+        return parameter.detach() - start
+
+    ours, theirs = total_update(Muon), total_update(torch.optim.Muon)
+    assert (ours - theirs).norm() / theirs.norm() < 0.02
+
+
+def test_closure_is_called_with_gradients():
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = Muon([parameter], lr=0.1)
+
+    def closure() -> torch.Tensor:
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 4.0
+    assert not torch.equal(parameter.detach(), torch.ones(2, 2))
