@@ -1,6 +1,7 @@
 """What the tests share: small models, small texts, and the training script called as from a command line."""
 
 import os
+import platform
 import sys
 from pathlib import Path
 from unittest import mock
@@ -63,6 +64,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
     for report in terminalreporter.stats.get("skipped", ()):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reasons.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid)
+    reasons[f"this is Python {platform.python_version()}"] = ["the other versions from 3.11 to 3.13"]
     if not torch.cuda.is_available():
         reasons["no GPU"] = ["trainer=gpu, bfloat16 and torch.compile on a GPU"]
     capability = torch.backends.cpu.get_cpu_capability()
