@@ -355,7 +355,7 @@ def test_a_signal_saves_the_step_and_ends_the_process(step, kinds, tmp_path, cap
     with pytest.raises(SystemExit) as stop:
         fit(tmp_path, 20, [SendSignal(), GracefulStop("To continue: resume=here"), *[kind() for kind in kinds]])
     assert stop.value.code == 143
-    assert capsys.readouterr().out == f"stopped after {step} steps; everything is saved. To continue: resume=here\n"
+    assert capsys.readouterr().out == f"stopped after {step} steps; everything is saved.\nTo continue: resume=here\n"
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
     assert signal.getsignal(signal.SIGTERM) is handler
 

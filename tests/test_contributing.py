@@ -45,10 +45,16 @@ def edit(path: Path, old: str, new: str) -> None:
 def test_option_of_the_architecture(project, text):
     model = project / "gpt" / "model.py"
     edit(model, '"relu2")', '"relu2", "silu")')
-    branch = "".join(f"        {line}\n" for line in block("An option of the architecture", "python").splitlines())
+    branch, in_numpy = (
+        "".join(f"        {line}\n" for line in block("An option of the architecture", "python", number).splitlines())
+        for number in range(2)
+    )
     edit(model, "        else:\n            x = F.relu(x)", branch + "        else:\n            x = F.relu(x)")
+    decoder = project / "gpt" / "decode.py"
+    edit(decoder, '"relu", "relu2")', '"relu", "relu2", "silu")')
+    edit(decoder, "        else:\n            x = np.maximum(x, 0)", in_numpy + "        else:\n            x = np.maximum(x, 0)")
     (project / "conf/ablation/silu.yaml").write_text(block("An option of the architecture", "yaml"))
-    train(project, text, "ablation=silu", "callbacks.samples=null", "hydra.run.dir=run")
+    train(project, text, "ablation=silu", "hydra.run.dir=run")
     assert "activation: silu" in (project / "run/config.yaml").read_text()
 
 

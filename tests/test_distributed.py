@@ -73,7 +73,7 @@ def test_signal_stops_both_processes_and_one_or_two_resume(call, text):
     process.send_signal(signal.SIGTERM)  # to the first alone
     out, err = process.communicate(timeout=100)
     assert process.returncode == 143, err
-    (advice,) = re.findall(r"everything is saved. To continue: (.*)", out)
+    (advice,) = re.findall(r"To continue: (.*)", out)
     shutil.copytree("it's/two parts", "alone")
     together(*shlex.split(advice)[2:])
     assert history("it's/two parts") == history("whole")  # to the last bit

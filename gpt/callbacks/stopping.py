@@ -63,7 +63,7 @@ class GracefulStop(Callback):
         if not self.stopping:
             return
         if trainer.is_global_zero:
-            print(f"stopped after {trainer.global_step:,} steps; everything is saved. {self.advice}", flush=True)
+            print(f"stopped after {trainer.global_step:,} steps; everything is saved.\n{self.advice}", flush=True)
         # Lightning kills its first process if another one that it started ends with anything but 0
         raise SystemExit(128 + (self.signal or 0) if trainer.is_global_zero else 0)
 
