@@ -14,23 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision, on a light background
+# The colours of gpt/style.mplstyle
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MUTED = "0.75"
-STYLE = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.dpi": 120,
-    "figure.facecolor": "white",
-    "font.size": 9,
-    "grid.color": "0.92",
-    "legend.frameon": False,
-    "lines.markersize": 5,
-    "text.parse_math": False,  # the names of folders are shown as they are
-}
 LOSS = "best val/loss (nats per character)"
 COST = {"tokens": "tokens read in training", "seconds": "seconds of training"}
 MOST_RANKED = 30
@@ -47,7 +34,7 @@ def draw_pictures(groups: list[Group], folder: Path, x: str) -> list[str]:
     points = locate(groups)
     pictures: dict[str, Callable[[list[Point], str], Figure | None]] = {"curves.png": draw_curves, "axes.png": draw_axes}
     written = []
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+    with matplotlib.style.context(["default", "gpt.style"]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a folder may have any name
         for name, draw in pictures.items():
             if (figure := draw(points, x)) is not None:
