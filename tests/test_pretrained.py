@@ -73,7 +73,7 @@ def test_programs_take_it(tmp_path, capsys, monkeypatch):
     evaluate.main(["--pretrained", "--data", str(text)])
     assert "val   loss" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="modern|rotary|transformers"):  # which transformers lacks
+    with pytest.raises(UserError, match=r"modern|rotary|transformers"):  # which transformers lacks
         export_hf.main(["--pretrained", "--out", "exported"])
 
 
