@@ -5,7 +5,7 @@ READY = .venv/ready
 READY_BENCH = .venv/ready-bench
 PRECISION ?= 32-true
 
-.PHONY: help train test test-slow lint format plot notebook bench clean
+.PHONY: help train pretrained test test-slow lint format plot notebook bench clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,6 +22,10 @@ $(READY_BENCH): $(READY)
 
 train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny trainer.max_steps=200"
 	$(BIN)/python scripts/train.py $(ARGS)
+
+pretrained: $(READY) ## train and pack the model of sample.py --pretrained, or pack a run: make pretrained ARGS=outputs/RUN
+	$(if $(ARGS),,$(BIN)/python scripts/train.py experiment=best hydra.run.dir=outputs/pretrained)
+	$(BIN)/python dev/pack.py $(or $(ARGS),outputs/pretrained)
 
 test test-slow: export GPT_TEST_PRECISION = $(PRECISION)
 test: export OMP_NUM_THREADS = 1

@@ -7,7 +7,6 @@ A checkpoint is Lightning's, with the run's metadata under "gpt", from which the
 import os
 import pickle
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from gpt.archive import Refused, read_archive
-from gpt.files import atomic
+from gpt.files import PRETRAINED, atomic
 from gpt.model import GPT, GPTConfig, parameter_count
-from gpt.settings import UserError, build, one_line, shorten
+from gpt.settings import UserError, build, shorten
 from gpt.tokenizer import Tokenizer, restore
 from gpt.training_state import check_training_state
 
@@ -35,18 +34,11 @@ def refusal(path: Path, reason: str, advice: str = OWN) -> UserError:
     return UserError(f"checkpoint = {path}: {reason}; {advice}")
 
 
-def find(place: str | None, outputs: str = "outputs") -> Path:
-    """The checkpoint file that `place` means: a .ckpt file, a run folder, or None for the newest run under `outputs`.
+def find(place: str) -> Path:
+    """The checkpoint file that `place` means: a .ckpt file, or a run folder.
 
     Of a run, that is its best checkpoint, or its last if it has not been validated yet. Raises UserError if there is none.
     """
-    if place is None:
-        names = ("best.ckpt", "last.ckpt")  # writing either of them touches the folder that they are in
-        folders = {path.parent for name in names for path in Path(outputs).glob(f"**/checkpoints/{name}")}
-        if not folders:
-            raise UserError(f"checkpoint = (newest): no run under {outputs}/; train one first: python scripts/train.py")
-        place = str(max(folders, key=lambda folder: folder.stat().st_mtime).parent)
-        print(f"note: {one_line(place)} is the newest run", file=sys.stderr)
     if "://" in place:
         raise UserError(f"checkpoint = {place}: addresses are not read; download the file and give its path")
     path = Path(place)
@@ -54,7 +46,7 @@ def find(place: str | None, outputs: str = "outputs") -> Path:
         best, last = (path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
         path = last if last.exists() and not best.exists() else best
     if not os.path.isfile(path):
-        raise refusal(path, "no such file", f"give a run folder under {outputs}/ or a .ckpt file")
+        raise refusal(path, "no such file", "give a run folder under outputs/ or a .ckpt file")
     return path
 
 
@@ -83,7 +75,7 @@ def read(path: Path) -> dict[str, Any]:
         raise refusal(path, f"refused, nothing was run: it has {held}, which none of ours has")
     if (found := content["gpt"].get("format")) != FORMAT:
         reason = f"its format is {shorten(found)}, this version reads {FORMAT}"
-        raise refusal(path, reason, "use the version that wrote it")
+        raise refusal(path, reason, "make it anew: make pretrained" if path == PRETRAINED else "use the version that wrote it")
     return content
 
 

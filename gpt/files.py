@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from gpt.settings import UserError
 
+PRETRAINED = Path(__file__).parent / "pretrained" / "shakespeare.ckpt"  # ships with the package
 LARGEST_TEXT = 2**27  # bytes: more than a million rows of metrics.csv
 
 

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.cli.options import Parser
+from gpt.cli.options import Parser, add_checkpoint
 from gpt.settings import UserError, build, shorten, user_errors
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    what = "a run folder, of which the best checkpoint is taken, or a .ckpt file; by default the newest run"
-    parser.add_argument("checkpoint", nargs="?", metavar="RUN", help=what)
+    add_checkpoint(parser)
     parser.add_argument("--data", metavar="FILE", help="another text, split like the run's own, which is the default")
     return parser.parse_args(arguments)
 
@@ -31,7 +30,8 @@ def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, 
     """
     import lightning as L
 
-    from gpt.checkpoint import find, load
+    from gpt.checkpoint import load
+    from gpt.cli.runs import find_checkpoint
     from gpt.data import CharData
     from gpt.hardware import keep_freed_memory
     from gpt.module import GPTModule
@@ -41,7 +41,7 @@ def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, 
         raise UserError("--data = (empty): not a text; give a file, or leave it out for the run's own text")
     silence_lightning()
     keep_freed_memory()
-    checkpoint = find(place)
+    checkpoint = find_checkpoint(place)
     model, tokenizer, metadata = load(checkpoint)
     config = data_config(checkpoint, metadata, path)
     if path is None and not is_text(config, tokenizer, metadata["text_sha256"]):

@@ -6,14 +6,13 @@ python scripts/export_hf.py outputs/RUN --out exported
 import argparse
 from pathlib import Path
 
-from gpt.cli.options import Parser
+from gpt.cli.options import Parser, add_checkpoint
 from gpt.settings import user_errors
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    what = "a run folder, of which the best checkpoint is taken, or a .ckpt file; by default the newest run"
-    parser.add_argument("checkpoint", nargs="?", metavar="RUN", help=what)
+    add_checkpoint(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="the folder to write, which must not exist yet")
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx, for any architecture (extra onnx)")
     return parser.parse_args(arguments)
@@ -22,10 +21,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
-    from gpt.checkpoint import find, load
+    from gpt.checkpoint import load
+    from gpt.cli.runs import find_checkpoint
     from gpt.extras.huggingface import export
 
-    model, tokenizer, _ = load(find(options.checkpoint))
+    model, tokenizer, _ = load(find_checkpoint(options.checkpoint))
     print(f"{options.out}: {export(model, tokenizer, Path(options.out), options.onnx)}")
 
 

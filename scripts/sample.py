@@ -1,19 +1,20 @@
 """Let a trained model write on from a prompt, one character after another:
 
-python scripts/sample.py --prompt "ROMEO:"
+python scripts/sample.py --pretrained --prompt "ROMEO:"
 echo "ROMEO:" | python scripts/sample.py outputs/RUN --temperature 0.7 --num-samples 3
 """
 
 import argparse
 import codecs
 import os
+import secrets
 import signal
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NoReturn
 
-from gpt.cli.options import Parser
-from gpt.settings import UserError, convert, printable, user_errors
+from gpt.cli.options import Parser, add_checkpoint, whole_number
+from gpt.settings import UserError, printable, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,44 +25,27 @@ if TYPE_CHECKING:
 TEXTS_AT_ONCE = 32
 LARGEST_PROMPT = 2**24  # bytes
 SEPARATOR = "-" * 20 + "\n"
-NUMBERS: dict[str, tuple[Any, Any, str]] = {  # option: its type, default and help
-    "tokens": (int, 500, "how many tokens to write, which are characters unless the run chose another tokenizer (500)"),
-    "temperature": (float, 0.8, "0: always the likeliest token; 1: the model's own odds (0.8)"),
-    "top-k": (int | None, None, "choose among the k likeliest tokens"),
-    "top-p": (float | None, None, "choose among the likeliest tokens whose probabilities sum to p"),
-    "seed": (int, 0, "the same seed writes the same text (0)"),
-    "num-samples": (int, 1, "how many texts to write; the first is shown while it grows (1)"),
-}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "checkpoint", nargs="?", help="a run folder (its best checkpoint) or a .ckpt file; default: the newest run in outputs/"
-    )
+    add_checkpoint(parser)
+    parser.add_argument("--list", action="store_true", help="list the runs under outputs/ with their losses, and end")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="the text to write on from; default: standard input if it is piped, or a line break")
     source.add_argument("--prompt-file", help="a UTF-8 file that holds the prompt; - for standard input")
-    for name, (_, default, text) in NUMBERS.items():
-        parser.add_argument(f"--{name}", default=default, help=text)
-    options = parser.parse_args(arguments)
-    for name, (kind, _, _) in NUMBERS.items():
-        attribute = name.replace("-", "_")
-        setattr(options, attribute, convert(as_number(getattr(options, attribute)), kind, f"--{name}"))
-    for name, smallest in (("tokens", 0), ("seed", 0), ("num_samples", 1)):
-        if (value := getattr(options, name)) < smallest:
-            raise UserError(f"--{name.replace('_', '-')} = {value}: too small; set it to at least {smallest}")
-    return options
-
-
-def as_number(value: Any) -> Any:
-    """The number that a text stands for, such as 1e3. Anything else stays as it is."""
-    for kind in (int, float):
-        try:
-            return kind(value) if isinstance(value, str) else value
-        except ValueError:
-            pass
-    return value
+    length = "how many tokens to write, which are characters unless the run chose another tokenizer (500)"
+    parser.add_argument("--tokens", type=whole_number(0), default=500, help=length)
+    exact = "end after exactly so many; otherwise a text goes on to the end of its line, at most a fifth longer"
+    parser.add_argument("--exact", action="store_true", help=exact)
+    temperature = "0: always the likeliest token; 1: the model's own odds (0.8)"
+    parser.add_argument("--temperature", type=float, default=0.8, help=temperature)
+    parser.add_argument("--top-k", type=whole_number(1), help="choose among the k likeliest tokens")
+    parser.add_argument("--top-p", type=float, help="choose among the likeliest tokens whose probabilities sum to p")
+    parser.add_argument("--seed", type=whole_number(0), help="the same seed writes the same text; default: a new one each time")
+    several = "how many texts to write; the first is shown while it grows (1)"
+    parser.add_argument("--num-samples", type=whole_number(1), default=1, help=several)
+    return parser.parse_args(arguments)
 
 
 def read_prompt(options: argparse.Namespace) -> str | None:
@@ -96,36 +80,59 @@ def write_texts(model: "GPT", tokenizer: "Tokenizer", prompt: str, options: argp
     context = tokenizer.encode(prompt or tokenizer.default_prompt)  # the model cannot start from nothing
     if len(context) > (limit := model.config.context_length):
         print(f"note: the prompt has {len(context):,} tokens; the model sees the last {limit:,}", file=sys.stderr)
+    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
+    if options.seed is None:
+        print(f"seed {seed}", file=sys.stderr)
+    exact = options.exact or not tokenizer.knows("\n")
+    longest = options.tokens + (0 if exact else options.tokens // 5)
 
     def sample(indices: range) -> Iterator["Tensor"]:
-        generators = [generator_of_text(options.seed, index) for index in indices]
-        settings = options.tokens, options.temperature, options.top_k, options.top_p
+        generators = [generator_of_text(seed, index) for index in indices]
+        settings = longest, options.temperature, options.top_k, options.top_p
         return generate(model, context.expand(len(indices), -1), *settings, generators)
+
+    def shorten(pieces: Iterable[bytes]) -> Iterable[bytes]:
+        return pieces if exact else up_to_line_end(pieces, options.tokens)
 
     show = printable if sys.stdout.isatty() else str  # a vocabulary may hold what would command a terminal
     sys.stdout.write(show(prompt))
     characters = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
-    for ids in sample(range(1)):
-        sys.stdout.write(show(characters.decode(tokenizer.decode_bytes(ids))))
+    for piece in shorten(tokenizer.decode_bytes(ids) for ids in sample(range(1))):
+        sys.stdout.write(show(characters.decode(piece)))
         sys.stdout.flush()
     print(show(characters.decode(b"", final=True)), flush=True)
     for start in range(1, options.num_samples, TEXTS_AT_ONCE):
-        texts: list[list[int]] = [[] for _ in range(min(TEXTS_AT_ONCE, options.num_samples - start))]
+        texts: list[list[bytes]] = [[] for _ in range(min(TEXTS_AT_ONCE, options.num_samples - start))]
         for ids in sample(range(start, start + len(texts))):
             for text, id in zip(texts, ids.tolist(), strict=True):
-                text.append(id)
+                text.append(tokenizer.pieces[id])
         for text in texts:
-            print(SEPARATOR + show(prompt + tokenizer.decode(text)), flush=True)
+            print(SEPARATOR + show(prompt + b"".join(shorten(text)).decode(errors="replace")), flush=True)
+
+
+def up_to_line_end(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
+    """The first `count` pieces of a text, and those after them to the end of the line, whose line break is left out."""
+    for number, piece in enumerate(pieces, start=1):
+        if number >= count and b"\n" in piece:
+            yield piece.partition(b"\n")[0]
+            return
+        yield piece
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
-    from gpt.checkpoint import find, load
+    from gpt.cli.runs import find_checkpoint, list_runs
+
+    if options.list:
+        print(list_runs())
+        return
+
+    from gpt.checkpoint import load
     from gpt.generate import check_sampling
 
     check_sampling(options.temperature, options.top_k, options.top_p)
-    model, tokenizer, _ = load(find(options.checkpoint))
+    model, tokenizer, _ = load(find_checkpoint(options.checkpoint))
     prompt = read_prompt(options)
     write_texts(model, tokenizer, tokenizer.default_prompt if prompt is None else prompt, options)
 

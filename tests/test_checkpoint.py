@@ -164,33 +164,13 @@ def test_edited_checkpoint_is_one_line(path, edit):
     assert len(str(error.value)) < 500
 
 
-def touch(file: Path, time: int) -> None:
-    file.parent.mkdir(parents=True)
-    file.touch()
-    os.utime(file.parent, (time, time))
-
-
-def test_find_takes_a_file_a_run_or_the_newest_run(tmp_path, monkeypatch, capsys):
+def test_find_takes_a_file_or_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no run under outputs"):
-        find(None)
-    touch(Path("outputs/b/checkpoints/best.ckpt"), 1)
-    touch(Path("outputs/sweeps/s/a/checkpoints/best.ckpt"), 2)
-    assert find(None) == Path("outputs/sweeps/s/a/checkpoints/best.ckpt")
-    assert capsys.readouterr().err == "note: outputs/sweeps/s/a is the newest run\n"
-    assert find("outputs/b") == Path("outputs/b/checkpoints/best.ckpt")
-    touch(Path("outputs/c/checkpoints/last.ckpt"), 9)  # stopped before its first validation
-    assert find(None) == find("outputs/c") == Path("outputs/c/checkpoints/last.ckpt")
-    assert find("outputs/b/checkpoints/best.ckpt") == Path("outputs/b/checkpoints/best.ckpt")
-
-
-def test_find_passes_over_checkpoints_that_no_run_here_wrote(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    touch(Path("outputs/a/None/version_None/checkpoints/epoch=0-step=4.ckpt"), 9)
-    with pytest.raises(UserError, match="no run under outputs"):
-        find(None)
-    touch(Path("outputs/a/checkpoints/last.ckpt"), 1)
-    assert find(None) == Path("outputs/a/checkpoints/last.ckpt")
+    for place in ("b/checkpoints/best.ckpt", "b/checkpoints/last.ckpt", "c/checkpoints/last.ckpt"):
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        Path(place).touch()
+    assert find("b") == find("b/checkpoints/best.ckpt") == Path("b/checkpoints/best.ckpt")
+    assert find("c") == Path("c/checkpoints/last.ckpt")  # stopped before its first validation
 
 
 @pytest.mark.parametrize("place", ["outputs/d", "d.ckpt", "", "x" * 5000, "a\0b"])

@@ -17,17 +17,18 @@ from conftest import ROOT, TINY
 from gpt.settings import user_errors
 
 ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+; [^\n]+\n\Z")
-COMMAND = f"{sys.executable} {ROOT / 'scripts' / 'sample.py'}"
+COMMAND = f"{sys.executable} {ROOT / 'scripts' / 'sample.py'} --seed 0 --exact"
 
 
 @pytest.fixture
 def write(trained, capsys, monkeypatch):
-    """Call scripts/sample.py on a trained run. It returns stdout and stderr."""
+    """Call scripts/sample.py on a trained run, for a text of an exact length. It returns stdout and stderr."""
 
-    def run(*arguments: str, stdin: str = "") -> tuple[str, str]:
+    def run(*arguments: str, stdin: str = "", exact: bool = True) -> tuple[str, str]:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, buffer=io.BytesIO(stdin.encode())))
         capsys.readouterr()
-        sample.main([str(trained), *arguments])
+        always = ["--exact"] if exact else []
+        sample.main([str(trained), *always, *([] if "--seed" in arguments else ["--seed", "0"]), *arguments])
         return capsys.readouterr()
 
     return run
@@ -83,6 +84,38 @@ def test_same_seed_writes_the_same_text(write):
     assert write("--prompt", "O", "--tokens", "20", "--seed", "5")[0] != text
 
 
+def test_without_a_seed_each_text_is_another_and_its_seed_is_told(trained, write, capsys):
+    sample.main([str(trained), "--exact", "--prompt", "O", "--tokens", "40"])
+    out, err = capsys.readouterr()
+    seed = re.fullmatch(r"seed (\d+)\n", err)[1]
+    assert write("--prompt", "O", "--tokens", "40", "--seed", seed) == (out, "")
+    sample.main([str(trained), "--exact", "--prompt", "O", "--tokens", "40"])
+    assert capsys.readouterr().out != out
+
+
+PIECES = [b"a", b"b\n", b"c", b"\n", b"d", b"e\nf", b"g"]  # as of byte pairs, which may go on after a line break
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "ab"), (1, "ab"), (2, "ab"), (3, "ab\nc"), (4, "ab\nc"), (5, "ab\nc\nde")])
+def test_text_ends_where_a_line_ends(count, text):
+    assert b"".join(sample.up_to_line_end(PIECES, count)) == text.encode()
+    assert list(sample.up_to_line_end(PIECES, 7)) == PIECES
+
+
+def test_text_is_at_most_a_fifth_longer_and_otherwise_the_same(write):
+    """Greedily, the untrained model writes no line break. With one in every text, each of them ends with a line."""
+    exact = write("--prompt", "O", "--tokens", "60", "--temperature", "0")[0]
+    assert "\n" not in exact.removesuffix("\n")
+    assert len(exact) == len("O") + 60 + 1
+    longer = write("--prompt", "O", "--tokens", "50", "--temperature", "0", exact=False)[0]
+    assert longer == exact
+    many = write("--prompt", "O", "--tokens", "100", "--temperature", "1", "--num-samples", "4", "--seed", "1")[0]
+    lines = write("--prompt", "O", "--tokens", "50", "--temperature", "1", "--num-samples", "4", "--seed", "1", exact=False)[0]
+    for whole, text in zip(many.split(sample.SEPARATOR), lines.split(sample.SEPARATOR), strict=True):
+        line_end = whole.find("\n", len("O") + 49)
+        assert text == whole[: min(line_end, len("O") + 60)] + "\n"
+
+
 def test_texts_do_not_depend_on_how_many_there_are(write, monkeypatch):
     monkeypatch.setattr(sample, "TEXTS_AT_ONCE", 4)  # so that seven texts take more than one batch
 
@@ -136,21 +169,22 @@ MISTAKES = {  # the arguments, and what the line must say
     ("--prompt", "ROMEO: 0 zebra"): "'0', 'b', 'r', 'z' not among the 29 characters",
     ("--prompt", "O = $'O"): "'$', \"'\", '='",
     ("--prompt", "O", "--temperature", "-1"): "temperature = -1",
-    ("--prompt", "O", "--temperature", "nan"): "--temperature = nan: not a finite number",
-    ("--prompt", "O", "--temperature", "inf"): "--temperature = inf: not a finite number",
-    ("--prompt", "O", "--top-k", "0"): "top_k = 0",
-    ("--prompt", "O", "--top-k", "-5"): "top_k = -5",
-    ("--prompt", "O", "--top-k", "2.5"): "--top-k = 2.5: not a whole number",
+    ("--prompt", "O", "--temperature", "nan"): "temperature = nan: not a finite number",
+    ("--prompt", "O", "--temperature", "inf"): "temperature = inf: not a finite number",
+    ("--prompt", "O", "--top-k", "0"): "argument --top-k: '0' is not a whole number from 1",
+    ("--prompt", "O", "--top-k", "-5"): "argument --top-k: '-5' is not a whole number from 1",
+    ("--prompt", "O", "--top-k", "2.5"): "argument --top-k: '2.5' is not a whole number from 1",
     ("--prompt", "O", "--top-p", "0"): "top_p = 0",
     ("--prompt", "O", "--top-p", "1.5"): "top_p = 1.5",
-    ("--prompt", "O", "--tokens", "-1"): "--tokens = -1: too small",
-    ("--prompt", "O", "--tokens", "1e18"): "--tokens = 1e+18: too large",
-    ("--prompt", "O", "--tokens", "9" * 5000): "--tokens = inf: not a whole number",
-    ("--prompt", "O", "--tokens", "many"): "--tokens = many: not a whole number",
-    ("--prompt", "O", "--tokens", ""): "--tokens = : not a whole number",
-    ("--prompt", "O", "--num-samples", "0"): "--num-samples = 0: too small",
-    ("--prompt", "O", "--num-samples", "1e30"): "--num-samples = 1e+30: too large",
-    ("--prompt", "O", "--seed", "-1"): "--seed = -1: too small",
+    ("--prompt", "O", "--tokens", "-1"): "argument --tokens: '-1' is not a whole number from 0",
+    ("--prompt", "O", "--tokens", "1e18"): "'1e18' is not a whole number from 0 to 2,147,483,647",
+    ("--prompt", "O", "--tokens", "9" * 5000): "9...' is not a whole number",
+    ("--prompt", "O", "--tokens", "many"): "'many' is not a whole number",
+    ("--prompt", "O", "--tokens", ""): "'' is not a whole number",
+    ("--prompt", "O", "--num-samples", "0"): "'0' is not a whole number from 1",
+    ("--prompt", "O", "--num-samples", "1e30"): "'1e30' is not a whole number",
+    ("--prompt", "O", "--temperature", "hot"): "argument --temperature: invalid float value: 'hot'",
+    ("--prompt", "O", "--seed", "-1"): "argument --seed: '-1' is not a whole number from 0",
     ("--prompt", "O", "--seed"): "argument --seed: expected one argument; --help lists all options",
     ("--prompt", "O", "--colour", "red"): "unrecognized arguments: --colour red; --help lists all options",
     ("--prompt", "O", "--prompt-file", "-"): "argument --prompt-file: not allowed with argument --prompt",

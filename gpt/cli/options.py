@@ -1,10 +1,13 @@
 """Options of the programs that are not composed by Hydra."""
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
-from gpt.settings import UserError, shorten
+from gpt.files import PRETRAINED
+from gpt.settings import LARGEST_INT, UserError, shorten
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,3 +18,25 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"options = {shorten(' '.join(sys.argv[1:]))}: {shorten(message, 200)}; --help lists all options")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that says which trained model is meant. Its value, `checkpoint`, is for `gpt.cli.runs.find_checkpoint`."""
+    which = parser.add_mutually_exclusive_group()
+    what = "a run folder, of which the best checkpoint is taken, or a .ckpt file; by default the newest run that is no mere trial"
+    # Suppressed, or else an argument that is not given would overwrite what --pretrained has set
+    which.add_argument("checkpoint", nargs="?", metavar="RUN", default=argparse.SUPPRESS, help=what)
+    ships = "the small model that comes with this project, trained on Tiny Shakespeare"
+    which.add_argument("--pretrained", dest="checkpoint", action="store_const", const=str(PRETRAINED), help=ships)
+
+
+def whole_number(smallest: int) -> Callable[[str], int]:
+    """For argparse's `type`: whole numbers from `smallest` on, which may be written as 1e3."""
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if (number := float(text)).is_integer() and smallest <= number <= LARGEST_INT:
+                return int(number)
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r} is not a whole number from {smallest} to {LARGEST_INT:,}")
+
+    return parse

@@ -1,0 +1,103 @@
+"""Pack the best checkpoint of a finished run as the model that comes with this project (sample.py --pretrained):
+
+python dev/pack.py outputs/RUN
+"""
+
+import copy
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpt.checkpoint import PREFIX, AtomicCheckpointIO, find, load
+from gpt.cli.options import Parser
+from gpt.corpus import SHA256, tiny_shakespeare
+from gpt.data import VALIDATION_BATCH, AllWindows
+from gpt.files import PRETRAINED, read_json
+from gpt.model import GPT
+from gpt.module import cross_entropy
+from gpt.settings import UserError, user_errors
+from gpt.tokenizer import Tokenizer
+
+PLACES = ("hydra.", "data.path", "data.folder")  # settings that name folders of one machine
+LARGEST = 3_500_000  # bytes of the packed file: it is cloned with the repository
+
+
+def pack(run: Path, target: Path = PRETRAINED) -> dict[str, Any]:
+    """Write the weights of a run's best checkpoint in float16, and return what is said about them inside the file.
+
+    float16 changes the loss less than bfloat16 does: its range is enough for trained weights, and it has three more bits.
+    Raises UserError for a run that has not finished, or was trained on another text.
+    """
+    result, origin, checkpoint = read_json(run / "result.json"), read_json(run / "run.json"), find(str(run))
+    model, tokenizer, metadata = load(checkpoint)
+    if metadata["text_sha256"] != SHA256:
+        raise UserError(f"run = {run}: not trained on Tiny Shakespeare, which everybody has; give a run with data.path=null")
+    if 2 * sum(weight.numel() for weight in model.parameters()) > LARGEST:
+        raise UserError(f"run = {run}: its weights take more than {LARGEST:,} bytes; give one of a smaller model")
+    metadata["config"]["data"] |= {"path": None, "folder": "data"}  # it is the same text, wherever it was
+    exact = losses(model, tokenizer, metadata)
+    weights = copy.deepcopy(model).half().state_dict()  # a tied head stays tied
+    model.load_state_dict(weights)
+    metadata["pretrained"] = {
+        "command": shorten_command(origin["command"]),
+        "hardware": describe_hardware(origin["machine"], metadata["config"]["trainer"]["precision"]),
+        "date": datetime.fromtimestamp(checkpoint.stat().st_mtime, UTC).date().isoformat(),
+        "steps": result["best_step"],
+        "losses_as_trained": exact,
+        "losses_as_stored": losses(model, tokenizer, metadata),
+    }
+    content = {"gpt": metadata, "state_dict": {f"{PREFIX}{name}": weight for name, weight in weights.items()}}
+    AtomicCheckpointIO().save_checkpoint(content, target)
+    return metadata["pretrained"]
+
+
+def losses(model: GPT, tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> dict[str, float]:
+    """Losses of the validation split in nats per character: all of it, in windows of half the context, and its first batch."""
+    text = tiny_shakespeare(Path("data"))
+    ids = tokenizer.ids(text[int(len(text) * (1 - metadata["config"]["data"]["val_fraction"])) :])
+    context = model.config.context_length
+    return {
+        "val_loss": mean_loss(model, ids, context),
+        "val_loss_half_context": mean_loss(model, ids, context // 2),
+        "val_loss_first_batch": mean_loss(model, ids, context, batches=1),  # quick to check
+    }
+
+
+@torch.inference_mode()
+def mean_loss(model: GPT, ids: np.ndarray, context_length: int, batches: int | None = None) -> float:
+    """The mean loss over the first `batches` batches of windows of ids (N,), or over all of them, as a run validates."""
+    total, windows = 0.0, 0
+    for inputs, targets in islice(AllWindows(ids, context_length, VALIDATION_BATCH), batches):
+        total += len(inputs) * cross_entropy(model(inputs), targets).item()
+        windows += len(inputs)
+    return total / windows
+
+
+def shorten_command(words: list[str]) -> str:
+    """The command that trained a run, without the folders of the machine that it ran on."""
+    return shlex.join(["python", "scripts/train.py", *(word for word in words[1:] if not word.startswith(PLACES))])
+
+
+def describe_hardware(machine: Mapping[str, Any], precision: str) -> str:
+    """What kind of machine trained a run, without naming it."""
+    kind = machine["cpu"].replace("AVX", "AVX-") if machine["device"] == "cpu" else machine["device"]
+    return f"{kind} with {'bfloat16' if precision == 'bf16-mixed' else 'float32'}, {machine['threads']} threads"
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("run", type=Path, help="a finished run folder")
+    for name, value in pack(parser.parse_args().run).items():
+        print(f"{name}: {value}")
+    print(f"written: {PRETRAINED.stat().st_size:,} bytes, {PRETRAINED}")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

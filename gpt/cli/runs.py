@@ -1,0 +1,71 @@
+"""Which runs there are under outputs/, and which of them is meant if none is named."""
+
+import sys
+import time
+from pathlib import Path
+
+from gpt.cli.records import RunRecord, read_run, read_runs
+from gpt.settings import UserError, one_line
+
+OUTPUTS = Path("outputs")
+TRIAL = 500  # steps. A run of fewer is taken for a mere trial if there is a longer one
+
+
+def find_checkpoint(place: str | None) -> Path:
+    """The checkpoint file of a run or .ckpt file, or of `newest_run` for None. Raises UserError if there is none."""
+    from gpt.checkpoint import find
+
+    return find(newest_run() if place is None else place)
+
+
+def newest_run(outputs: Path = OUTPUTS) -> str:
+    """The newest run of at least TRIAL steps, or the newest of all if none has as many. It is named on stderr, with the reason.
+
+    Raises UserError if there is no run.
+    """
+    names = ("best.ckpt", "last.ckpt")
+    runs = {path.parents[1] for name in names for path in outputs.glob(f"**/checkpoints/{name}")}
+    if not runs:
+        advice = "train one first: python scripts/train.py, or take the one that comes with this project: --pretrained"
+        raise UserError(f"checkpoint = (newest): no run under {outputs}/; {advice}")
+    newest, *others = sorted(runs, key=trained_at, reverse=True)
+    if steps_taken(newest) < TRIAL:
+        for run in others:
+            if (steps := steps_taken(run)) >= TRIAL:
+                why = f"the newest run of at least {TRIAL} steps ({steps:,}); {one_line(newest)} is newer, but shorter"
+                print(f"note: {one_line(run)} is {why}", file=sys.stderr)
+                return str(run)
+    print(f"note: {one_line(newest)} is the newest run", file=sys.stderr)
+    return str(newest)
+
+
+def trained_at(run: Path) -> float:
+    """When a run last wrote a checkpoint, in seconds since 1970, or 0 if it has none."""
+    checkpoints = run / "checkpoints"  # writing one touches the folder that it is in
+    return checkpoints.stat().st_mtime if checkpoints.is_dir() else 0
+
+
+def steps_taken(run: Path | RunRecord) -> int:
+    """How many steps a run has taken up to its end or, if it has not finished, its last validation."""
+    record = read_run(run, run.name) if isinstance(run, Path) else run
+    return int(record.result["step"]) if record.result else max((step for step, _ in record.curve), default=0)
+
+
+def list_runs(outputs: Path = OUTPUTS) -> str:
+    """A table of the runs from which one can sample, newest first. Raises UserError if no run has finished."""
+    lines = [f"{'loss':>6}  {'steps':>7}  {'age':>7}  run"]
+    for run in sorted(read_runs(outputs), key=lambda run: trained_at(outputs / run.name), reverse=True):
+        if written := trained_at(outputs / run.name):
+            losses = [loss for _, loss in run.curve]
+            lowest = (run.result or {}).get("best_val_loss") or min(losses, default=None)
+            loss = "-" if lowest is None else f"{lowest:.4f}"
+            lines.append(f"{loss:>6}  {steps_taken(run):>7,}  {age(time.time() - written):>7}  {outputs / run.name}")
+    return "\n".join([*lines, "loss: the lowest validation loss, in nats per character"])
+
+
+def age(seconds: float) -> str:
+    """A time span in its largest unit: "5 min"."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

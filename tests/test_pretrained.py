@@ -1,0 +1,108 @@
+"""The model that comes with the project: it is what it says it is, writes a play, and can be packed anew from any run."""
+
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import export_hf
+import pack
+import sample
+from conftest import ROOT, TINY
+from gpt.checkpoint import FORMAT, load, read
+from gpt.corpus import SHA256, tiny_shakespeare
+from gpt.files import PRETRAINED
+from gpt.settings import UserError
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return load(PRETRAINED)
+
+
+def test_it_is_small_and_git_knows_it():
+    assert PRETRAINED.stat().st_size <= pack.LARGEST
+    name = str(PRETRAINED.relative_to(ROOT))
+    assert subprocess.run(["git", "ls-files", name], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == name
+
+
+def texts_in(value) -> list[str]:
+    if isinstance(value, dict):
+        return [text for inner in value.values() for text in texts_in(inner)]
+    return [text for inner in value for text in texts_in(inner)] if isinstance(value, list) else [str(value)]
+
+
+def test_it_holds_float16_weights_and_says_nothing_about_where_it_was_made():
+    content = read(PRETRAINED)
+    assert {weight.dtype for weight in content["state_dict"].values()} == {torch.float16}
+    texts = texts_in(content["gpt"])
+    assert not [text for text in texts if text.startswith(("/", "~")) or platform.node() in text.split()]
+
+
+def test_its_losses_are_those_that_it_says(pretrained):
+    """Of the first 32 windows, that is. The loss of all of them is within 0.001 of the run's own."""
+    model, tokenizer, metadata = pretrained
+    assert next(model.parameters()).dtype == torch.float32
+    assert metadata["text_sha256"] == SHA256
+    text = tiny_shakespeare(Path("data"))
+    ids = tokenizer.ids(text[int(len(text) * 0.9) :])
+    stored, trained = metadata["pretrained"]["losses_as_stored"], metadata["pretrained"]["losses_as_trained"]
+    assert pack.mean_loss(model, ids, 512, batches=1) == pytest.approx(stored["val_loss_first_batch"], abs=1e-4)
+    assert stored["val_loss"] == pytest.approx(trained["val_loss"], abs=1e-3)
+    assert trained["val_loss"] < 1.43
+
+
+def test_it_writes_a_play(capsys):
+    sample.main(["--pretrained", "--prompt", "ROMEO:\n", "--seed", "1", "--temperature", "0.6", "--tokens", "600"])
+    names = re.findall(r"^([A-Z][A-Z ]+):$", capsys.readouterr().out, re.MULTILINE)[1:]
+    assert names
+    assert set(names) <= set(re.findall(r"^([A-Z][A-Z ]+):$", tiny_shakespeare(Path("data")), re.MULTILINE))
+
+
+def test_programs_take_it(tmp_path, capsys, monkeypatch):
+    assert evaluate.parse(["--pretrained"]).checkpoint == evaluate.parse([str(PRETRAINED)]).checkpoint == str(PRETRAINED)
+    assert evaluate.parse([]).checkpoint is None
+    with pytest.raises(UserError, match="argument --pretrained: not allowed with argument RUN"):
+        evaluate.parse(["outputs/RUN", "--pretrained"])
+    text = tmp_path / "text.txt"
+    text.write_text("ROMEO:\nBut soft, what light through yonder window breaks?\n" * 200, encoding="utf-8")
+    evaluate.main(["--pretrained", "--data", str(text)])
+    assert "val   loss" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"modern|rotary|transformers"):  # which transformers lacks
+        export_hf.main(["--pretrained", "--out", "exported"])
+
+
+def test_another_format_names_the_command_that_makes_it_anew(tmp_path, monkeypatch):
+    content = read(PRETRAINED)
+    content["gpt"]["format"] = FORMAT - 1
+    monkeypatch.setattr("gpt.checkpoint.PRETRAINED", tmp_path / "old.ckpt")
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(UserError, match="its format is 2, this version reads 3; make it anew: make pretrained"):
+        load(tmp_path / "old.ckpt")
+
+
+@pytest.mark.parametrize("arch", ["modern", "gpt2"])  # gpt2 has a tied head
+def test_a_run_is_packed_without_the_names_of_its_folders(arch, call, tmp_path):
+    folder = tmp_path / "somewhere"
+    settings = [*TINY, f"model/arch={arch}", "callbacks.samples=null", "trainer.max_steps=1", f"data.folder={folder}"]
+    code, _, err = call(*settings, "hydra.run.dir=run", "model.n_layer=1")
+    assert code == 0, err
+    about = pack.pack(Path("run"), tmp_path / "packed.ckpt")
+    model, _, metadata = load(tmp_path / "packed.ckpt")
+    assert metadata["pretrained"] == about
+    assert about["command"].endswith("model.n_layer=1")
+    assert about["losses_as_stored"]["val_loss"] == pytest.approx(about["losses_as_trained"]["val_loss"], abs=1e-3)
+    for weight, stored in zip(load(Path("run/checkpoints/best.ckpt"))[0].parameters(), model.parameters(), strict=True):
+        assert torch.equal(weight.half().float(), stored)
+    assert str(tmp_path).encode() not in (tmp_path / "packed.ckpt").read_bytes()
+
+
+def test_a_run_on_another_text_is_not_packed(trained, tmp_path):
+    with pytest.raises(UserError, match="not trained on Tiny Shakespeare"):
+        pack.pack(trained, tmp_path / "packed.ckpt")
+    assert not (tmp_path / "packed.ckpt").exists()
