@@ -5,7 +5,6 @@ A checkpoint is Lightning's, with the run's metadata under "gpt", from which the
 """
 
 import os
-import pickle
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from gpt.archive import Refused, read_archive
+from gpt.archive import Refused, read_archive, walk
 from gpt.files import atomic
 from gpt.model import GPT, GPTConfig, parameter_count
 from gpt.settings import UserError, build, one_line, shorten
@@ -66,11 +65,9 @@ def read(path: Path) -> dict[str, Any]:
         content = read_archive(path)
     except Refused as error:
         raise refusal(path, f"refused, nothing was run: {shorten(error, 200)}") from None
-    except pickle.UnpicklingError:
-        raise refusal(path, "refused, nothing was run: it does not hold plain data") from None
     except PermissionError as error:
         raise refusal(path, str(error.strerror), "give a checkpoint that can be read") from None
-    except Exception:  # torch and zipfile raise an exception of another kind for each kind of damage
+    except Exception:  # there is an exception of another kind for each kind of damage
         beside = "best" if path.name == "last.ckpt" else "last"
         damage = f"truncated or not a checkpoint ({path.stat().st_size:,} bytes)"
         raise refusal(path, damage, f"use another one, such as {beside}.ckpt beside it") from None
@@ -172,8 +169,4 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors inside dictionaries, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from tensors_in(inner)
+    return (inner for inner, _ in walk(value) if isinstance(inner, Tensor))
