@@ -72,8 +72,8 @@ class Tensors:
 
         Raises Refused unless it lies within its storage, and all tensors so far fit into the file.
         """
-        _, dtype, key, *_ = storage
-        numbers: tuple[Any, ...] = (offset, *shape, *stride) if len(shape) == len(stride) <= MOST_DIMENSIONS else (None,)
+        dtype, key = storage[1:3]
+        numbers: Any = (offset, *shape, *stride) if len(shape) == len(stride) <= MOST_DIMENSIONS else (None,)
         if not (type(key) is str and all(type(number) is int and 0 <= number < 2**48 for number in numbers)):
             raise Refused("it holds a tensor without a proper shape")
         view = (dtype, key, offset, shape, stride)
