@@ -38,7 +38,7 @@ class ResumeAtStep(Callback):
         self.configured: list[dict[str, Any]] = []  # for each parameter group
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Give Lightning its counters as they are after that step, rather than those that a file may hold."""
+        """Give Lightning its counters as they are after that step, rather than what a file may hold, and no schedule."""
         step = checkpoint["global_step"]
         begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # the one epoch
         progress = {
@@ -48,7 +48,7 @@ class ResumeAtStep(Callback):
                 "optimizer": dict.fromkeys(("step", "zero_grad"), counted(step))
             },
         }
-        checkpoint["loops"] = {"fit_loop": progress}
+        checkpoint |= {"loops": {"fit_loop": progress}, "lr_schedulers": []}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the configured values of each parameter group. Lightning restores the optimizer after this hook."""
