@@ -77,11 +77,16 @@ def compare_weights(weights: Mapping[str, Any], config: GPTConfig) -> str | None
     return None
 
 
-def check_tensor(tensor: Any, shape: torch.Size, name: str) -> None:
-    """Raises Damaged unless this is a tensor of finite floating-point numbers and has the shape."""
-    require(isinstance(tensor, Tensor) and tensor.is_floating_point(), f"{shorten(name)} is not a tensor of numbers")
-    require(tensor.shape == shape, f"{shorten(name)} has the shape {tuple(tensor.shape)} instead of {tuple(shape)}")
-    require(bool(tensor.isfinite().all()), f"{shorten(name)} has values that are not finite")
+def check_tensors(tensors: Any, expected: Mapping[str, Tensor]) -> None:
+    """Raises Damaged unless `tensors` has finite tensors with the names, shapes and types of the expected ones."""
+    require(isinstance(tensors, dict) and tensors.keys() == expected.keys(), "it has other tensors than training leaves")
+    for name, like in expected.items():
+        tensor = tensors[name]
+        is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        found = f"{tensor.dtype} {tuple(tensor.shape)}" if is_dense else tensor
+        fits = is_dense and tensor.dtype == like.dtype and tensor.shape == like.shape
+        require(fits, f"{shorten(name)} is {shorten(found)}, which does not fit")
+        require(bool(tensor.isfinite().all()), f"{shorten(name)} has values that are not finite")
 
 
 def check_optimizer(state: Mapping[str, Any], model: GPT, optimizer: torch.optim.Optimizer, steps: int, strategy: str) -> None:
@@ -104,8 +109,7 @@ def check_optimizer(state: Mapping[str, Any], model: GPT, optimizer: torch.optim
         names = {"step", "exp_avg", "exp_avg_sq"} if "betas" in expected else {"momentum_buffer"}
         for parameter in expected["params"]:
             values = state["state"][numbers[parameter]]
-            require(values.keys() == names, f"the optimizer has other values for parameter {numbers[parameter]}")
-            for name, tensor in values.items():
-                check_tensor(tensor, torch.Size() if name == "step" else parameter.shape, name)
-                require(name != "step" or tensor == steps, f"global_step = {steps}, but the optimizer has taken other steps")
+            check_tensors(values, {name: torch.tensor(0.0) if name == "step" else parameter for name in names})
+            taken = int(values.get("step", steps))
+            require(taken == steps, f"global_step = {steps}, but the optimizer has taken {taken} steps")
     require(len(state["state"]) == len(numbers), "the optimizer has states of other parameters")
