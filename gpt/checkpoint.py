@@ -5,27 +5,26 @@ A checkpoint is Lightning's, with the run's metadata under "gpt", from which the
 """
 
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from gpt.archive import Refused, read_archive
+from gpt.archive import Refused, read_archive, walk
 from gpt.files import PRETRAINED, atomic
-from gpt.model import GPT, GPTConfig, parameter_count
-from gpt.settings import UserError, build, shorten
+from gpt.model import GPT, GPTConfig
+from gpt.settings import UserError, build, one_line, shorten
 from gpt.tokenizer import Tokenizer, restore
-from gpt.training_state import check_training_state
+from gpt.training_state import PREFIX, check_training_state, compare_weights
 
 __all__ = ["FORMAT", "AtomicCheckpointIO", "check_training_state", "find", "load", "read", "tensors_in"]
 
 FORMAT = 3
-PREFIX = "model."  # of the names of the weights: they are attributes of GPTModule.model
 LARGEST_ROTARY_TABLE = 2**25  # numbers. It is the only large tensor of a model that is not in its checkpoint
 OWN = "use a checkpoint that this project wrote"
 
@@ -58,11 +57,9 @@ def read(path: Path) -> dict[str, Any]:
         content = read_archive(path)
     except Refused as error:
         raise refusal(path, f"refused, nothing was run: {shorten(error, 200)}") from None
-    except pickle.UnpicklingError:
-        raise refusal(path, "refused, nothing was run: it does not hold plain data") from None
     except PermissionError as error:
         raise refusal(path, str(error.strerror), "give a checkpoint that can be read") from None
-    except Exception:  # torch and zipfile raise an exception of another kind for each kind of damage
+    except Exception:  # there is an exception of another kind for each kind of damage
         beside = "best" if path.name == "last.ckpt" else "last"
         damage = f"truncated or not a checkpoint ({path.stat().st_size:,} bytes)"
         raise refusal(path, damage, f"use another one, such as {beside}.ckpt beside it") from None
@@ -92,14 +89,10 @@ def load(path: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
         config, tokenizer = check_metadata(metadata)
     except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise refusal(path, f"its metadata makes no model ({shorten(error, 200)})") from None
-    tensors = {str(name).removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items()}
-    if difference := compare_weights(tensors, config):
-        raise refusal(path, difference, "use a checkpoint that was not altered")
-    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        reason = f"non-finite weights in {len(broken)} tensors, {broken[0]} first"
-        raise refusal(path, reason, "use an earlier one")
+    if difference := compare_weights(content["state_dict"], config):
+        raise refusal(path, difference, "use an earlier one, or one that was not altered")
     model = GPT(config)
-    model.load_state_dict(tensors)
+    model.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items()})
     return model.eval(), tokenizer, metadata
 
 
@@ -114,21 +107,6 @@ def check_metadata(metadata: dict[str, Any]) -> tuple[GPTConfig, Tokenizer]:
     if not isinstance(metadata.get("config"), dict) or not isinstance(metadata.get("text_sha256"), str):
         raise UserError("config, text_sha256 = (missing): every run stores them")
     return config, tokenizer
-
-
-def compare_weights(tensors: dict[str, Any], config: GPTConfig) -> str | None:
-    """How tensors differ from the weights of a model of these sizes, which is not made for it. None if they don't."""
-    if wrong := [name for name, tensor in tensors.items() if not (isinstance(tensor, Tensor) and tensor.is_floating_point())]:
-        return f"{shorten(wrong[0])} is no tensor of weights"
-    unique = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in tensors.values()}  # a tied head counts once
-    if (held := sum(unique.values())) != (needed := parameter_count(config)):
-        return f"holds {held:,} parameters, where its sizes ask for {needed:,}"
-    with torch.device("meta"):  # shapes without memory
-        expected = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if different := sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name)):
-        return f"another architecture than its metadata says: {shorten(different[0])} does not fit"
-    return None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -157,15 +135,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        """What Lightning goes on from. What it would believe without a check is replaced, or left to ResumeAtStep."""
         content = read(Path(path))
         check_training_state(content)
-        return content
+        return content | {"pytorch-lightning_version": lightning.__version__, "loops": None, "lr_schedulers": []}
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors inside dictionaries, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from tensors_in(inner)
+    return (inner for inner, _ in walk(value) if isinstance(inner, Tensor))

@@ -19,14 +19,7 @@ from gpt.settings import UserError
 
 
 class Diverged(UserError):
-    """The loss or the gradient norm called `name` had the `value` inf or nan after `step` optimizer steps."""
-
-    def __init__(self, name: str, value: float, step: int, detail: str) -> None:
-        super().__init__(name, value, step, detail)
-        self.name, self.value, self.step, self.detail = name, value, step, detail
-
-    def __str__(self) -> str:
-        return f"{self.name} = {self.value:.4g}: not finite{self.detail}"
+    """The loss or the norm of the gradients is inf or nan."""
 
 
 class GPTModule(L.LightningModule):
@@ -120,12 +113,12 @@ class GPTModule(L.LightningModule):
 
     def diverged(self, name: str, value: Tensor) -> Diverged:
         """The error for a value that is not finite, with what was known of the step."""
-        step = self.trainer.global_step
+        reason = f"{name} = {value:.4g}: not finite"
         if not self.trainer.optimizers:  # a finished model that is only validated
-            return Diverged(name, value.item(), step, "; use an earlier checkpoint")
+            return Diverged(f"{reason}; use an earlier checkpoint")
+        known = f"at step {self.trainer.global_step} (train/loss {self.step_loss:.4g}, lr {self.lr:.2g})"
         advice = "lower optimizer.lr or optimizer.muon_lr, or look closer with trainer=debug"
-        detail = f" at step {step} (train/loss {self.step_loss:.4g}, lr {self.lr:.2g}), the run has diverged; {advice}"
-        return Diverged(name, value.item(), step, detail)
+        return Diverged(f"{reason} {known}, the run has diverged; {advice}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.optimizer_config is None or self.scheduler_config is None:

@@ -1,7 +1,6 @@
 """Plain values become checked dataclasses here, and every mistake of a user becomes one clear line."""
 
 import contextlib
-import dataclasses
 import difflib
 import inspect
 import math
@@ -11,7 +10,7 @@ import traceback
 import types
 import typing
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,39 +21,20 @@ class UserError(ValueError):
     """A mistake that the user can correct, worded as `what = value: why; what to do instead`. It is shown as one line."""
 
 
-def build(cls: type[T], values: Mapping[str, Any], group: str) -> T:
-    """Make the dataclass `cls` from `values`, which must hold its fields and nothing else.
+def build(cls: type[T], values: Mapping[str, Any], group: str, *positional: Any) -> T:
+    """Make `cls(*positional, **values)`. `values` must hold the other parameters of its constructor and nothing else.
 
-    A field with a default may be missing. Whole numbers may be written as 1e3.
-    Raises UserError for unknown or missing keys, for wrong types, and for whatever the dataclass itself refuses with a
-    ValueError. Names are given as the user would override them: `group.key`.
+    A parameter with a default may be missing. Whole numbers may be written as 1e3.
+    Raises UserError for unknown or missing keys, for values that do not have the annotated types, and for whatever the class
+    itself refuses with a ValueError. Names are given as the user would override them: `group.key`.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
-    arguments = check_arguments(values, {name: hints[name] for name in fields}, required, group)
+    parameters = list(inspect.signature(cls, eval_str=True).parameters.values())[len(positional) :]
+    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    arguments = check_arguments(values, {p.name: p.annotation for p in parameters}, required, group)
     try:
-        return cls(**arguments)
+        return cls(*positional, **arguments)
     except UserError:
         raise
-    except ValueError as error:
-        raise UserError(f"{group}.{error}") from None
-
-
-def build_from_signature(factory: Callable[..., T], values: Mapping[str, Any], group: str, *positional: Any) -> T:
-    """Call `factory(*positional, **values)` after its keyword arguments were checked against its type hints.
-
-    Raises UserError as `build` does.
-    """
-    parameters = list(inspect.signature(factory).parameters.values())[len(positional) :]
-    signature = getattr(factory, "__init__") if isinstance(factory, type) else factory  # noqa: B009 - mypy calls the other form unsound
-    hints = typing.get_type_hints(signature)
-    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
-    arguments = check_arguments(values, {p.name: hints[p.name] for p in parameters}, required, group)
-    try:
-        return factory(*positional, **arguments)
-    except UserError as error:
-        raise UserError(f"{group}.{error}") from None
     except ValueError as error:
         raise UserError(f"{group}.{error}") from None
 

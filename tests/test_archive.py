@@ -1,5 +1,6 @@
 """Files that claim to be of `torch.save`: what is too much is refused before memory is allocated, and nothing is run."""
 
+import ast
 import os
 import pickle
 import struct
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from gpt.archive import MOST_INSTRUCTIONS, MOST_TUPLES, Refused, read_archive
+from gpt.archive import MOST_INSTRUCTIONS, Refused, read_archive
 
 PLAIN = {
     "numbers": [1, -(2**40), 0.5, True, None, (1, 2)],
@@ -96,13 +97,6 @@ def test_members_that_overlap_are_refused(path):
         read_archive(path)
 
 
-def test_archive_behind_other_bytes_is_refused(path):
-    torch.save({}, path)
-    path.write_bytes(b"junk" * 10 + path.read_bytes())
-    with pytest.raises(Refused, match="not an archive as"):
-        read_archive(path)
-
-
 def as_entry(name: bytes, offset: int, size: int, crc: int = 0) -> bytes:
     """An entry of the directory of an archive: `size` bytes, stored, of the member whose header is at `offset`."""
     return struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 33, crc, size, size, len(name), 0, 0, 0, 0, 0, offset) + name
@@ -143,44 +137,28 @@ def hide_directory(path: Path) -> None:
     path.write_bytes(content[:-42] + directory + last + elsewhere + end)
 
 
-def add_comment(path: Path) -> None:
-    torch.save({}, path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = b"of anybody"
-
-
 HIDDEN = {
     "twin that asks for 10 GB": lambda path: hide_twin(path, "bytearray of 10 GB"),
     "twin of nested tuples": lambda path: hide_twin(path, "nested tuples as key"),
     "older format before the archive": hide_before_archive,
     "two directories": hide_directory,
-    "comment": add_comment,
 }
 
 
 @pytest.mark.parametrize("how", HIDDEN)
-def test_file_that_two_readers_understand_differently_is_refused(path, how):
+def test_what_another_reader_would_find_is_not_read(path, how):
+    """PyTorch would open something else than Python's zipfile. So nothing here may open the file with PyTorch."""
     HIDDEN[how](path)
     with zipfile.ZipFile(path) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        assert archive.read(name)
-    with pytest.raises(Refused, match="not an archive as"):
-        read_archive(path)
+        visible = pickle.loads(archive.read(name))
+    assert read_archive(path) == visible
 
 
-@pytest.mark.parametrize("name", ["a/data/1x", "a/Version", "data/0", "a/a/data/0", "a/data.pkl\n"])
-def test_member_that_torch_does_not_write_is_refused(path, name):
-    torch.save({}, path)
-    rewrite(path, extra={name: b""})
-    with pytest.raises(Refused, match="not an archive as"):
-        read_archive(path)
-
-
-def test_names_that_differ_by_case_alone_are_refused(path):
-    torch.save({}, path)
-    rewrite(path, extra={"A/version": b"3"})
-    with pytest.raises(Refused, match="not an archive as"):
-        read_archive(path)
+def test_nothing_but_the_own_reader_opens_checkpoints():
+    for source in (ROOT / "gpt").rglob("*.py"):
+        calls = [node.func for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Call)]
+        assert not {ast.unparse(call) for call in calls} & {"torch.load", "pickle.load", "pickle.loads"}, source
 
 
 TENSORS = {
@@ -225,13 +203,18 @@ def test_tensor_larger_than_its_data_is_refused(path):
         read_archive(path)
 
 
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\1tQ"
+TENSOR = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\0%b)tR."
 PICKLES = {
     "a function": b"\x80\x02ctorch._utils\n_rebuild_sparse_tensor\n.",
     "another module": b"\x80\x02cbuiltins\neval\n.",
+    "tensor of a nested shape": TENSOR % (b")" + b"\x85" * 2**17),
+    "tensor of 10,000 dimensions": TENSOR % (b"(" + b"K\1" * 10_000 + b"t"),
+    "attribute of a function": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb.",
     "bytearray of 10 GB": b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0b\x54\x02\x85R.",
     "a set": b"\x80\x02\x8f.",
     "a tuple as key": b"\x80\x02}K\x01\x85K\x01s.",
-    "nested tuples as key": b"\x80\x02})" + b"\x85" * (MOST_TUPLES + 1) + b"K\x01s.",
+    "nested tuples as key": b"\x80\x02})" + b"\x85" * 2**17 + b"K\x01s.",
     "nested lists": b"\x80\x02" + b"]" * 10_000 + b"a" * 9_999 + b".",
     "a list in itself": b"\x80\x02]q\x00h\x00a.",
     "lists of the same list": b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(30)) + b".",
@@ -239,6 +222,12 @@ PICKLES = {
     "no end": b"\x80\x02}",
     "empty": b"\x80",
 }
+
+
+def test_memo_is_no_larger_than_the_pickle(path):
+    """Python's unpickler would make room for 2**32 objects."""
+    save_with_pickle(path, b"\x80\x02}r\xff\xff\xff\x7f.")
+    assert read_archive(path) == {}
 
 
 @pytest.mark.parametrize("name", PICKLES)

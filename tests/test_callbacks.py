@@ -23,7 +23,7 @@ from gpt.callbacks.metrics_file import MetricsFile
 from gpt.callbacks.progress import ProgressLines
 from gpt.callbacks.run_logger import RunLogger
 from gpt.callbacks.samples import Samples
-from gpt.callbacks.step_seed import ScheduleOnResume, StepSeed
+from gpt.callbacks.step_seed import ResumeAtStep, StepSeed
 from gpt.callbacks.stopping import EarlyStopping, GracefulStop, ValidateAtEnd
 from gpt.callbacks.tensorboard import HParams
 from gpt.callbacks.throughput import Throughput
@@ -70,7 +70,7 @@ def fit(
     """Train OneWeight in a folder. Where the folder has a last checkpoint, go on from it, as a run does."""
     silence_lightning()
     last = folder / "checkpoints" / "last.ckpt"
-    always = [StepSeed(1), ScheduleOnResume(), StoreMetadata({"format": 3}), ValidateAtEnd()]
+    always = [StepSeed(1), ResumeAtStep(), StoreMetadata({"format": 3}), ValidateAtEnd()]
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=max_steps,
@@ -108,17 +108,15 @@ def edit(folder: Path, change: Callable[[dict], object]) -> None:
 # Names, settings, order
 
 
-def test_callbacks_run_in_the_order_of_the_registry_and_null_leaves_one_out():
-    settings = {"ema": {"decay": 0.5}, "last": {}, "samples": None, "best": {}, "throughput": {}}
+def test_callbacks_run_in_the_order_of_the_registry():
+    settings = {"ema": {"decay": 0.5}, "last": {}, "best": {}, "throughput": {}}
     kinds = [type(callback) for callback in make_callbacks(settings)]
     assert kinds == [BestCheckpoint, LastCheckpoint, Throughput, EMA]
-    assert make_callbacks(None) == []
 
 
 SAMPLES = {"prompt": "a", "tokens": 5, "temperatures": [1.0]}
 REFUSED_SETTINGS = [
     ({"sample": {}}, "callbacks.sample = {}: no such name; did you mean samples?"),
-    ({"best": []}, r"callbacks.best = \[\]: not a group of settings"),
     ({"best": {"monitor": "lr"}}, "callbacks.best.monitor = lr: no such setting; it has no settings"),
     ({"best": {"dirpath": "http://127.0.0.1/secret"}}, "callbacks.best.dirpath = http"),
     ({"best": {"filename": "../../evil"}}, "callbacks.best.filename"),
@@ -143,7 +141,6 @@ REFUSED_SETTINGS = [
     ({"early_stopping": {"patience": 1, "monitor": "foo"}}, "callbacks.early_stopping.monitor = foo: no such setting"),
     ({"ema": {"decay": 1.0}}, "callbacks.ema.decay = 1.0"),
     ({"ema": {"decay": 0}}, "callbacks.ema.decay = 0.0"),
-    ("default", "callbacks = default: not a group of settings"),
 ]
 
 

@@ -1,5 +1,4 @@
 import math
-import pickle
 
 import lightning as L
 import numpy as np
@@ -12,7 +11,6 @@ from gpt.data import AllWindows, RandomWindows
 from gpt.hardware import has_compiler
 from gpt.module import Diverged, GPTModule, cross_entropy
 from gpt.optim import AdamWConfig, SchedulerConfig
-from gpt.settings import UserError
 
 # Lightning's advice on worker processes, logging intervals and validation, which these small runs do without
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
@@ -143,24 +141,13 @@ def spoiled() -> GPTModule:
 
 
 def test_gradient_that_is_not_finite_ends_training():
-    with pytest.raises(
-        Diverged, match=r"^train/grad_norm = nan: not finite at step 0 \(train/loss nan, lr 0\.0025\), the run"
-    ) as error:
+    with pytest.raises(Diverged, match=r"^train/grad_norm = nan: not finite at step 0 \(train/loss nan, lr 0\.0025\), the run"):
         fit(spoiled())
-    assert (error.value.name, error.value.step) == ("train/grad_norm", 0)
-    assert math.isnan(error.value.value)
-    assert isinstance(error.value, UserError)
 
 
 def test_validation_loss_that_is_not_finite_is_refused():
     with pytest.raises(Diverged, match=r"^val/loss = nan: not finite; use an earlier checkpoint$"):
         validate(spoiled())
-
-
-def test_divergence_survives_pickling():
-    """Launchers of sweeps send errors from one process to another."""
-    error = Diverged("val/loss", math.inf, 3, " at step 3")
-    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "val/loss = inf: not finite at step 3"
 
 
 def test_validating_needs_no_optimizer_and_training_does():

@@ -83,11 +83,18 @@ def test_averaged_weights_are_accepted(tmp_path):
 
 def test_lightning_reads_checkpoints_through_the_checks(tmp_path, saved):
     broken = copy.deepcopy(saved["adamw"])
+    broken["epoch"] = "many"
+    broken["pytorch-lightning_version"] = "1.4.0"  # Lightning would rewrite the rest
+    broken["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["reset"] = 1  # this is one of its methods
+    broken["lr_schedulers"] = ["linear"]
     torch.save(broken, tmp_path / "a.ckpt")
-    assert AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt").keys() == broken.keys()
-    broken["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] = "many"
+    read_back = AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
+    assert read_back["pytorch-lightning_version"] == L.__version__
+    assert not read_back["loops"]
+    assert not read_back["lr_schedulers"]
+    broken["global_step"] = "many"
     torch.save(broken, tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match="ready = many: not a count"):
+    with pytest.raises(UserError, match="global_step = many: not a count"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
 
 
@@ -99,13 +106,8 @@ def first_state(content: dict) -> dict:
     return optimizer(content)["state"][0]
 
 
-def progress(content: dict) -> dict:
-    return content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-
-
 EDITS = {
     "no global_step": lambda c: c.pop("global_step"),
-    "no loops": lambda c: c.pop("loops"),
     "no optimizer": lambda c: c.pop("optimizer_states"),
     "unknown part": lambda c: c.update(CharData={"path": "x"}),
     "unknown part with escapes": lambda c: c.update({"a\n\x1b[2J" + "x" * 10_000: {}}),
@@ -114,20 +116,6 @@ EDITS = {
     "step is huge": lambda c: c.update(global_step=10**300),
     "step is negative": lambda c: c.update(global_step=-3),
     "step of another run": lambda c: c.update(global_step=4),
-    "epoch is a fraction": lambda c: c.update(epoch=0.5),
-    "version is no version": lambda c: c.update({"pytorch-lightning_version": "new"}),
-    "version that Lightning migrates": lambda c: c.update({"pytorch-lightning_version": "1.4.0"}),
-    "version is a number": lambda c: c.update({"pytorch-lightning_version": 2}),
-    "loops is a list": lambda c: c.update(loops=[]),
-    "loops is empty": lambda c: c.update(loops={}),
-    "loop is a number": lambda c: c["loops"].update(fit_loop=3),
-    "counter is text": lambda c: progress(c)["total"].update(ready="3"),
-    "counter is negative": lambda c: progress(c)["current"].update(completed=-1),
-    "counter that is a method": lambda c: progress(c)["total"].update(reset=1),
-    "no counters": lambda c: progress(c).pop("current"),
-    "counters are empty": lambda c: progress(c).update(total={}),
-    "last batch is a number": lambda c: progress(c).update(is_last_batch=2),
-    "loop state has more": lambda c: c["loops"]["fit_loop"]["epoch_loop.state_dict"].update(trainer=1),
     "weight is missing": lambda c: c["state_dict"].popitem(),
     "weight has a new name": lambda c: c["state_dict"].update(x=torch.zeros(1)),
     "weight has another shape": lambda c: c["state_dict"].update({"model.head.weight": torch.zeros(3)}),
@@ -148,8 +136,6 @@ EDITS = {
     "moment has another shape": lambda c: first_state(c).update({key: torch.zeros(2, 3) for key in first_state(c)}),
     "moment is a number": lambda c: first_state(c).update({key: 1.0 for key in first_state(c)}),
     "moment is inf": lambda c: [tensor.fill_(math.inf) for tensor in first_state(c).values()],
-    "no schedule": lambda c: c.update(lr_schedulers=[]),
-    "schedule is text": lambda c: c.update(lr_schedulers=["linear"]),
     "callbacks is a list": lambda c: c.update(callbacks=[]),
     "callback is a number": lambda c: c["callbacks"].update(best=3),
     "no configuration": lambda c: c["gpt"].pop("config"),

@@ -28,7 +28,7 @@ from gpt.callbacks.state import check_state
 from gpt.callbacks.stopping import EarlyStopping
 from gpt.callbacks.tensorboard import HParams, TensorBoard
 from gpt.callbacks.throughput import Throughput
-from gpt.settings import UserError, build_from_signature, did_you_mean, shorten
+from gpt.settings import UserError, build, did_you_mean, shorten
 
 T = TypeVar("T")
 
@@ -44,32 +44,25 @@ CALLBACKS: dict[str, type[Callback]] = {
 LOGGERS: dict[str, type[RunLogger]] = {"csv": MetricsFile, "tensorboard": TensorBoard}
 
 
-def make_callbacks(settings: Mapping[str, Any] | None) -> list[Callback]:
-    """The callbacks that `settings` name, in the order of CALLBACKS. A name with the value None is left out.
+def make_callbacks(settings: Mapping[str, Mapping[str, Any]]) -> list[Callback]:
+    """The callbacks that `settings` name, in the order of CALLBACKS.
 
     Raises UserError for unknown names and for settings that a callback refuses.
     """
     return make_all(CALLBACKS, settings, "callbacks")
 
 
-def make_loggers(settings: Mapping[str, Any] | None, run_dir: Path) -> list[RunLogger]:
+def make_loggers(settings: Mapping[str, Mapping[str, Any]], run_dir: Path) -> list[RunLogger]:
     """The loggers that `settings` name, which write into `run_dir`. Raises UserError as `make_callbacks` does."""
     return make_all(LOGGERS, settings, "logger", run_dir)
 
 
-def make_all(kinds: Mapping[str, type[T]], settings: Mapping[str, Any] | None, group: str, *positional: Any) -> list[T]:
+def make_all(kinds: Mapping[str, type[T]], settings: Mapping[str, Any], group: str, *positional: Any) -> list[T]:
     """One object per name in `settings`, made with `positional` and its own settings as arguments, in the order of `kinds`."""
-    settings = {} if settings is None else settings
-    if not isinstance(settings, Mapping):
-        raise UserError(f"{group} = {shorten(settings)}: not a group of settings; choose one, such as {group}=default")
     for name, values in settings.items():
         if name not in kinds:
-            raise UserError(f"{group}.{name} = {shorten(values)}: no such name; {did_you_mean(str(name), kinds)}")
-        if not (values is None or isinstance(values, Mapping)):
-            reason = "not a group of settings; write {} for none, or null to leave it out"
-            raise UserError(f"{group}.{name} = {shorten(values)}: {reason}")
-    chosen = {name: settings[name] for name in kinds if settings.get(name) is not None}
-    return [build_from_signature(kinds[name], values, f"{group}.{name}", *positional) for name, values in chosen.items()]
+            raise UserError(f"{group}.{name} = {shorten(values)}: no such name; {did_you_mean(name, kinds)}")
+    return [build(kinds[name], settings[name], f"{group}.{name}", *positional) for name in kinds if name in settings]
 
 
 def check_states(callbacks: Iterable[Callback], states: object) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from torch import Tensor
 
 from gpt.callbacks.state import check_state
-from gpt.settings import UserError, shorten
+from gpt.settings import UserError
+from gpt.training_state import Damaged, check_tensors
 
 
 class EMA(EMAWeightAveraging):
@@ -36,20 +36,11 @@ class EMA(EMAWeightAveraging):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Raises UserError unless the checkpoint holds both sets of weights, each with the names and shapes of the model's."""
         own = pl_module.state_dict()
-        check_tensors(checkpoint.get("state_dict"), own)
-        check_tensors(checkpoint.get("current_model_state"), own)
-        check_tensors(checkpoint.get("averaging_state"), {"n_averaged": torch.tensor(0)})
+        expected = {"state_dict": own, "current_model_state": own, "averaging_state": {"n_averaged": torch.tensor(0)}}
+        try:
+            for name, tensors in expected.items():
+                check_tensors(checkpoint.get(name), tensors)
+        except Damaged as error:
+            reason = f"checkpoint = (state of ema): {error}"
+            raise UserError(f"{reason}; use a checkpoint that this project wrote") from None
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-
-def check_tensors(state: object, expected: dict[str, Tensor]) -> None:
-    """Raises UserError unless `state` is a dictionary of finite tensors with the names, shapes and types of the expected ones."""
-    advice = "use a checkpoint that this project wrote"
-    if not isinstance(state, dict) or state.keys() != expected.keys():
-        raise UserError(f"checkpoint = (state of ema): other weights than the model's, or none; {advice}")
-    for name, tensor in expected.items():
-        value = state[name]
-        is_plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-        if not (is_plain and value.shape == tensor.shape and value.dtype == tensor.dtype and value.isfinite().all()):
-            found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else value
-            raise UserError(f"checkpoint = (state of ema): {shorten(name)} is {shorten(found)}, which does not fit; {advice}")

@@ -27,8 +27,8 @@ class StepSeed(Callback):
             torch.cuda.manual_seed(seed)
 
 
-class ScheduleOnResume(Callback):
-    """Makes a resumed run use the optimizer settings and the schedule of its configuration, not those in the checkpoint.
+class ResumeAtStep(Callback):
+    """Makes a resumed run begin at the step of its checkpoint, with the optimizer settings and schedule of its configuration.
 
     The learning rate is a function of the step and of `max_steps`, which may have been raised since the checkpoint was
     written. Of what Lightning restores of the optimizer, only its moments stay.
@@ -38,7 +38,17 @@ class ScheduleOnResume(Callback):
         self.configured: list[dict[str, Any]] = []  # for each parameter group
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lr_schedulers"] = []  # nothing in them is needed, and loading them could set any attribute
+        """Give Lightning its counters as they are after that step, rather than what a file may hold, and no schedule."""
+        step = checkpoint["global_step"]
+        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # the one epoch
+        progress = {
+            "epoch_progress": {"total": begun, "current": begun},
+            "epoch_loop.batch_progress": counted(step * trainer.accumulate_grad_batches) | {"is_last_batch": False},
+            "epoch_loop.automatic_optimization.optim_progress": {
+                "optimizer": dict.fromkeys(("step", "zero_grad"), counted(step))
+            },
+        }
+        checkpoint |= {"loops": {"fit_loop": progress}, "lr_schedulers": []}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the configured values of each parameter group. Lightning restores the optimizer after this hook."""
@@ -53,3 +63,9 @@ class ScheduleOnResume(Callback):
         for group, configured, multiplier in zip(optimizer.param_groups, self.configured, schedule.lr_lambdas, strict=True):
             group.update(configured)
             group["lr"] = configured["initial_lr"] * multiplier(trainer.global_step)
+
+
+def counted(number: int) -> dict[str, Any]:
+    """The state of one of Lightning's counters after `number` events, all of them over."""
+    counters = dict.fromkeys(("ready", "started", "processed", "completed"), number)
+    return {"total": counters, "current": counters}

@@ -1,6 +1,7 @@
 """A run's folder: opened by one process at a time, and never trusted, because it may come from anybody."""
 
 import contextlib
+import functools
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,11 @@ class Run:
             )
         return last if last.exists() else None
 
+    @functools.cached_property
+    def content(self) -> dict[str, Any] | None:
+        """What the checkpoint to go on from holds. None if there is none yet. It is kept until `begin`."""
+        return read(self.checkpoint) if self.checkpoint else None
+
     @property
     def config(self) -> RunConfig | None:
         """The configuration that the run began with. None if there is no run yet. Raises UserError if it is damaged."""
@@ -72,9 +78,9 @@ class Run:
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of a run that goes on, if it was learnt: another version of its library might find other pieces."""
-        if (checkpoint := self.checkpoint) is None:
+        if self.content is None:
             return None
-        state = read(checkpoint)["gpt"].get("tokenizer")
+        state = self.content["gpt"].get("tokenizer")
         return None if isinstance(state, Mapping) and state.get("kind") in ("char", "byte") else restore(state)
 
     # Opening and closing
@@ -142,6 +148,7 @@ class Run:
 
     def begin(self, config: RunConfig, trainer: L.Trainer, command: Sequence[str], text_sha256: str) -> None:
         """Write config.yaml, which says that there is a run, and run.json, and remove what earlier attempts have left."""
+        self.__dict__.pop("content", None)  # its tensors would take memory while the run trains
         if not self.writes:
             return
         origin, result = self.folder / "run.json", self.folder / "result.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from gpt.checkpoint import check_training_state, read
+from gpt.checkpoint import check_training_state
 from gpt.config import RunConfig, flatten
 from gpt.data import open_text
 from gpt.files import read_json
@@ -90,11 +90,11 @@ def check_resumable(run: Run, config: RunConfig, stored: RunConfig, text_sha256:
     before, asked = stored.trainer.max_steps, config.trainer.max_steps
     if before > asked and run.result:
         raise UserError(f"trainer.max_steps = {asked}: the run in {run.folder} has taken {before} steps; set more")
-    if (checkpoint := run.checkpoint) is None:
+    checkpoint, content = run.checkpoint, run.content
+    if checkpoint is None or content is None:
         if run.result and run.result["step"] < config.trainer.max_steps:
             raise UserError(f"resume = {run.folder}: it has ended and has no checkpoint to go on from; begin anew elsewhere")
         return
-    content = read(checkpoint)
     metadata = content["gpt"]
     if not content.get("optimizer_states"):
         raise UserError(f"resume = {checkpoint}: weights alone, no optimizer state; begin anew in another folder")

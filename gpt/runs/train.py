@@ -16,7 +16,7 @@ from gpt.callbacks import RunLogger, check_states
 from gpt.callbacks.checkpoints import BestCheckpoint
 from gpt.callbacks.samples import Samples
 from gpt.callbacks.throughput import Throughput
-from gpt.checkpoint import FORMAT, read
+from gpt.checkpoint import FORMAT
 from gpt.config import RunConfig
 from gpt.data import CharData
 from gpt.extras.fsdp import ShardedGPTModule
@@ -104,11 +104,10 @@ def restore_loggers(trainer: L.Trainer, run: Run) -> None:
     Raises UserError for a checkpoint whose callbacks have states that are not of this project.
     """
     step = 0
-    if run.checkpoint is not None:
+    if run.content is not None:
         note_differences(run, trainer)
-        content = read(run.checkpoint)
-        check_states(trainer.callbacks, content["callbacks"])  # type: ignore[attr-defined]
-        step = content["global_step"]
+        check_states(trainer.callbacks, run.content["callbacks"])  # type: ignore[attr-defined]
+        step = run.content["global_step"]
     for logger in trainer.loggers:
         if isinstance(logger, RunLogger):
             logger.resume(step)

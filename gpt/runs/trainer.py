@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from gpt.callbacks import make_callbacks, make_loggers
 from gpt.callbacks.checkpoints import StoreMetadata
 from gpt.callbacks.progress import ProgressBar, ProgressLines
-from gpt.callbacks.step_seed import ScheduleOnResume, StepSeed
+from gpt.callbacks.step_seed import ResumeAtStep, StepSeed
 from gpt.callbacks.stopping import GracefulStop, ValidateAtEnd
 from gpt.callbacks.tensorboard import HParams
 from gpt.checkpoint import AtomicCheckpointIO
@@ -56,7 +56,7 @@ def make_trainer(config: RunConfig, run: Run, metadata: dict[str, Any], options:
         own = fsdp.without_whole_model(own)
     own += [
         StepSeed(config.seed),
-        ScheduleOnResume(),
+        ResumeAtStep(),
         HParams(options.hyperparameters or {"name": config.name}),
         StoreMetadata(metadata),
         GracefulStop(options.resume_hint),
