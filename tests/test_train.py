@@ -39,6 +39,9 @@ def test_run_folder_explains_itself(trained):
     run = json.loads((trained / "run.json").read_text())
     assert run["versions"]["torch"] == torch.__version__
     assert len(run["text_sha256"]) == 64
+    assert run["overrides"]["model"] == "tiny"
+    assert (run["overrides"]["model.n_embd"], run["overrides"]["trainer.max_steps"]) == (16, 4)
+    assert not [key for key in run["overrides"] if key.startswith("hydra")]
     assert "n_embd: 16" in (trained / "config.yaml").read_text()
     assert "${" not in (trained / "config.yaml").read_text()
 

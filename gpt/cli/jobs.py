@@ -39,8 +39,8 @@ def run_single(composition: Composition, arguments: Sequence[str]) -> None:
     command = sys.argv[:]
     # Lightning starts further processes by this program's command line, which now tells them to join the run in its folder
     sys.argv[1:] = [quote_override("resume", str(folder.absolute())), quote_override("data.folder", config.data.folder)]
-    hint, shown = describe_resuming(folder), {key: value for key, value in overrides.items() if not key.startswith("hydra")}
-    result = train(config, folder, RunOptions(command, hint, shown))
+    given = {key: value for key, value in overrides.items() if not key.startswith("hydra")}
+    result = train(config, folder, RunOptions(command, describe_resuming(folder), given))
     if is_first_process():
         report(folder, result, config)
 
@@ -51,10 +51,7 @@ def run_sweep_job(cfg: DictConfig) -> dict[str, Any]:
     values = {str(key): plain(cfg, str(key)) for key in cfg}
     if (resume := values.pop("resume", None)) is not None:
         raise UserError(f"resume = {shorten(resume)}: not for sweeps; repeat the command to continue one")
-    constant = hydra_config.job.config.override_dirname.exclude_keys  # told by gpt.cli.sweep
-    overrides = parse_overrides(hydra_config.overrides.task)
-    varied = {key: value for key, value in overrides.items() if key not in constant}
-    options = RunOptions(sys.argv, hyperparameters=varied, quiet=True)
+    options = RunOptions(sys.argv, overrides=parse_overrides(hydra_config.overrides.task), quiet=True)
     return train(RunConfig.from_dict(values), Path(hydra_config.runtime.output_dir), options)
 
 

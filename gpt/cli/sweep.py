@@ -75,8 +75,6 @@ class Sweep(Callback):
         name = "_".join([config.name, *(name for name in names if name != "seed")])
         prefer(config, "hydra.sweep.dir", f"outputs/sweeps/{name[:80]}_{digest}")
         prefer(config, "hydra.sweep.subdir", name_jobs(names, varied, values))
-        constant = [override.key_or_group for override in overrides if override not in varied]
-        prefer(config, "hydra.job.config.override_dirname.exclude_keys", constant)  # tells the jobs what does not vary
         folder = Path(config.hydra.sweep.dir)
         check_plain(folder)
         self.jobs = Sweep.jobs = jobs  # jobs in other processes get this object
@@ -191,7 +189,7 @@ def short_names(keys: Sequence[str]) -> list[str]:
     return [name if last.count(name) == 1 else key.replace("/", ".") for name, key in zip(last, keys, strict=True)]
 
 
-def prefer(config: DictConfig, key: str, value: str | list[str]) -> None:
+def prefer(config: DictConfig, key: str, value: str) -> None:
     """Set one of Hydra's settings, for the sweep and each of its jobs, unless the user has set it."""
     overrides = config.hydra.overrides.hydra
     if not any(override.startswith(f"{key}=") for override in overrides):

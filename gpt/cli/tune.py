@@ -171,6 +171,7 @@ def run_trial(trial: "optuna.Trial", search: Search) -> float:
     import optuna
 
     from gpt.cli.jobs import compose_run
+    from gpt.cli.overrides import parse_overrides
     from gpt.runs.train import train
     from gpt.runs.trainer import RunOptions
 
@@ -180,7 +181,8 @@ def run_trial(trial: "optuna.Trial", search: Search) -> float:
     config = None
     try:
         config = compose_run([*search.overrides, *overrides], search.name)
-        options = RunOptions(command=sys.argv, hyperparameters=trial.params, callbacks=[report_to(trial)], quiet=True)
+        given = parse_overrides([*search.overrides, *overrides])
+        options = RunOptions(command=sys.argv, overrides=given, callbacks=[report_to(trial)], quiet=True)
         result = train(config, folder, options)
     except (UserError, optuna.TrialPruned) as error:
         if isinstance(error, UserError) and config is not None and not (folder / "config.yaml").exists():

@@ -3,19 +3,18 @@
 import contextlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import lightning as L
 import yaml
 from filelock import FileLock, Timeout
 
 from gpt.checkpoint import read
 from gpt.config import RunConfig, read_config_file
 from gpt.files import atomic, read_json, remove_staged, write_json, write_text
-from gpt.runs.machine import describe_origin, is_first_process
+from gpt.runs.machine import is_first_process
 from gpt.settings import UserError
 from gpt.tokenizer import Tokenizer, restore
 
@@ -140,8 +139,11 @@ class Run:
 
     # Beginning and ending
 
-    def begin(self, config: RunConfig, trainer: L.Trainer, command: Sequence[str], text_sha256: str) -> None:
-        """Write config.yaml, which says that there is a run, and run.json, and remove what earlier attempts have left."""
+    def begin(self, config: RunConfig, described: Mapping[str, Any]) -> None:
+        """Write config.yaml, which says that there is a run, and run.json, and remove what earlier attempts have left.
+
+        `described` is what run.json says of a run that is new: `gpt.runs.machine.describe_origin`.
+        """
         if not self.writes:
             return
         origin, result = self.folder / "run.json", self.folder / "result.json"
@@ -153,7 +155,7 @@ class Run:
         if origin.exists():
             os.utime(origin)  # by this time, resume=last finds the newest run
         else:
-            write_json(origin, describe_origin(trainer, command, text_sha256))
+            write_json(origin, described)
         write_text(self.config_file, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
 
     def finish(self, result: dict[str, Any], sample: str | None) -> None:

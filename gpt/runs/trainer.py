@@ -37,9 +37,9 @@ STRATEGIES: dict[str, Callable[[], str | Strategy]] = {
 class RunOptions:
     """How a run is started and shown. Nothing here changes its result."""
 
-    command: Sequence[str] = ()  # what was typed, for run.json
+    command: Sequence[str] = ()  # what was typed
     resume_hint: str = "Run the same command to continue"  # what a run that is stopped tells its user
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # what TensorBoard lists of the settings
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # the settings and choices of groups among it
     callbacks: Sequence[Callback] = ()  # beside those of the configuration
     quiet: bool = False  # print nothing: a sweep prints one line for each run
 
@@ -57,7 +57,7 @@ def make_trainer(config: RunConfig, run: Run, metadata: dict[str, Any], options:
     own += [
         StepSeed(config.seed),
         ScheduleOnResume(),
-        HParams(options.hyperparameters or {"name": config.name}),
+        HParams(options.overrides or {"name": config.name}),
         StoreMetadata(metadata),
         GracefulStop(options.resume_hint),
     ]
@@ -73,6 +73,7 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
     """Lightning's Trainer. Everything that Lightning counts in batches is counted in optimizer steps by our settings."""
     settings = config.trainer
     batches = settings.max_steps * settings.accumulate_grad_batches
+    assert settings.val_check_interval is not None  # RunConfig.resolve has decided it
     try:
         return L.Trainer(
             accelerator=settings.accelerator,
