@@ -146,12 +146,13 @@ def quote_override(key: str, value: str) -> str:
 
 
 def quote_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments with values quoted that Hydra's grammar has no letters for, such as `name=日本`."""
+    """The arguments with values quoted that Hydra's grammar does not know, such as `name=日本` and `resume=outputs/a=1,b=2`."""
     return [quote_argument(argument) for argument in arguments]
 
 
 def quote_argument(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if not equals or argument.isascii() or re.search(r"""['"\\\[\]{}(),$]""", value):
-        return argument  # Hydra's own syntax is left alone
-    return quote_override(key, value)
+    is_folder = key in ("resume", "hydra.run.dir") and value[:1] not in ("'", '"')  # its name may have = and , in it
+    if is_folder or (equals and not argument.isascii() and not re.search(r"""['"\\\[\]{}(),$]""", value)):
+        return quote_override(key, value)
+    return argument  # Hydra's own syntax is left alone

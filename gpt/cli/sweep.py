@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gpt.cli.leftovers import is_refusal, outermost_missing, remove_refused
+from gpt.cli.naming import short_names
 from gpt.cli.overrides import explained, plain
 from gpt.files import read_json, read_text, write_text
 from gpt.settings import UserError, one_line, shorten, user_errors
@@ -181,12 +182,6 @@ def name_jobs(names: Sequence[str], varied: Sequence[Override], values: Sequence
     keys = [override.key_or_group for override in varied]
     places = [f"hydra:runtime.choices.{key}" if key in choices else key for key in keys]
     return ",".join(f"{name}=${{{place}}}" for name, place in zip(names, places, strict=True)) or "job"
-
-
-def short_names(keys: Sequence[str]) -> list[str]:
-    """n_head for model.n_head, unless another key ends so too."""
-    last = [key.replace("/", ".").rpartition(".")[2] for key in keys]
-    return [name if last.count(name) == 1 else key.replace("/", ".") for name, key in zip(last, keys, strict=True)]
 
 
 def prefer(config: DictConfig, key: str, value: str) -> None:

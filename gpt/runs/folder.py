@@ -1,9 +1,10 @@
 """A run's folder: opened by one process at a time, and never trusted, because it may come from anybody."""
 
 import contextlib
+import itertools
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -119,7 +120,7 @@ class Run:
             else:
                 with atomic(path) as file:
                     file.write(content)
-        if self.folder in self.created:
+        if self.before.get(self.config_file, b"") is None:
             for name in (*TEXTS, "events.out.tfevents.*"):
                 for path in self.folder.glob(name):
                     path.unlink()
@@ -130,9 +131,8 @@ class Run:
             for name in (".lock", ".lock.pid"):
                 with contextlib.suppress(OSError):
                     (self.folder / name).unlink()
-        if self.folder in self.created:
-            with contextlib.suppress(OSError):
-                (self.folder / "checkpoints").rmdir()
+        with contextlib.suppress(OSError):
+            (self.folder / "checkpoints").rmdir()
         for path in self.created:
             with contextlib.suppress(OSError):
                 path.rmdir()
@@ -166,6 +166,27 @@ class Run:
             write_text(self.folder / "sample.txt", sample)
         write_json(self.folder / "result.json", result)
         (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt left it
+
+
+@contextlib.contextmanager
+def unused_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder that no other process has, NAME or else NAME-2, and so on. It is removed again if it stays empty."""
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    found = folder
+    for number in itertools.count(2):
+        try:
+            found.mkdir(parents=True)
+            break
+        except OSError:
+            if not os.path.lexists(found):  # `Run` tells why
+                break
+            found = folder.with_name(f"{folder.name}-{number}")
+    try:
+        yield found
+    finally:
+        for path in (found, *missing):
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 def check_plain(folder: Path) -> None:
