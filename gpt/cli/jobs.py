@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from gpt.cli.naming import name_run
 from gpt.cli.overrides import Composition, compose, parse_overrides, plain, quote_override
 from gpt.cli.report import describe_resuming, report
+from gpt.cli.sweep import Sweep
 from gpt.config import RunConfig
 from gpt.runs.folder import unused_folder
 from gpt.runs.machine import is_first_process
@@ -58,8 +59,10 @@ def run_sweep_job(cfg: DictConfig) -> dict[str, Any]:
     values = {str(key): plain(cfg, str(key)) for key in cfg}
     if (resume := values.pop("resume", None)) is not None:
         raise UserError(f"resume = {shorten(resume)}: not for sweeps; repeat the command to continue one")
-    options = RunOptions(sys.argv, overrides=parse_overrides(hydra_config.overrides.task), quiet=True)
-    return train(RunConfig.from_dict(values), Path(hydra_config.runtime.output_dir), options)
+    folder, sweep = Path(hydra_config.runtime.output_dir), Sweep.started_here
+    live = sweep.live_line(hydra_config.job.num, folder.name) if sweep else []
+    options = RunOptions(sys.argv, overrides=parse_overrides(hydra_config.overrides.task), callbacks=live, quiet=True)
+    return train(RunConfig.from_dict(values), folder, options)
 
 
 def compose_run(arguments: Sequence[str], name: str) -> RunConfig:
