@@ -33,10 +33,14 @@ def name_run(start: str, overrides: Mapping[str, Any], config: "RunConfig") -> s
         for key, value in overrides.items()
         if value is not None and (key in named or ((CONF / key).is_dir() and key != "logger" and value != config.name))
     }
-    parts = [f"{name}={legible(value)}" for name, value in zip(short_names(list(chosen)), chosen.values(), strict=True)]
-    while parts and len(f"{start}_{','.join(parts)}".encode()) > LONGEST:
-        parts.pop()
-    return f"{start}_{','.join(parts)}" if parts else start
+    while chosen and len(f"{start}_{name_settings(chosen)}".encode()) > LONGEST:
+        chosen.popitem()  # the last one
+    return f"{start}_{name_settings(chosen)}" if chosen else start
+
+
+def name_settings(values: Mapping[str, Any]) -> str:
+    """Short names and values, without anything that a file system might refuse: {"model.n_head": 2} becomes n_head=2."""
+    return ",".join(f"{name}={legible(value)}" for name, value in zip(short_names(list(values)), values.values(), strict=True))
 
 
 def legible(value: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli.leftovers import is_refusal, outermost_missing, remove_refused
+from gpt.cli.naming import name_settings
 from gpt.cli.space import Space, check_space, describe_space, suggest, to_overrides
 from gpt.cli.sweep import describe_sweep
 from gpt.files import read_text, write_text
@@ -166,10 +167,11 @@ def run_trials(study: "optuna.Study", search: Search) -> None:
         if search.refusals and all(other.state.name == "FAIL" for other in study.trials):
             study.stop()
 
+    def objective(trial: "optuna.Trial") -> float:
+        return run_trial(trial, search)
+
     try:
-        study.optimize(
-            lambda trial: run_trial(trial, search), n_trials=search.trials, catch=(UserError,), callbacks=[stop_if_refused]
-        )
+        study.optimize(objective, n_trials=search.trials, catch=(UserError,), callbacks=[stop_if_refused])
     except (SQLAlchemyError, StorageInternalError) as error:
         raise UserError(f"--study = {search.name}: its study.db failed, {first_line(error)}; the same command goes on") from None
 
@@ -186,10 +188,11 @@ def run_trial(trial: "optuna.Trial", search: Search) -> float:
 
     taken_over = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial.study.trials[trial.number])
     folder = search.folder / f"{taken_over if isinstance(taken_over, int) else trial.number:04}"
-    overrides = to_overrides(suggest(trial, search.space))
+    values = suggest(trial, search.space)
+    overrides = to_overrides(values)
     left = TimeLeft(search.started, search.begun, search.trials - search.begun)
     search.begun += 1
-    callbacks = [report_to(trial), *live_line(search.begun, search.trials, " ".join(overrides), left)]
+    callbacks = [report_to(trial), *live_line(search.begun, search.trials, name_settings(values), left)]
     config = None
     try:
         config = compose_run([*search.overrides, *overrides], search.name)
