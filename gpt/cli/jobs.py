@@ -33,7 +33,7 @@ def run_single(composition: Composition, arguments: Sequence[str]) -> None:
         folder = find_run(str(resume))
         data = values.get("data")
         config = load_run_config(folder, overrides, data["folder"] if isinstance(data, dict) else "data")
-        return train_and_report(config, folder, overrides)
+        return train_and_report(config, folder, overrides, "resume")
     config = RunConfig.from_dict(values)
     if has_own_folder:
         return train_and_report(config, folder, overrides)
@@ -43,10 +43,11 @@ def run_single(composition: Composition, arguments: Sequence[str]) -> None:
         train_and_report(config, folder, overrides)
 
 
-def train_and_report(config: RunConfig, folder: Path, overrides: Mapping[str, Any]) -> None:
+def train_and_report(config: RunConfig, folder: Path, overrides: Mapping[str, Any], place: str = "hydra.run.dir") -> None:
     command = sys.argv[:]
     # Lightning starts further processes by this program's command line, which now tells them to join the run in its folder
-    sys.argv[1:] = [quote_override("resume", str(folder.absolute())), quote_override("data.folder", config.data.folder)]
+    others = [argument for argument in command[1:] if not argument.startswith(f"{place}=")]
+    sys.argv[1:] = [*others, f"{place}={folder.absolute()}"]
     given = {key: value for key, value in overrides.items() if not key.startswith("hydra")}
     result = train(config, folder, RunOptions(command, describe_resuming(folder), given))
     if is_first_process():

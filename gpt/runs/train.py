@@ -45,7 +45,7 @@ def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -
             trainer = make_trainer(config, run, make_metadata(config, data), options)
             module = make_module(config, data)
             restore_loggers(trainer, run)
-            run.begin(config, describe_origin(trainer, options.command, options.overrides, data.sha256))
+            run.plan(config, describe_origin(trainer, options.command, options.overrides, data.sha256))
             if not options.quiet:
                 announce(module, data, reasons)
             start = time.perf_counter()

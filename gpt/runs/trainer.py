@@ -63,7 +63,7 @@ def make_trainer(config: RunConfig, run: Run, metadata: dict[str, Any], options:
     ]
     if not options.quiet:
         own.append(ProgressBar() if sys.stdout.isatty() else ProgressLines())
-    own += [MarkStarted(run), *options.callbacks, ValidateAtEnd()]
+    own = [BeginFolder(run), *own, *options.callbacks, ValidateAtEnd()]
     trainer = build_trainer(config, run, own)
     check_processes(config, trainer, in_sweep=options.quiet)
     return trainer
@@ -109,14 +109,14 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
         raise UserError(f"{given}: {reason}; try trainer=cpu trainer.devices=1") from None
 
 
-class MarkStarted(Callback):
-    """Tells the run's folder that a step was taken: from then on it is kept, whatever happens."""
+class BeginFolder(Callback):
+    """Begins the run's folder after the first step, and so before anything is saved there."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.run.started = True
+        self.run.begin()
 
 
 def check_processes(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> None:
