@@ -18,7 +18,7 @@ from torch import Tensor
 from gpt.archive import Refused, read_archive, walk
 from gpt.files import PRETRAINED, atomic
 from gpt.model import GPT, GPTConfig
-from gpt.settings import UserError, build, one_line, shorten
+from gpt.settings import UserError, build, shorten
 from gpt.tokenizer import Tokenizer, restore
 from gpt.training_state import PREFIX, check_training_state, compare_weights
 

@@ -38,10 +38,10 @@ class TrainerConfig:
     num_nodes: int
     strategy: str  # auto for one device, ddp or fsdp for several
     precision: str
-    compile: bool | None  # None, like "auto" above, is decided by RunConfig.resolve
+    compile: bool | None  # None here and below, like "auto" above, is decided by RunConfig.resolve
     max_steps: int
     max_time: str | None  # DD:HH:MM:SS, after which a run ends early
-    val_check_interval: int
+    val_check_interval: int | None  # None: an eighth of max_steps
     log_every_n_steps: int
     gradient_clip_val: float  # the largest total norm; 0: no clipping
     accumulate_grad_batches: int
@@ -52,7 +52,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         limits = {"max_steps": 10**9, "val_check_interval": 10**9, "log_every_n_steps": 10**9}
         for field, largest in (limits | {"accumulate_grad_batches": 10**6, "num_nodes": 10**5}).items():
-            if not 1 <= (value := getattr(self, field)) <= largest:
+            value = getattr(self, field)
+            if value is not None and not 1 <= value <= largest:
                 raise ValueError(f"{field} = {value}: must be from 1 to {largest:,}; set a number in this range")
         if self.gradient_clip_val < 0:
             raise ValueError(f"gradient_clip_val = {self.gradient_clip_val}: must not be negative; set 0 for no clipping")
@@ -113,7 +114,7 @@ class RunConfig:
         return flatten(self.to_dict())
 
     def resolve(self, data: CharData) -> tuple["RunConfig", list[str]]:
-        """This configuration with the vocabulary, the precision and compilation decided, and the reasons for the latter.
+        """This configuration with everything decided, and the reasons for the precision and compilation that were chosen.
 
         Raises UserError if the text has another vocabulary than was asked for.
         """
@@ -134,7 +135,8 @@ class RunConfig:
         elif compiled and not has_compiler(device):
             compiled = False
             reasons.append("not compiled: there is no C++ compiler")
-        trainer = replace(self.trainer, precision=precision, compile=compiled)
+        interval = self.trainer.val_check_interval or max(1, self.trainer.max_steps // 8)
+        trainer = replace(self.trainer, precision=precision, compile=compiled, val_check_interval=interval)
         return replace(self, model=model, trainer=trainer), reasons
 
     @property

@@ -54,11 +54,11 @@ def run_hydra(arguments: list[str], options: list[str]) -> None:
         raise UserError(f"options = {' '.join(unknown)}: settings have no dashes; write them as trainer.max_steps=3")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, to be told in one line
     sys.argv[1:] = arguments
-    Sweep.folder = None
+    Sweep.started_here = None
     with explained([argument for argument in arguments if not argument.startswith("-")]):
         main()
-    if Sweep.folder:
-        Sweep.conclude()
+    if Sweep.started_here:
+        Sweep.started_here.conclude()
 
 
 if __name__ == "__main__":

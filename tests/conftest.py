@@ -49,7 +49,7 @@ def text(tmp_path: Path) -> Path:
 PRECISION = os.environ.get("GPT_TEST_PRECISION", "32-true")
 # The smallest model and run, for tests that go through the whole script
 TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.accelerator=cpu", "callbacks.samples.tokens=20"]
-TINY.append(f"trainer.precision={PRECISION}")
+TINY += [f"trainer.precision={PRECISION}", "trainer.val_check_interval=500"]  # one validation, at the end
 
 
 @pytest.fixture(params=["32-true", "bf16-mixed"])

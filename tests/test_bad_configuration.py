@@ -109,7 +109,7 @@ CONFIGURATIONS: dict[tuple[str, ...], str] = {  # the arguments, and what the li
     ("run_dir=null",): "run_dir = null: no such setting",
     ("run_dir=5",): "run_dir = 5: no such setting",
     ("+max_steps=5",): "max_steps = 5: no such setting",
-    ("callbacks=null",): "null is no choice; leave a group out with ~",
+    ("callbacks=null",): "callbacks = null: no such file in conf/callbacks/; choose one of default",
     ("callbacks.samples=5",): "callbacks.samples = 5: not a group of settings",
     ("callbacks.samples.temperatures=[-1]",): "callbacks.samples.temperatures = -1.0: not a finite number from 0 up",
     ("callbacks.samples.temperatures=[]",): "callbacks.samples.temperatures = ",

@@ -50,6 +50,15 @@ def test_resolving_decides_vocabulary_precision_and_compilation(config):
     assert resolved.resolve(data) == (resolved, [])
 
 
+@pytest.mark.parametrize(("steps", "interval"), [(1, 1), (7, 1), (2000, 250)])
+def test_validation_interval_is_an_eighth_of_the_steps_unless_it_is_set(config, steps, interval):
+    data = CharData(config.data, 16, config.seed)
+    undecided = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_steps=steps))
+    assert undecided.resolve(data)[0].trainer.val_check_interval == interval
+    decided = dataclasses.replace(undecided, trainer=dataclasses.replace(undecided.trainer, val_check_interval=5))
+    assert decided.resolve(data)[0].trainer.val_check_interval == 5
+
+
 def test_another_vocabulary_than_asked_for_is_refused(config):
     data = CharData(config.data, 16, config.seed)
     asked = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=7))

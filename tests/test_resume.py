@@ -109,6 +109,14 @@ def test_more_steps_continue_a_finished_run(call, trained):
     assert not list(Path("outputs").glob("*"))  # resuming makes no new folders
 
 
+def test_more_steps_keep_the_validation_interval_that_was_decided(call, text):
+    settings = [*TINY, f"data.path={text}", "trainer.val_check_interval=null", "callbacks.samples=null", "hydra.run.dir=run"]
+    assert call(*settings, "trainer.max_steps=16")[0] == 0
+    code, _, err = call(*settings, "trainer.max_steps=24")
+    assert code == 0, err
+    assert [row["step"] for row in history("run") if row["val/loss"]] == [str(step) for step in range(1, 24, 2)]
+
+
 def test_early_stopping_after_a_kill_stops_at_the_same_step(call, text, monkeypatch):
     """The process dies after the checkpoint of the last validation, and before there is a result."""
     settings = [*TINY, f"data.path={text}", "callbacks=early_stopping", "callbacks.early_stopping.patience=1"]

@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import TINY
 from gpt.callbacks.step_seed import StepSeed
+from gpt.cli.live import TimeLeft
 
 SWEEP = ["-m", *TINY, "trainer.max_steps=2", "model.n_layer=1", "model.n_head=2,3,4"]
 
@@ -38,7 +40,8 @@ def test_sweep_prints_a_line_for_each_job_and_ends_in_a_table(call, text):
     assert err.startswith("error: sweep = outputs/sweeps/tiny_n_head_")
     assert "1 of 3 jobs failed" in err
     assert err.count("\n") == 1
-    assert len(out.splitlines()) == len(lines) + 1 + len(table.splitlines()) + 2  # and no banners
+    assert out.splitlines()[:2] == [f"sweep of 3 runs in {folder}", "  n_head = 2, 3, 4"]
+    assert len(out.splitlines()) == 2 + len(lines) + 1 + len(table.splitlines()) + 2  # and no banners
 
 
 def test_same_command_continues_and_another_is_another_sweep(call, text):
@@ -53,6 +56,26 @@ def test_same_command_continues_and_another_is_another_sweep(call, text):
     code, _, _ = call(*SWEEP[:-1], "model.n_head=2,4", f"data.path={text}", "optimizer.lr=1e-4")
     assert code == 0
     assert len(list(Path("outputs/sweeps").iterdir())) == 2
+
+
+def test_terminal_shows_the_job_that_trains_and_when_all_will_be_done(call, text, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, err = call("-m", *TINY, f"data.path={text}", "trainer.max_steps=5", "seed=1,2")
+    assert code == 0, err
+    first, second = (part for part in out.split("sweep of 2 runs")[1].split("val loss")[:2])
+    assert "1 of 2  seed=1" in first
+    assert "all done in 0:00:" in first
+    assert "2 of 2  seed=2" in second
+
+
+def test_time_left_is_that_of_the_runs_which_were_trained(monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 130.0)
+    assert str(TimeLeft(started=100, trained=0, left=3)) == ""  # nothing is known yet
+    left = TimeLeft(started=100, trained=1, left=3)
+    assert str(left) == "all done in 0:01:30"
+    left.share = 0.5  # of the present run
+    assert str(left) == "all done in 0:00:50"
+    assert str(TimeLeft(started=100, trained=3, left=0)) == ""
 
 
 REFUSED = [
@@ -147,14 +170,14 @@ def test_values_that_make_no_folder_name_are_numbered(call, text, tmp_path):
     other.write_text(text.read_text())
     code, out, err = call("-m", *TINY, f"data.path={text},{other}", "trainer.max_steps=1")
     assert code == 0, err
-    assert [line.split(": ")[0] for line in out.splitlines()[:2]] == ["1 of 2  job=0", "2 of 2  job=1"]
+    assert [line.split(": ")[0] for line in out.splitlines()[2:4]] == ["1 of 2  job=0", "2 of 2  job=1"]
 
 
 def test_typed_values_replace_what_an_experiment_sweeps_over(call, text):
     arguments = ["experiment=sweep_arch", *TINY, f"data.path={text}", "trainer.max_steps=1", "model/arch=gpt2,modern", "seed=7"]
     code, out, err = call(*arguments)
     assert code == 0, err
-    assert [line.split(": ")[0] for line in out.splitlines()[:2]] == ["1 of 2  arch=gpt2", "2 of 2  arch=modern"]
+    assert [line.split(": ")[0] for line in out.splitlines()[2:4]] == ["1 of 2  arch=gpt2", "2 of 2  arch=modern"]
 
 
 def test_folder_of_another_run_is_left_alone(call, text):

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,12 @@ import evaluate
 import sample
 from conftest import ROOT, TINY
 from gpt.checkpoint import load
+from gpt.cli.naming import name_run
+from gpt.cli.overrides import compose, parse_overrides, quote_arguments
 from gpt.config import RunConfig, read_config_file
 from gpt.data import CharData, DataConfig, RandomWindows
 from gpt.hardware import has_compiler
+from gpt.runs.folder import unused_folder
 from gpt.runs.train import make_module
 from gpt.settings import build
 
@@ -39,6 +43,9 @@ def test_run_folder_explains_itself(trained):
     run = json.loads((trained / "run.json").read_text())
     assert run["versions"]["torch"] == torch.__version__
     assert len(run["text_sha256"]) == 64
+    assert run["overrides"]["model"] == "tiny"
+    assert (run["overrides"]["model.n_embd"], run["overrides"]["trainer.max_steps"]) == (16, 4)
+    assert not [key for key in run["overrides"] if key.startswith("hydra")]
     assert "n_embd: 16" in (trained / "config.yaml").read_text()
     assert "${" not in (trained / "config.yaml").read_text()
 
@@ -290,6 +297,47 @@ def test_steps_may_be_written_as_1e1(call, text):
     code, out, _ = call(*TINY, f"data.path={text}", "trainer.max_steps=1e1")
     assert code == 0
     assert "after 10 steps" in out
+
+
+NAMES = [
+    (["model=tiny", "model/arch=gpt1", "seed=2"], "START_tiny_arch=gpt1,seed=2"),
+    (["model=tiny"], "START_tiny"),
+    (["experiment=best", "model=tiny", "trainer.max_steps=1e3"], "START_best_model=tiny,max_steps=1000"),
+    (["name=日本", "ablation=gelu", "optimizer.betas=[0.9,0.95]"], "START_日本_ablation=gelu,betas=0.9-0.95"),
+    (["data.path='a/b c.txt'", "data.folder=x", "hydra.run.dir=y", "~logger", "callbacks.samples=null"], "START_small"),
+    (["callbacks=ema", "callbacks.ema.decay=0.5", "logger=csv", "trainer.devices=2"], "START_small_callbacks=ema,decay=0.5"),
+    (
+        ["model.n_embd=128", "model.n_layer=4", "trainer.max_steps=100000", "data.batch_size=16", "scheduler.warmup_ratio=0.123"],
+        "START_small_n_embd=128,n_layer=4,max_steps=100000,batch_size=16",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "name"), NAMES, ids=[name for _, name in NAMES])
+def test_folder_is_named_after_what_was_typed(arguments, name):
+    values = dict(compose(arguments := quote_arguments(arguments)).values)
+    del values["resume"]
+    config = RunConfig.from_dict(values)
+    assert name_run(f"START_{config.name}", parse_overrides(arguments), config) == name
+
+
+def test_default_folder_has_the_date_in_front_and_is_resumed_by_its_name(call, text):
+    code, out, err = call(*TINY, f"data.path={text}", "trainer.max_steps=1", "model/arch=gpt1")
+    assert code == 0, err
+    (folder,) = Path("outputs").iterdir()
+    assert re.fullmatch(r"\d{4}(-\d\d){2}_\d\d(-\d\d){2}_tiny_n_embd=16,context_length=16,max_steps=1,arch=gpt1", folder.name)
+    assert f"run folder: {folder}" in out
+    code, out, err = call(f"resume={folder}", "trainer.max_steps=2")
+    assert code == 0, err
+    assert "after 2 steps" in out
+
+
+def test_folder_that_is_taken_gets_a_number(tmp_path):
+    taken = tmp_path / "new" / "run"
+    with unused_folder(taken) as first, unused_folder(taken) as second:
+        assert (first, second) == (taken, tmp_path / "new" / "run-2")
+        (first / "kept").touch()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new", taken, taken / "kept"]
 
 
 def test_runs_started_together_have_their_own_folders(tmp_path, text):

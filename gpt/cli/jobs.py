@@ -2,16 +2,19 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from gpt.cli.naming import name_run
 from gpt.cli.overrides import Composition, compose, parse_overrides, plain, quote_override
 from gpt.cli.report import describe_resuming, report
+from gpt.cli.sweep import Sweep
 from gpt.config import RunConfig
+from gpt.runs.folder import unused_folder
 from gpt.runs.machine import is_first_process
 from gpt.runs.resume import find_run, load_run_config
 from gpt.runs.train import train
@@ -21,26 +24,32 @@ from gpt.settings import UserError, shorten
 
 def run_single(composition: Composition, arguments: Sequence[str]) -> None:
     """Train the run that was composed, or go on with the one that `resume=` names, and report its result."""
-    overrides = parse_overrides(arguments)
-    values, folder = dict(composition.values), composition.folder
-    resume = values.pop("resume", None)
-    if resume is None:
-        config = RunConfig.from_dict(values)
-        has_own_folder = any(argument.startswith("hydra.run.dir=") for argument in arguments)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not has_own_folder:
-            raise UserError("hydra.run.dir = (missing): several processes need one folder; set hydra.run.dir=outputs/NAME")
-    else:
-        if "hydra.run.dir" in overrides:
+    values, folder, overrides = dict(composition.values), composition.folder, parse_overrides(arguments)
+    resume, has_own_folder = values.pop("resume", None), "hydra.run.dir" in overrides
+    if resume is not None:
+        if has_own_folder:
             raise UserError(f"resume = {shorten(resume)}: goes on in the run's own folder; leave hydra.run.dir out")
         overrides.pop("resume")
         folder = find_run(str(resume))
         data = values.get("data")
         config = load_run_config(folder, overrides, data["folder"] if isinstance(data, dict) else "data")
+        return train_and_report(config, folder, overrides, "resume")
+    config = RunConfig.from_dict(values)
+    if has_own_folder:
+        return train_and_report(config, folder, overrides)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("hydra.run.dir = (missing): several processes need one folder; set hydra.run.dir=outputs/NAME")
+    with unused_folder(folder.with_name(name_run(folder.name, overrides, config))) as folder:
+        train_and_report(config, folder, overrides)
+
+
+def train_and_report(config: RunConfig, folder: Path, overrides: Mapping[str, Any], place: str = "hydra.run.dir") -> None:
     command = sys.argv[:]
     # Lightning starts further processes by this program's command line, which now tells them to join the run in its folder
-    sys.argv[1:] = [quote_override("resume", str(folder.absolute())), quote_override("data.folder", config.data.folder)]
-    hint, shown = describe_resuming(folder), {key: value for key, value in overrides.items() if not key.startswith("hydra")}
-    result = train(config, folder, RunOptions(command, hint, shown))
+    others = [argument for argument in command[1:] if not argument.startswith(f"{place}=")]
+    sys.argv[1:] = [*others, f"{place}={folder.absolute()}"]
+    given = {key: value for key, value in overrides.items() if not key.startswith("hydra")}
+    result = train(config, folder, RunOptions(command, describe_resuming(folder), given))
     if is_first_process():
         report(folder, result, config)
 
@@ -51,11 +60,10 @@ def run_sweep_job(cfg: DictConfig) -> dict[str, Any]:
     values = {str(key): plain(cfg, str(key)) for key in cfg}
     if (resume := values.pop("resume", None)) is not None:
         raise UserError(f"resume = {shorten(resume)}: not for sweeps; repeat the command to continue one")
-    constant = hydra_config.job.config.override_dirname.exclude_keys  # told by gpt.cli.sweep
-    overrides = parse_overrides(hydra_config.overrides.task)
-    varied = {key: value for key, value in overrides.items() if key not in constant}
-    options = RunOptions(sys.argv, hyperparameters=varied, quiet=True)
-    return train(RunConfig.from_dict(values), Path(hydra_config.runtime.output_dir), options)
+    folder, sweep = Path(hydra_config.runtime.output_dir), Sweep.started_here
+    live = sweep.live_line(hydra_config.job.num, folder.name) if sweep else []
+    options = RunOptions(sys.argv, overrides=parse_overrides(hydra_config.overrides.task), callbacks=live, quiet=True)
+    return train(RunConfig.from_dict(values), folder, options)
 
 
 def compose_run(arguments: Sequence[str], name: str) -> RunConfig:

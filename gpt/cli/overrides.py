@@ -20,7 +20,6 @@ from gpt.settings import UserError, did_you_mean, shorten
 
 CONF = Path(__file__).parents[2] / "conf"
 REQUIRED_GROUPS = ("model", "data", "optimizer", "scheduler", "trainer")
-SEE_HELP = "see python scripts/train.py --help"
 
 
 @dataclass(frozen=True)
@@ -77,36 +76,25 @@ def explained(overrides: Sequence[str]) -> Iterator[None]:
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> UserError:
-    """The one line for what Hydra complains about, with the setting or file that was probably meant."""
+    """The one line for what Hydra complains about: the setting or file that was probably meant, or else Hydra's own words."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as parse_error:
-        return UserError(
-            f"override = {shorten(' '.join(overrides))}: {shorten(parse_error, 200)}; see python scripts/train.py --help"
-        )
-    if str(error).startswith("Config group override"):
-        return UserError(f"override = {shorten(' '.join(overrides))}: null is no choice; leave a group out with ~, as ~logger")
-    settings = known_settings()
+        parsed, error = [], parse_error
+    settings = known_settings() if parsed else []
     for override in parsed:
-        key = override.key_or_group
+        key, value = override.key_or_group, shorten(str(override.input_line).partition("=")[2].strip("'\""))
+        options = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
         if override.is_delete() and key in REQUIRED_GROUPS:
             return UserError(f"{key} = (missing): a run needs this group; choose a file of conf/{key}/")
-        if override.is_sweep_override():
-            value = shorten(override.input_line)
-        else:
-            value = "(deleted)" if override.is_delete() else shorten(override.get_value_element_as_str())
-        if (folder := CONF / key).is_dir():
-            options = sorted(path.stem for path in folder.glob("*.yaml"))
-            if options and not (override.is_delete() or override.is_sweep_override()) and value not in options:
-                return UserError(f"{key} = {value}: no such file in conf/{key}/; choose one of {', '.join(options)}")
-        elif not (override.is_add() or override.is_hydra_override() or key in settings):
+        if options and not (override.is_delete() or override.is_sweep_override() or value in options):
+            return UserError(f"{key} = {value}: no such file in conf/{key}/; choose one of {', '.join(options)}")
+        if not (override.is_delete() or override.is_add() or override.is_hydra_override() or key in settings):
             return UserError(f"{key} = {value}: no such setting; {did_you_mean(key, settings)}")
-        elif override.is_add() and not override.is_force_add() and key in settings:
-            return UserError(f"{override.input_line} = (added): there is such a setting already; leave the + out")
     several = [override.input_line for override in parsed if override.is_sweep_override()]
     if several and not {"-m", "--multirun"} & set(sys.argv):
         return UserError(f"{several[0]} = (several values): that is a sweep; add -m")
-    return UserError(f"override = {shorten(' '.join(overrides))}: {shorten(error, 200)}; {SEE_HELP}")
+    return UserError(f"override = {shorten(' '.join(overrides))}: {shorten(error, 200)}; see python scripts/train.py --help")
 
 
 def known_settings() -> list[str]:
@@ -146,12 +134,13 @@ def quote_override(key: str, value: str) -> str:
 
 
 def quote_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments with values quoted that Hydra's grammar has no letters for, such as `name=日本`."""
+    """The arguments with values quoted that Hydra's grammar does not know, such as `name=日本` and `resume=outputs/a=1,b=2`."""
     return [quote_argument(argument) for argument in arguments]
 
 
 def quote_argument(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if not equals or argument.isascii() or re.search(r"""['"\\\[\]{}(),$]""", value):
-        return argument  # Hydra's own syntax is left alone
-    return quote_override(key, value)
+    is_folder = key in ("resume", "hydra.run.dir") and value[:1] not in ("'", '"')  # its name may have = and , in it
+    if is_folder or (equals and not argument.isascii() and not re.search(r"""['"\\\[\]{}(),$]""", value)):
+        return quote_override(key, value)
+    return argument  # Hydra's own syntax is left alone

@@ -40,6 +40,7 @@ def describe_result(result: dict[str, Any], tokenizer: str) -> str:
 
 
 def describe_resuming(folder: Path) -> str:
-    """The command that goes on with a run, quoted for the shell and for Hydra."""
-    override = quote_override("resume", os.path.relpath(folder))
+    """The command that goes on with a run, quoted for the shell."""
+    path = os.path.relpath(folder)
+    override = quote_override("resume", path) if path[0] in "'\"" else f"resume={path}"
     return f"To continue: python scripts/train.py {shlex.quote(override)}"

@@ -1,8 +1,6 @@
 """What a search varies: a YAML file with a line for each setting, either its choices or a lowest and a highest value."""
 
 import json
-import math
-import random
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,19 +92,10 @@ def suggest(trial: "optuna.Trial", space: Space) -> dict[str, Any]:
     return values
 
 
-def draw_point(space: Space, generator: random.Random) -> dict[str, Any]:
-    """A random point of a space."""
-    values: dict[str, Any] = {}
-    for key, line in space.items():
-        if "choices" in line:
-            values[key] = generator.choice(line["choices"])
-        elif is_whole(line):
-            values[key] = generator.randint(line["low"], line["high"])
-        elif line["log"]:
-            values[key] = math.exp(generator.uniform(math.log(line["low"]), math.log(line["high"])))
-        else:
-            values[key] = generator.uniform(line["low"], line["high"])
-    return values
+def describe_space(space: Space) -> dict[str, list[str]]:
+    """The values of each setting, for a person."""
+    ranges = {key: f"{line['low']} to {line['high']}" for key, line in space.items() if "low" in line}
+    return {key: [ranges[key]] if key in ranges else [str(value) for value in line["choices"]] for key, line in space.items()}
 
 
 def is_whole(line: Mapping[str, Any]) -> bool:
@@ -125,12 +114,14 @@ def check_space(overrides: Sequence[str], space: Space, name: str) -> None:
 
     Single combinations that make no model are left to the search, which reports them and goes on.
     """
+    import optuna
+
     from gpt.cli.jobs import compose_run
 
-    generator, refusals = random.Random(0), []
+    study, refusals = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)), []
     for _ in range(TRIES):
         try:
-            compose_run([*overrides, *to_overrides(draw_point(space, generator))], name)
+            compose_run([*overrides, *to_overrides(suggest(study.ask(), space))], name)
             return
         except UserError as error:
             refusals.append(error)

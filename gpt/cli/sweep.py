@@ -7,9 +7,9 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,10 +21,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gpt.cli.leftovers import is_refusal, outermost_missing, remove_refused
+from gpt.cli.naming import short_names
 from gpt.cli.overrides import explained, plain
 from gpt.files import read_json, read_text, write_text
-from gpt.settings import UserError, one_line, shorten, user_errors
+from gpt.settings import UserError, one_line, printable, shorten, user_errors
 
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback as TrainerCallback
+
+    from gpt.cli.live import TimeLeft
+
+ENDINGS = ("result.json", "error.txt")  # the files with which a job ends
 MOST_JOBS, MOST_CHECKED = 10_000, 100  # of one sweep; those that are composed and checked before the first one starts
 
 
@@ -34,12 +41,12 @@ class Sweep(Callback):
     So the same command continues a sweep. A job that fails leaves error.txt in its folder, and the others go on.
     """
 
-    folder: Path | None = None  # of the sweep that this process has started
-    jobs = 0  # how many it has
-    created: Path | None = None  # the outermost folder that did not exist before
+    started_here: "Sweep | None" = None  # the sweep that this process has started; jobs in other processes get a copy of it
 
     def __init__(self) -> None:
-        self.job_started = 0.0
+        self.folder, self.jobs = Path(), 0
+        self.created: Path | None = None  # the outermost folder that did not exist before
+        self.started = self.job_started = 0.0
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Prepare the sweep, or end the program: Hydra would only warn of an exception here, and go on."""
@@ -75,12 +82,12 @@ class Sweep(Callback):
         name = "_".join([config.name, *(name for name in names if name != "seed")])
         prefer(config, "hydra.sweep.dir", f"outputs/sweeps/{name[:80]}_{digest}")
         prefer(config, "hydra.sweep.subdir", name_jobs(names, varied, values))
-        constant = [override.key_or_group for override in overrides if override not in varied]
-        prefer(config, "hydra.job.config.override_dirname.exclude_keys", constant)  # tells the jobs what does not vary
-        folder = Path(config.hydra.sweep.dir)
-        check_plain(folder)
-        self.jobs = Sweep.jobs = jobs  # jobs in other processes get this object
-        Sweep.folder, Sweep.created = folder, outermost_missing(folder)
+        self.folder, self.jobs, self.started = Path(config.hydra.sweep.dir), jobs, time.time()
+        check_plain(self.folder)
+        self.created = outermost_missing(self.folder)
+        Sweep.started_here = self
+        texts = [[value.partition("=")[2] for value in found] for found in values]
+        print(describe_sweep(f"sweep of {jobs:,} runs", self.folder, dict(zip(names, texts, strict=True))), flush=True)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Take the job's folder back if it is empty: the run makes it again, and removes it if the job is refused."""
@@ -96,24 +103,44 @@ class Sweep(Callback):
         folder = Path(config.hydra.runtime.output_dir)
         outcome = describe_outcome(folder, job_return, self.job_started)
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None  # Hydra has nothing to add
-        print(f"{config.hydra.job.num + 1} of {self.jobs}  {folder.name}: {outcome}", flush=True)
+        later = "" if Sweep.started_here else f"  {self.time_left()}".rstrip()  # where there is no live line to say it
+        print(f"{config.hydra.job.num + 1} of {self.jobs}  {folder.name}: {outcome}{later}", flush=True)
 
-    @classmethod
-    def conclude(cls) -> None:
+    def live_line(self, number: int, name: str) -> "list[TrainerCallback]":
+        """The callbacks that show a job on a terminal while it trains."""
+        from gpt.cli.live import live_line
+
+        return live_line(number + 1, self.jobs, name, self.time_left())
+
+    def time_left(self) -> "TimeLeft":
+        """How long the sweep still takes, by the files with which jobs end: jobs of other processes count as well."""
+        from gpt.cli.live import TimeLeft
+
+        results, errors = ({path.parent: path.stat().st_mtime for path in self.folder.glob(f"**/{name}")} for name in ENDINGS)
+        trained = [folder for folder, written in results.items() if written >= self.started]
+        failed = [folder for folder, written in errors.items() if written >= self.started]
+        return TimeLeft(self.started, len(trained), self.jobs - len({*results, *failed}))
+
+    def conclude(self) -> None:
         """Compare the jobs. Raises UserError if some have failed, and leaves nothing behind if none could begin."""
         from gpt.cli.compare import compare
 
-        assert cls.folder is not None
-        (cls.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's; the runs have their own config.yaml
-        errors = sorted(cls.folder.glob("**/error.txt"))
-        if cls.created is not None and len(errors) == cls.jobs and all(is_refusal(path) for path in errors):
+        (self.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's; the runs have their own config.yaml
+        errors = sorted(self.folder.glob("**/error.txt"))
+        if self.created is not None and len(errors) == self.jobs and all(is_refusal(path) for path in errors):
             reason = read_text(errors[0]).strip()
-            remove_refused(errors, cls.created)
+            remove_refused(errors, self.created)
             raise UserError(reason)
-        if any(cls.folder.glob("**/result.json")):
-            print(f"\n{compare(cls.folder)}", flush=True)
+        if any(self.folder.glob("**/result.json")):
+            print(f"\n{compare(self.folder)}", flush=True)
         if errors:
-            raise UserError(f"sweep = {cls.folder}: {len(errors)} of {cls.jobs} jobs failed; the same command tries them again")
+            raise UserError(f"sweep = {self.folder}: {len(errors)} of {self.jobs} jobs failed; the same command tries them again")
+
+
+def describe_sweep(what: str, folder: Path, varied: Mapping[str, Sequence[str]]) -> str:
+    """What is printed before the first run: how many there are, where, and the values of each setting that varies."""
+    lines = [f"  {name} = {shorten(', '.join(values), 100)}" for name, values in varied.items()]
+    return "\n".join([f"{what} in {printable(str(folder))}", *lines])
 
 
 def is_first_process() -> bool:
@@ -185,13 +212,7 @@ def name_jobs(names: Sequence[str], varied: Sequence[Override], values: Sequence
     return ",".join(f"{name}=${{{place}}}" for name, place in zip(names, places, strict=True)) or "job"
 
 
-def short_names(keys: Sequence[str]) -> list[str]:
-    """n_head for model.n_head, unless another key ends so too."""
-    last = [key.replace("/", ".").rpartition(".")[2] for key in keys]
-    return [name if last.count(name) == 1 else key.replace("/", ".") for name, key in zip(last, keys, strict=True)]
-
-
-def prefer(config: DictConfig, key: str, value: str | list[str]) -> None:
+def prefer(config: DictConfig, key: str, value: str) -> None:
     """Set one of Hydra's settings, for the sweep and each of its jobs, unless the user has set it."""
     overrides = config.hydra.overrides.hydra
     if not any(override.startswith(f"{key}=") for override in overrides):

@@ -5,6 +5,7 @@ import re
 import shlex
 import sqlite3
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli.leftovers import is_refusal, outermost_missing, remove_refused
-from gpt.cli.space import Space, check_space, suggest, to_overrides
+from gpt.cli.naming import name_settings
+from gpt.cli.space import Space, check_space, describe_space, suggest, to_overrides
+from gpt.cli.sweep import describe_sweep
 from gpt.files import read_text, write_text
 from gpt.settings import UserError, one_line, shorten
 
@@ -31,6 +34,9 @@ class Search:
     folder: Path
     overrides: list[str]
     space: Space
+    trials: int  # that this process adds
+    started: float = field(default_factory=time.time)
+    begun: int = 0  # of these trials
     refusals: list[UserError] = field(default_factory=list)  # by this process: of runs that were refused before they began
 
     @property
@@ -51,10 +57,11 @@ def tune(name: str, trials: int, overrides: Sequence[str], space: Space) -> str:
         raise UserError(f"--trials = {shorten(trials)}: must be from 1 to {MOST_TRIALS:,}; set a number in this range")
     check_overrides(overrides)
     check_space(overrides, space, name)
-    search = Search(Path("outputs", "tune", name), list(overrides), space)
+    search = Search(Path("outputs", "tune", name), list(overrides), space, trials)
     created = outermost_missing(search.folder)
     study = open_study(search)
-    run_trials(study, search, trials)
+    print(describe_sweep(f"search of {trials:,} runs", search.folder, describe_space(space)), flush=True)
+    run_trials(study, search)
     if created is not None:
         remove_if_refused(study, search, created)
     shown = f"\n{compare(search.folder)}, {', '.join(draw(study, search.folder))}"
@@ -151,8 +158,8 @@ def first_line(error: Exception) -> str:
     return shorten((str(error).splitlines() or [type(error).__name__])[0], 200)
 
 
-def run_trials(study: "optuna.Study", search: Search, trials: int) -> None:
-    """Run so many trials. A study whose very first run cannot begin ends there: the others would not begin either."""
+def run_trials(study: "optuna.Study", search: Search) -> None:
+    """Run the trials. A study whose very first run cannot begin ends there: the others would not begin either."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -160,8 +167,11 @@ def run_trials(study: "optuna.Study", search: Search, trials: int) -> None:
         if search.refusals and all(other.state.name == "FAIL" for other in study.trials):
             study.stop()
 
+    def objective(trial: "optuna.Trial") -> float:
+        return run_trial(trial, search)
+
     try:
-        study.optimize(lambda trial: run_trial(trial, search), n_trials=trials, catch=(UserError,), callbacks=[stop_if_refused])
+        study.optimize(objective, n_trials=search.trials, catch=(UserError,), callbacks=[stop_if_refused])
     except (SQLAlchemyError, StorageInternalError) as error:
         raise UserError(f"--study = {search.name}: its study.db failed, {first_line(error)}; the same command goes on") from None
 
@@ -171,16 +181,23 @@ def run_trial(trial: "optuna.Trial", search: Search) -> float:
     import optuna
 
     from gpt.cli.jobs import compose_run
+    from gpt.cli.live import TimeLeft, live_line
+    from gpt.cli.overrides import parse_overrides
     from gpt.runs.train import train
     from gpt.runs.trainer import RunOptions
 
     taken_over = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial.study.trials[trial.number])
     folder = search.folder / f"{taken_over if isinstance(taken_over, int) else trial.number:04}"
-    overrides = to_overrides(suggest(trial, search.space))
+    values = suggest(trial, search.space)
+    overrides = to_overrides(values)
+    left = TimeLeft(search.started, search.begun, search.trials - search.begun)
+    search.begun += 1
+    callbacks = [report_to(trial), *live_line(search.begun, search.trials, name_settings(values), left)]
     config = None
     try:
         config = compose_run([*search.overrides, *overrides], search.name)
-        options = RunOptions(command=sys.argv, hyperparameters=trial.params, callbacks=[report_to(trial)], quiet=True)
+        given = parse_overrides([*search.overrides, *overrides])
+        options = RunOptions(command=sys.argv, overrides=given, callbacks=callbacks, quiet=True)
         result = train(config, folder, options)
     except (UserError, optuna.TrialPruned) as error:
         if isinstance(error, UserError) and config is not None and not (folder / "config.yaml").exists():

@@ -2,25 +2,26 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import lightning as L
 import yaml
 from filelock import FileLock, Timeout
 
 from gpt.checkpoint import read
 from gpt.config import RunConfig, read_config_file
-from gpt.files import atomic, read_json, remove_staged, write_json, write_text
-from gpt.runs.machine import describe_origin, is_first_process
+from gpt.files import read_json, remove_staged, write_json, write_text
+from gpt.runs.machine import is_first_process
 from gpt.settings import UserError
 from gpt.tokenizer import Tokenizer, restore
 
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
+BEFORE_FIRST_STEP = (".lock", ".lock.pid", "checkpoints", "events.out.tfevents.*")  # what there is of a run by then
 TEXTS = ("config.yaml", "run.json", "metrics.csv", "result.json", "sample.txt", "error.txt")
 
 
@@ -34,10 +35,9 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.writes = is_first_process()  # of several processes, one keeps the folder
-        self.started = False  # whether a step of training has been taken
-        self.before: dict[Path, bytes | None] = {}  # what `begin` has changed, as it was
+        self.started = False  # whether a step of training has been taken: from then on it is kept, whatever happens
         self.created: list[Path] = []  # folders that did not exist
-        self.had_lock = (self.folder / ".lock").exists()
+        self.found: set[Path] = set()  # what was in this one
         self.lock = FileLock(self.folder / ".lock", timeout=0)
 
     # What is in the folder
@@ -90,13 +90,13 @@ class Run:
             check_plain(self.folder)
             for path in self.folder.glob("hpc_ckpt*"):  # Lightning would load it in place of ours
                 raise UserError(f"file = {path}: not one of this project's; remove it, or choose another folder")
-            missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+            self.created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+            self.found = set(self.folder.glob("*"))
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self.created = missing
                 self._acquire()
             except OSError as error:
-                self._remove_created()
+                self._remove_new()
                 place = error.filename or self.folder
                 raise UserError(f"file = {place}: {error.strerror}; choose another hydra.run.dir, or make room") from None
         return self
@@ -111,66 +111,76 @@ class Run:
         write_text(note, str(os.getpid()))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self.writes:
-            return
-        if error is not None and not self.started:
-            self._undo()
-            self._remove_created()
-        self.lock.release()
+        if self.writes:
+            if error is not None and not self.started:
+                self._remove_new()
+            self.lock.release()
 
-    def _undo(self) -> None:
-        """Put back what `begin` has changed, and remove what belongs to a run that never took a step."""
-        for path, content in self.before.items():
-            if content is None:
-                path.unlink(missing_ok=True)
-            else:
-                with atomic(path) as file:
-                    file.write(content)
-        if self.folder in self.created:
-            for name in (*TEXTS, "events.out.tfevents.*"):
-                for path in self.folder.glob(name):
-                    path.unlink()
-
-    def _remove_created(self) -> None:
-        """Remove the folders that this call has made, as far as they are empty."""
-        if not self.had_lock:
-            for name in (".lock", ".lock.pid"):
-                with contextlib.suppress(OSError):
-                    (self.folder / name).unlink()
-        if self.folder in self.created:
+    def _remove_new(self) -> None:
+        """Remove what has been made here for a run that never took a step."""
+        for path in {path for name in BEFORE_FIRST_STEP for path in self.folder.glob(name)} - self.found:
             with contextlib.suppress(OSError):
-                (self.folder / "checkpoints").rmdir()
+                path.rmdir() if path.is_dir() else path.unlink()
         for path in self.created:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # something else is in it
                 path.rmdir()
 
     # Beginning and ending
 
-    def begin(self, config: RunConfig, trainer: L.Trainer, command: Sequence[str], text_sha256: str) -> None:
-        """Write config.yaml, which says that there is a run, and run.json, and remove what earlier attempts have left."""
+    def plan(self, config: RunConfig, described: Mapping[str, Any]) -> None:
+        """Note what `begin` is to write: the configuration, and what run.json says of a run that is new."""
+        self.planned = config, described
         self.__dict__.pop("content", None)  # its tensors would take memory while the run trains
-        if not self.writes:
+
+    def begin(self) -> None:
+        """Write config.yaml, which says that there is a run, and run.json, and remove what earlier attempts have left.
+
+        Is called after the first step, so that there is nothing to undo if the settings turn out not to fit.
+        """
+        if self.started or not self.writes:
             return
-        origin, result = self.folder / "run.json", self.folder / "result.json"
-        for path in (self.config_file, origin, result):
-            self.before[path] = path.read_bytes() if path.exists() else None
+        self.started = True
+        config, described = self.planned
+        origin = self.folder / "run.json"
         remove_staged(self.folder, TEXTS)
         remove_staged(self.folder / "checkpoints", CHECKPOINTS)
-        result.unlink(missing_ok=True)  # it describes a shorter run
+        (self.folder / "result.json").unlink(missing_ok=True)  # it describes a shorter run
         if origin.exists():
             os.utime(origin)  # by this time, resume=last finds the newest run
         else:
-            write_json(origin, describe_origin(trainer, command, text_sha256))
+            write_json(origin, described)
         write_text(self.config_file, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
 
     def finish(self, result: dict[str, Any], sample: str | None) -> None:
         """Write result.json, which says that the run has ended, and sample.txt."""
+        self.begin()  # if all steps had been taken before, and only the result was missing
         if not self.writes:
             return
         if sample is not None:
             write_text(self.folder / "sample.txt", sample)
         write_json(self.folder / "result.json", result)
         (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt left it
+
+
+@contextlib.contextmanager
+def unused_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder that no other process has, NAME or else NAME-2, and so on. It is removed again if it stays empty."""
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    found = folder
+    for number in itertools.count(2):
+        try:
+            found.mkdir(parents=True)
+            break
+        except OSError:
+            if not os.path.lexists(found):  # `Run` tells why
+                break
+            found = folder.with_name(f"{folder.name}-{number}")
+    try:
+        yield found
+    finally:
+        for path in (found, *missing):
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 def check_plain(folder: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ def describe_machine(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-def describe_origin(trainer: L.Trainer, command: Sequence[str], text_sha256: str) -> dict[str, Any]:
+def describe_origin(trainer: L.Trainer, command: Sequence[str], overrides: Mapping[str, Any], text_sha256: str) -> dict[str, Any]:
     """The content of run.json: how, where and from what a run began."""
     return {
         "command": list(command),
+        "overrides": dict(overrides),
         "git_commit": ask_git("rev-parse", "HEAD"),
         "git_changes": bool(ask_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),

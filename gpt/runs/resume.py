@@ -62,9 +62,9 @@ def load_run_config(folder: Path, overrides: Mapping[str, Any], default_folder: 
 
 
 def keep_resolved(config: RunConfig, stored: RunConfig) -> RunConfig:
-    """`config` with precision and compilation as they were decided when the run began: another machine might decide otherwise."""
+    """`config` with what was decided when the run began: another machine, or more steps, might decide otherwise."""
     values, kept = config.to_dict(), stored.to_dict()
-    for key, undecided in (("precision", "auto"), ("compile", None)):
+    for key, undecided in (("precision", "auto"), ("compile", None), ("val_check_interval", None)):
         if values["trainer"][key] == undecided:
             values["trainer"][key] = kept["trainer"][key]
     return RunConfig.from_dict(values)

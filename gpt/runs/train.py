@@ -24,7 +24,7 @@ from gpt.hardware import keep_freed_memory
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
 from gpt.runs.folder import Run
-from gpt.runs.machine import silence_lightning
+from gpt.runs.machine import describe_origin, silence_lightning
 from gpt.runs.resume import check_resumable, check_same_text, keep_resolved, note_differences
 from gpt.runs.trainer import RunOptions, make_trainer
 from gpt.settings import UserError, one_line
@@ -45,7 +45,7 @@ def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -
             trainer = make_trainer(config, run, make_metadata(config, data), options)
             module = make_module(config, data)
             restore_loggers(trainer, run)
-            run.begin(config, trainer, options.command, data.sha256)
+            run.plan(config, describe_origin(trainer, options.command, options.overrides, data.sha256))
             if not options.quiet:
                 announce(module, data, reasons)
             start = time.perf_counter()

@@ -37,9 +37,9 @@ STRATEGIES: dict[str, Callable[[], str | Strategy]] = {
 class RunOptions:
     """How a run is started and shown. Nothing here changes its result."""
 
-    command: Sequence[str] = ()  # what was typed, for run.json
+    command: Sequence[str] = ()  # what was typed
     resume_hint: str = "Run the same command to continue"  # what a run that is stopped tells its user
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # what TensorBoard lists of the settings
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # the settings and choices of groups among it
     callbacks: Sequence[Callback] = ()  # beside those of the configuration
     quiet: bool = False  # print nothing: a sweep prints one line for each run
 
@@ -57,13 +57,13 @@ def make_trainer(config: RunConfig, run: Run, metadata: dict[str, Any], options:
     own += [
         StepSeed(config.seed),
         ResumeAtStep(),
-        HParams(options.hyperparameters or {"name": config.name}),
+        HParams(options.overrides or {"name": config.name}),
         StoreMetadata(metadata),
         GracefulStop(options.resume_hint),
     ]
     if not options.quiet:
         own.append(ProgressBar() if sys.stdout.isatty() else ProgressLines())
-    own += [MarkStarted(run), *options.callbacks, ValidateAtEnd()]
+    own = [BeginFolder(run), *own, *options.callbacks, ValidateAtEnd()]
     trainer = build_trainer(config, run, own)
     check_processes(config, trainer, in_sweep=options.quiet)
     return trainer
@@ -73,6 +73,7 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
     """Lightning's Trainer. Everything that Lightning counts in batches is counted in optimizer steps by our settings."""
     settings = config.trainer
     batches = settings.max_steps * settings.accumulate_grad_batches
+    assert settings.val_check_interval is not None  # RunConfig.resolve has decided it
     try:
         return L.Trainer(
             accelerator=settings.accelerator,
@@ -108,14 +109,14 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
         raise UserError(f"{given}: {reason}; try trainer=cpu trainer.devices=1") from None
 
 
-class MarkStarted(Callback):
-    """Tells the run's folder that a step was taken: from then on it is kept, whatever happens."""
+class BeginFolder(Callback):
+    """Begins the run's folder after the first step, and so before anything is saved there."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.run.started = True
+        self.run.begin()
 
 
 def check_processes(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> None:
