@@ -186,9 +186,9 @@ def test_evaluate_repeats_the_loss_of_a_compiled_run(call, text):
 
 
 def test_sampling_works_from_a_run_of_any_precision(trained_in, capsys):
-    sample.main([str(trained_in), "--prompt", "O", "--tokens", "30"])
+    sample.main([str(trained_in), "--prompt", "O", "--tokens", "30", "--seed", "1", "--exact"])
     first = capsys.readouterr().out
-    sample.main([str(trained_in), "--prompt", "O", "--tokens", "30"])
+    sample.main([str(trained_in), "--prompt", "O", "--tokens", "30", "--seed", "1", "--exact"])
     assert capsys.readouterr().out == first
     assert len(first) == 32
 
