@@ -5,7 +5,7 @@ READY = .venv/ready
 READY_BENCH = .venv/ready-bench
 PRECISION ?= 32-true
 
-.PHONY: help train pretrained test test-slow lint format plot notebook bench clean
+.PHONY: help train pretrained test test-slow lint format plot notebook lab bench clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,9 @@ plot: $(READY) ## draw the losses of a run: make plot ARGS="outputs/RUN curve.pn
 
 notebook: $(READY) ## run the derivation in place, with its outputs, in a few minutes
 	$(BIN)/python dev/run_notebook.py
+
+lab: $(READY) ## open the derivation in JupyterLab
+	$(BIN)/jupyter lab derive-gpt-from-scratch.ipynb
 
 bench: $(READY_BENCH) ## measure speed, next to Hugging Face's: make bench ARGS="throughput sampling"
 	$(BIN)/python dev/benchmark.py --compare hf $(ARGS)
