@@ -116,7 +116,7 @@ def test_what_is_no_file_is_not_replaced(call, trained, kind):
 
 def test_text_in_a_checkpoint_is_only_text(call, trained):
     def change(content: dict) -> None:
-        content["callbacks"]["samples"]["latest"] = "touch it_ran\x1b]0;title\x07"
+        content["callbacks"]["samples"]["history"] = [(4, "touch it_ran\x1b]0;title\x07")]
 
     edit_checkpoint(trained, change)
     call(f"resume={trained}", MORE)

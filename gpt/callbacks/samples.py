@@ -13,13 +13,15 @@ from gpt.generate import check_sampling, generate
 from gpt.settings import UserError
 
 LARGEST_SAMPLE = 2**24  # bytes of a text that a checkpoint brings along
+MOST_KEPT = 100  # texts in the history, which is part of every checkpoint
 
 
 class Samples(Callback):
     """After each validation, has the model continue `prompt` by `tokens` tokens at each of `temperatures`, for TensorBoard.
 
-    `latest` is the newest text at the first temperature. Prompt and random numbers are the same each time, so that samples
-    can be compared. The random numbers come from a generator of its own, so that training is not affected.
+    `history` holds the steps taken and the texts at the first temperature. Of more than 100 texts, every second one is
+    dropped. Prompt and random numbers are the same each time, so that samples can be compared. The random numbers come from
+    a generator of its own, so that training is not affected.
     """
 
     state_key = "samples"
@@ -37,21 +39,29 @@ class Samples(Callback):
             except UserError as error:
                 raise ValueError(str(error).replace("temperature =", "temperatures =", 1)) from None
         self.prompt, self.tokens, self.temperatures, self.top_k = prompt, tokens, temperatures, top_k
-        self.latest = ""
+        self.history: list[tuple[int, str]] = []
+
+    @property
+    def latest(self) -> str:
+        """The newest text, which is empty before the first validation."""
+        return self.history[-1][1] if self.history else ""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"latest": self.latest}
+        return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        latest = check_state("samples", state_dict, {"latest": str})["latest"]
+        if isinstance(state_dict, dict) and list(state_dict) == ["latest"]:
+            return  # of a run that an earlier version began, which kept no history
+        history = check_state("samples", state_dict, {"history": list[tuple[int, str]]})["history"]
+        if len(history) > MOST_KEPT or any(step < 0 for step, _ in history):
+            raise refusal(f"not up to {MOST_KEPT} texts with the steps at which they were written")
         try:
-            can_be_written = len(latest.encode()) <= LARGEST_SAMPLE
+            can_be_written = all(len(text.encode()) <= LARGEST_SAMPLE for _, text in history)
         except UnicodeEncodeError:  # half of a surrogate pair
             can_be_written = False
         if not can_be_written:
-            reason = "too long, or not possible to write as UTF-8"
-            raise UserError(f"checkpoint = (state of samples): its text is {reason}; use a checkpoint that this project wrote")
-        self.latest = latest
+            raise refusal("its text is too long, or not possible to write as UTF-8")
+        self.history = history
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not (trainer.is_global_zero and is_training(trainer)):
@@ -62,7 +72,9 @@ class Samples(Callback):
             markdown = "    " + text.replace("\n", "\n    ")
             for writer in writers(trainer):
                 writer.add_text(f"sample/temperature {temperature:g}", markdown, trainer.global_step - 1)  # as for losses
-        self.latest = texts[0]
+        self.history.append((trainer.global_step, texts[0]))
+        if len(self.history) > MOST_KEPT:
+            del self.history[1::2]
 
     def sample(self, trainer: L.Trainer, pl_module: L.LightningModule, temperature: float) -> str:
         """The prompt, without characters that the tokenizer does not know, and the model's continuation."""
@@ -72,3 +84,7 @@ class Samples(Callback):
         generator = torch.Generator(device).manual_seed(0)
         drawn = generate(model_of(pl_module), ids, self.tokens, temperature, self.top_k, generator=generator)
         return prompt + tokenizer.decode(int(i) for i in drawn)
+
+
+def refusal(reason: str) -> UserError:
+    return UserError(f"checkpoint = (state of samples): {reason}; use a checkpoint that this project wrote")
