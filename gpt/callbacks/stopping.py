@@ -62,8 +62,7 @@ class GracefulStop(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
         if not self.stopping:
             return
-        if trainer.is_global_zero:
-            print(f"stopped after {trainer.global_step:,} steps; everything is saved.\n{self.advice}", flush=True)
+        pl_module.print(f"stopped after {trainer.global_step:,} steps; everything is saved.\n{self.advice}", flush=True)
         # Lightning kills its first process if another one that it started ends with anything but 0
         raise SystemExit(128 + (self.signal or 0) if trainer.is_global_zero else 0)
 

@@ -3,38 +3,14 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from gpt.callbacks.progress import ProgressBar
 from gpt.settings import shorten
-
-
-class ProgressBar(Callback):
-    """A run's step and loss on one line between two texts, which is erased when the run ends."""
-
-    def __init__(self, prefix: str = "", suffix: Callable[[], str] | str = "") -> None:
-        self.prefix = prefix
-        self.suffix = suffix
-        self.drawn = 0.0
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if time.monotonic() - self.drawn > 0.1 or trainer.global_step == trainer.max_steps:
-            self.drawn = time.monotonic()
-            suffix = self.suffix() if callable(self.suffix) else self.suffix
-            loss = trainer.callback_metrics.get("train/loss")
-            shown = "" if loss is None else f"  loss {loss.item():.3f}"
-            line = f"{self.prefix}step {trainer.global_step:,} of {trainer.max_steps:,}{shown}  {suffix}"
-            print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", flush=True)
-
-    def teardown(self, *args: Any, **kwargs: Any) -> None:
-        print("\r\x1b[K", end="", flush=True)
-
-    def on_exception(self, *args: Any) -> None:
-        self.teardown()
 
 
 class TimeLeft(Callback):
@@ -62,5 +38,5 @@ def live_line(number: int, runs: int, name: str, left: TimeLeft) -> list[Callbac
     """The callbacks that show a run while it trains. None of them if there is no terminal."""
     if not sys.stdout.isatty():
         return []
-    name = shorten(name, shutil.get_terminal_size().columns // 3)
-    return [left, ProgressBar(prefix=f"{number} of {runs}  {name}  ", suffix=lambda: str(left))]
+    name = shorten(name, shutil.get_terminal_size().columns // 4)
+    return [left, ProgressBar(prefix=f"{number} of {runs}  {name}  ", suffix=lambda: str(left), leave=False)]
