@@ -12,7 +12,7 @@ from gpt.cli.records import group_runs, read_runs
 from gpt.settings import UserError
 
 
-def make_run(folder, loss=2.0, seed=1, tokenizer="char", **model):
+def make_run(folder, loss=2.0, seed=1, tokenizer="char", overrides=None, **model):
     """A run folder as scripts/train.py leaves it. Without a loss, it is one that was interrupted."""
     folder.mkdir(parents=True)
     sizes = dict(vocab_size=65, context_length=16, n_layer=1, n_head=1, n_embd=16, dropout=0.0)
@@ -25,6 +25,8 @@ def make_run(folder, loss=2.0, seed=1, tokenizer="char", **model):
         callbacks=dict(best={}),
     )
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    if overrides is not None:
+        (folder / "run.json").write_text(json.dumps(dict(overrides=overrides)))
     (folder / "metrics.csv").write_text(f"step,val/loss,lr\n9,{(loss or 3) + 1},\n12,,0.1\n19,{loss or 3},\n")
     if loss is not None:
         result = dict(best_val_loss=loss, best_step=20, final_val_loss=loss, final_bits_per_char=loss / math.log(2), step=20)
@@ -120,6 +122,43 @@ def test_settings_of_the_same_name_keep_their_groups(tmp_path):
     assert list(read_table(tmp_path)[0])[:2] == ["model.x", "data.x"]
 
 
+def settings_of(folder):
+    return {tuple(run.name for run in group.runs): dict(group.settings) for group in group_runs(read_runs(folder))}
+
+
+def test_choice_stands_for_all_that_it_sets(tmp_path):
+    for arch in ("gpt1", "modern"):
+        for n_layer in (1, 2):
+            overrides = {"model": "tiny", "model/arch": arch, "model.n_layer": n_layer, "logger": "csv", "seed": 1}
+            make_run(tmp_path / f"{arch}{n_layer}", 2.0, overrides=overrides, **ARCHITECTURES[arch] | {"n_layer": n_layer})
+    assert settings_of(tmp_path) == {
+        (f"{arch}{n_layer}",): {"arch": arch, "n_layer": n_layer} for arch in ("gpt1", "modern") for n_layer in (1, 2)
+    }
+
+
+def test_setting_that_a_choice_does_not_explain_is_shown(tmp_path):
+    make_run(tmp_path / "a", overrides={"ablation": "gelu"}, activation="gelu", n_head=1)
+    make_run(tmp_path / "b", overrides={"ablation": "gelu"}, activation="gelu", n_head=2)  # conf/ was edited in between
+    make_run(tmp_path / "c", overrides={"optimizer": "muon"}, activation="relu2")  # which did not set the activation
+    shown = {("a",): ("gelu", 1), ("b",): ("gelu", 2), ("c",): ("-", 1)}
+    assert settings_of(tmp_path) == {run: {"ablation": ablation, "n_head": n_head} for run, (ablation, n_head) in shown.items()}
+
+
+def test_runs_that_do_not_say_what_was_typed_are_told_apart_by_their_settings(tmp_path):
+    make_run(tmp_path / "a", activation="gelu", n_head=1)
+    make_run(tmp_path / "b", activation="relu2", n_head=2)
+    make_run(tmp_path / "c", overrides={"model.n_head": 4}, n_head=4)
+    shown = settings_of(tmp_path)
+    assert all(settings.keys() == {"activation", "n_head"} for settings in shown.values())
+
+
+def test_runs_with_equal_settings_are_one_group_whatever_was_typed(tmp_path):
+    make_run(tmp_path / "a", overrides={"model.n_head": 1, "seed": 1})
+    make_run(tmp_path / "b", overrides={"ablation": "none", "seed": 2}, seed=2)
+    make_run(tmp_path / "c", overrides={"ablation": "gelu"}, activation="gelu")
+    assert settings_of(tmp_path) == {("a", "b"): {"ablation": "none"}, ("c",): {"ablation": "gelu"}}
+
+
 def test_run_of_an_earlier_version_is_compared(tmp_path):
     run = make_run(tmp_path / "one")
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -129,6 +168,7 @@ def test_run_of_an_earlier_version_is_compared(tmp_path):
 
 
 DAMAGES = {
+    "run.json": ["", "[]", '{"overrides": []}'],
     "config.yaml": ["", "[1]", "a: [", "a: &x [*x]", "!!python/object/apply:os.getcwd []", "\x00", "[" * 5000, "1: 2"],
     "result.json": ["", "[]", "{", "{}", "[" * 100_000, '{"step": 1e999}'],
     "metrics.csv": ["step,val/loss\nx,1\n", "val/loss\n1\n", "step,val/loss\n1,nan\n", f"step,val/loss\n{'9' * 5000},1\n"],
