@@ -1,12 +1,13 @@
 """Compare runs, those of a sweep or any others under a folder: a table, best first, and pictures, written into that folder:
 
 python scripts/compare.py outputs/sweeps/SWEEP
+python scripts/compare.py outputs --baseline arch=gpt2 --sort seconds
 """
 
 from pathlib import Path
 
 from gpt.cli.options import Parser
-from gpt.settings import user_errors
+from gpt.settings import UserError, user_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,10 +16,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--x", default="steps", choices=["steps", "tokens", "seconds"], help="what the pictures have on their horizontal axis"
     )
+    parser.add_argument("--sort", default="loss", metavar="COLUMN", help="the column by which lines are sorted, lowest first")
+    parser.add_argument("--columns", metavar="A,B,C", help="only these columns, however wide; their names are in compare.csv")
+    parser.add_argument("--baseline", metavar="TEXT", help="the line to which differences are taken: n_layer=2, or a run's name")
+    parser.add_argument("--csv", action="store_true", help="print the whole table as CSV, and write nothing")
     options = parser.parse_args(arguments)
-    from gpt.cli.compare import compare  # after --help, which needs no torch
+    from gpt.cli.compare import compare, print_csv  # after --help, which needs no torch
 
-    print(compare(options.folder, options.x))
+    if options.csv:
+        if options.columns:
+            raise UserError(f"--columns = {options.columns}: CSV always has all columns; leave one of the two options out")
+        print(print_csv(options.folder, options.sort, options.baseline), end="")
+        return
+    columns = options.columns.split(",") if options.columns else ()
+    print(compare(options.folder, options.x, sort=options.sort, columns=columns, baseline=options.baseline))
 
 
 if __name__ == "__main__":

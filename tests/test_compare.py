@@ -2,17 +2,21 @@ import csv
 import json
 import math
 import os
+import re
+import statistics
 
 import pytest
 import yaml
 
+import compare as scripts_compare
 from conftest import ARCHITECTURES
 from gpt.cli.compare import compare
 from gpt.cli.records import group_runs, read_runs
+from gpt.cli.table import student_t, welch_interval
 from gpt.settings import UserError
 
 
-def make_run(folder, loss=2.0, seed=1, tokenizer="char", **model):
+def make_run(folder, loss=2.0, seed=1, tokenizer="char", overrides=None, **model):
     """A run folder as scripts/train.py leaves it. Without a loss, it is one that was interrupted."""
     folder.mkdir(parents=True)
     sizes = dict(vocab_size=65, context_length=16, n_layer=1, n_head=1, n_embd=16, dropout=0.0)
@@ -25,6 +29,8 @@ def make_run(folder, loss=2.0, seed=1, tokenizer="char", **model):
         callbacks=dict(best={}),
     )
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    if overrides is not None:
+        (folder / "run.json").write_text(json.dumps(dict(overrides=overrides)))
     (folder / "metrics.csv").write_text(f"step,val/loss,lr\n9,{(loss or 3) + 1},\n12,,0.1\n19,{loss or 3},\n")
     if loss is not None:
         result = dict(best_val_loss=loss, best_step=20, final_val_loss=loss, final_bits_per_char=loss / math.log(2), step=20)
@@ -51,14 +57,91 @@ def read_table(folder):
 
 
 def test_table_has_what_varies_best_first(sweep):
-    compare(sweep)
+    shown = compare(sweep, width=120).splitlines()
+    assert shown[0].split() == [
+        "n_layer",
+        "n_head",
+        "loss",
+        "difference",
+        "noise",
+        "seeds",
+        "seconds",
+        "parameters",
+        "chars_per_second",
+    ]
+    assert shown[1].split() == ["2", "2", "2.150", "±", "0.071", "2", "2", "2k", "640"]  # losses 2.1 and 2.2
+    assert shown[2].split() == ["2", "1", "2.350", "±", "0.071", "+0.200", "±", "0.304", "within", "2", "2", "2k", "640"]
+    assert shown[4].split()[5:9] == ["+0.500", "±", "0.304", "exceeds"]
     lines = read_table(sweep)
-    assert list(lines[0]) == ["n_layer", "n_head", "val loss", "sd", "seeds", "parameters", "characters/s", "seconds"]
     assert [(line["n_layer"], line["n_head"]) for line in lines] == [("2", "2"), ("2", "1"), ("1", "2"), ("1", "1")]
-    assert list(lines[0].values()) == ["2", "2", "2.1500", "0.0707", "2", "2000", "640", "2"]  # losses 2.1 and 2.2
-    table = (sweep / "compare.md").read_text()
-    assert table.splitlines()[2].split("|")[1:4] == ["       2 ", "      2 ", "   2.1500 "]
-    assert table.startswith("| n_layer |")
+    assert float(lines[0]["sd"]) == pytest.approx(math.sqrt(0.005))
+    assert float(lines[1]["interval"]) == pytest.approx(4.303 * math.sqrt(0.005))  # two degrees of freedom
+    assert (sweep / "compare.md").read_text().startswith("| n_layer |")
+
+
+def test_interval_is_welchs():
+    """Against the two-sample t test of R and scipy for these values."""
+    assert welch_interval([1.0], [1.0, 2.0]) is None
+    assert welch_interval([1.0, 1.0], [2.0, 2.0]) == 0
+    losses, others = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0]
+    error = math.sqrt(statistics.variance(losses) / 6 + statistics.variance(others) / 8)
+    assert welch_interval(losses, others) == pytest.approx(2.365 * error, rel=1e-3)  # 7.15 degrees of freedom, rounded down
+    for freedom, quantile in ((11, 2.2010), (20, 2.0860), (120, 1.9799)):
+        assert student_t(freedom) == pytest.approx(quantile, abs=1e-3)
+
+
+def test_noise_of_single_seeds_is_not_claimed(tmp_path):
+    for n_layer in (1, 2):
+        make_run(tmp_path / f"n_layer={n_layer}", 3.0 - n_layer, n_layer=n_layer)
+    shown = compare(tmp_path)
+    assert "the noise is not known" in shown
+    assert "noise" not in shown.splitlines()[0]
+    make_run(tmp_path / "again", 1.1, seed=2, n_layer=2)  # one of the two still has a single seed
+    assert "unknown" in compare(tmp_path).splitlines()[2]
+
+
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_table_fits_the_terminal_and_names_what_does_not(tmp_path, width):
+    names = ("context_length", "n_layer", "n_head", "dropout", "norm", "activation", "positions", "conv_width")
+    for number, name in enumerate(names):
+        make_run(tmp_path / f"2026-11-24_21-39-16_tiny_{name}={number},seed=1", 2.0 + number, **{name: number + 50})
+    shown = compare(tmp_path, width=width)
+    header = shown.splitlines()[0]
+    assert all(len(line) <= width for line in shown.splitlines()[: len(names) + 1])
+    assert header.split()[0] == "run"
+    assert "loss" in header.split()
+    dropped = re.search("No room here for (.*): see compare.csv", shown)[1].split(", ")
+    assert {"run", *dropped, *header.split()} == {
+        "run",
+        *names,
+        "loss",
+        "difference",
+        "seconds",
+        "parameters",
+        "chars_per_second",
+    }
+    assert shown.splitlines()[1].startswith("2026-11-24"[: min(10, width // 3)][:6])
+
+
+def test_columns_sort_and_baseline_are_chosen(sweep):
+    shown = compare(sweep, columns=["n_head", "difference"], sort="n_head", baseline="n_layer=1,n_head=2").splitlines()
+    assert shown[0].split() == ["n_head", "difference"]
+    assert [line.split()[0] for line in shown[1:5]] == ["1", "1", "2", "2"]
+    assert {line.split()[1] for line in shown[1:5] if len(line.split()) > 1} == {"-0.400", "-0.200", "+0.100"}
+    for wrong in (dict(sort="n_heads"), dict(columns=["n_heads"])):
+        with pytest.raises(UserError, match="did you mean n_head"):
+            compare(sweep, **wrong)
+    for text, reason in (("n_layer=2", "describes 2 lines"), ("n_layer=7", "describes no line")):
+        with pytest.raises(UserError, match=reason):
+            compare(sweep, baseline=text)
+
+
+def test_csv_is_printed_and_nothing_is_written(sweep, capsys):
+    before = sorted(sweep.rglob("*"))
+    scripts_compare.main([str(sweep), "--csv", "--sort", "seconds"])
+    lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert float(lines[0]["loss"]) == pytest.approx(2.15)
+    assert sorted(sweep.rglob("*")) == before
 
 
 def test_runs_without_a_result_are_named_below_the_table(sweep):
@@ -117,7 +200,44 @@ def test_settings_of_the_same_name_keep_their_groups(tmp_path):
         config["model"]["x"] = config["data"]["x"] = value
         (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     compare(tmp_path)
-    assert list(read_table(tmp_path)[0])[:2] == ["model.x", "data.x"]
+    assert list(read_table(tmp_path)[0])[1:3] == ["model.x", "data.x"]
+
+
+def settings_of(folder):
+    return {tuple(run.name for run in group.runs): dict(group.settings) for group in group_runs(read_runs(folder))}
+
+
+def test_choice_stands_for_all_that_it_sets(tmp_path):
+    for arch in ("gpt1", "modern"):
+        for n_layer in (1, 2):
+            overrides = {"model": "tiny", "model/arch": arch, "model.n_layer": n_layer, "logger": "csv", "seed": 1}
+            make_run(tmp_path / f"{arch}{n_layer}", 2.0, overrides=overrides, **ARCHITECTURES[arch] | {"n_layer": n_layer})
+    assert settings_of(tmp_path) == {
+        (f"{arch}{n_layer}",): {"arch": arch, "n_layer": n_layer} for arch in ("gpt1", "modern") for n_layer in (1, 2)
+    }
+
+
+def test_setting_that_a_choice_does_not_explain_is_shown(tmp_path):
+    make_run(tmp_path / "a", overrides={"ablation": "gelu"}, activation="gelu", n_head=1)
+    make_run(tmp_path / "b", overrides={"ablation": "gelu"}, activation="gelu", n_head=2)  # conf/ was edited in between
+    make_run(tmp_path / "c", overrides={"optimizer": "muon"}, activation="relu2")  # which did not set the activation
+    shown = {("a",): ("gelu", 1), ("b",): ("gelu", 2), ("c",): ("-", 1)}
+    assert settings_of(tmp_path) == {run: {"ablation": ablation, "n_head": n_head} for run, (ablation, n_head) in shown.items()}
+
+
+def test_runs_that_do_not_say_what_was_typed_are_told_apart_by_their_settings(tmp_path):
+    make_run(tmp_path / "a", activation="gelu", n_head=1)
+    make_run(tmp_path / "b", activation="relu2", n_head=2)
+    make_run(tmp_path / "c", overrides={"model.n_head": 4}, n_head=4)
+    shown = settings_of(tmp_path)
+    assert all(settings.keys() == {"activation", "n_head"} for settings in shown.values())
+
+
+def test_runs_with_equal_settings_are_one_group_whatever_was_typed(tmp_path):
+    make_run(tmp_path / "a", overrides={"model.n_head": 1, "seed": 1})
+    make_run(tmp_path / "b", overrides={"ablation": "none", "seed": 2}, seed=2)
+    make_run(tmp_path / "c", overrides={"ablation": "gelu"}, activation="gelu")
+    assert settings_of(tmp_path) == {("a", "b"): {"ablation": "none"}, ("c",): {"ablation": "gelu"}}
 
 
 def test_run_of_an_earlier_version_is_compared(tmp_path):
@@ -129,6 +249,7 @@ def test_run_of_an_earlier_version_is_compared(tmp_path):
 
 
 DAMAGES = {
+    "run.json": ["", "[]", '{"overrides": []}'],
     "config.yaml": ["", "[1]", "a: [", "a: &x [*x]", "!!python/object/apply:os.getcwd []", "\x00", "[" * 5000, "1: 2"],
     "result.json": ["", "[]", "{", "{}", "[" * 100_000, '{"step": 1e999}'],
     "metrics.csv": ["step,val/loss\nx,1\n", "val/loss\n1\n", "step,val/loss\n1,nan\n", f"step,val/loss\n{'9' * 5000},1\n"],
@@ -171,7 +292,8 @@ def test_names_and_values_of_a_stranger_stay_in_their_cells(tmp_path):
     make_run(tmp_path / "stopped\x1b[31m", None)
     shown = compare(tmp_path)
     assert "\x1b" not in shown
-    assert "a\\|b c |" in shown
+    assert "a|b c" in shown
+    assert " a\\|b c |" in (tmp_path / "compare.md").read_text()
     assert "\nstopped\\x1b[31m: not finished\n" in shown
 
 

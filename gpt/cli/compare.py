@@ -1,72 +1,102 @@
 """A table of many runs, best first, and pictures of them, written into the folder that holds the runs."""
 
-import csv
-import io
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt.cli.pictures import draw_pictures
-from gpt.cli.records import Group, group_runs, read_runs, short_names
+from gpt.cli.records import Group, RunRecord, group_runs, read_runs
+from gpt.cli.table import (
+    Line,
+    aligned,
+    check_columns,
+    choose_columns,
+    comma_separated,
+    find_baseline,
+    fit,
+    make_lines,
+    markdown,
+    render,
+    show,
+    sort_lines,
+)
 from gpt.files import write_text
 from gpt.settings import UserError, shorten
 
 
-def compare(folder: Path, x: str = "steps") -> str:
+def compare(
+    folder: Path,
+    x: str = "steps",
+    *,
+    sort: str = "loss",
+    columns: Sequence[str] = (),
+    baseline: str | None = None,
+    width: int | None = None,
+) -> str:
     """Write compare.md, compare.csv and the pictures into `folder`, and return what a terminal should show.
 
     `x` is what the pictures have on their horizontal axis: "steps" (and the settings that vary), "tokens" or "seconds".
+    `sort`, `columns` and `baseline` are as in `scripts/compare.py`. `width` is that of the terminal, by default this one's.
     Runs that did not finish or are damaged are named below the table. Raises UserError if no run has finished.
     """
+    runs, groups = read_groups(folder)
+    reference = find_baseline(groups, baseline) if baseline else groups[0]
+    lines = sort_lines(make_lines(groups, reference), sort)
+    check_columns(columns, lines[0])
+    chosen = list(columns) or choose_columns(lines)
+    width = width or shutil.get_terminal_size((140, 24)).columns
+    cells, dropped = (render(lines, chosen), []) if columns else fit(lines, chosen, width)
+    notes = [*explain(groups, reference), *(f"{run.name}: {run.problem}" for run in runs if not run.result)]
+    if dropped:
+        notes.insert(0, f"No room here for {', '.join(map(shorten, dropped))}: see compare.csv, or choose with --columns.")
+    table = "\n".join(line.rstrip() for line in aligned(cells)) + "\n\n" + "\n".join(notes)
+    whole = markdown(render(lines, list(columns) or choose_columns(lines)))
+    written = write(folder, f"{whole}\n\n" + "\n\n".join(notes[bool(dropped) :]), lines, groups, x)
+    return f"{table}\n\n{written}"
+
+
+def print_csv(folder: Path, sort: str = "loss", baseline: str | None = None) -> str:
+    """The whole table as CSV. Nothing is written. Raises UserError if no run has finished."""
+    _, groups = read_groups(folder)
+    reference = find_baseline(groups, baseline) if baseline else groups[0]
+    return comma_separated(sort_lines(make_lines(groups, reference), sort))
+
+
+def read_groups(folder: Path) -> tuple[list[RunRecord], list[Group]]:
+    """All runs under a folder, and those that have finished as groups. Raises UserError if there are none to compare."""
     runs = read_runs(folder)
     groups = group_runs(runs)
     if not groups:
         raise UserError(f"folder = {folder}: no run in it has a best val/loss; keep callbacks.best")
-    lines = table_lines(groups)
-    unfinished = [f"{run.name}: {run.problem}" for run in runs if not run.result]
-    table = "\n\n".join([markdown(lines), *unfinished])
+    return runs, groups
+
+
+def explain(groups: Sequence[Group], baseline: Group) -> list[str]:
+    """How to read the table."""
+    has_seeds = any(len(group.runs) > 1 for group in groups)
+    is_converted = any(run.settings.get("data.tokenizer", "char") != "char" for group in groups for run in group.runs)
+    note = "loss: the lowest val/loss of a run, in nats per character"
+    note += " (converted, for runs that read bytes or byte pairs)" if is_converted else ""
+    notes = [note + (", mean ± standard deviation over seeds." if has_seeds else ".")]
+    if len(groups) > 1:
+        what = ",".join(f"{name}={show(value)}" for name, value in baseline.settings.items())
+        to = "the best" if baseline is groups[0] else shorten(what, 100)
+        if has_seeds:
+            interval = "± its 95 % confidence interval (Welch's t test)"
+            notes.append(f"difference: to {to}, {interval}. It exceeds the noise if the interval does not contain 0.")
+        else:
+            notes.append(f"difference: to {to}. Each line is one seed, so the noise is not known: try seed=1,2,3.")
+    return notes
+
+
+def write(folder: Path, table: str, lines: Sequence[Line], groups: list[Group], x: str) -> str:
+    """Write the table and the pictures, and return the line that names them. Raises UserError if there is no room."""
     try:
         write_text(folder / "compare.md", table + "\n")
         write_text(folder / "compare.csv", comma_separated(lines))
         pictures = draw_pictures(groups, folder, x)
     except ImportError:
-        return f"{table}\n\nwritten: compare.md, compare.csv; for the pictures: pip install matplotlib"
+        return "written: compare.md, compare.csv; for the pictures: pip install matplotlib"
     except OSError as error:
         raise UserError(f"folder = {folder}: {error.strerror}; make room, or compare a copy of it") from None
-    return f"{table}\n\nwritten into {folder}: {', '.join(['compare.md', 'compare.csv', *pictures])}"
-
-
-def table_lines(groups: list[Group]) -> list[dict[str, str]]:
-    """The lines of the table, as text: column -> cell."""
-    has_seeds = any(len(group.runs) > 1 for group in groups)
-    names, lines = short_names(list(groups[0].settings)), []
-    for group in groups:
-        line = dict(zip(names, map(shorten, group.settings.values()), strict=True))
-        line["val loss"] = f"{group.loss:.4f}"
-        if has_seeds:
-            line |= {"sd": "" if group.spread is None else f"{group.spread:.4f}", "seeds": str(len(group.runs))}
-        line |= {"parameters": f"{group.average('parameters'):.0f}", "characters/s": f"{group.average('chars_per_second'):.0f}"}
-        lines.append(line | {"seconds": f"{group.average('seconds'):.0f}"})
-    return lines
-
-
-def markdown(lines: list[dict[str, str]]) -> str:
-    """A Markdown table whose columns are padded, so that it also reads well in a terminal."""
-    lines = [{escape(key): escape(cell) for key, cell in line.items()} for line in lines]
-    width = {key: max(len(key), *(len(line[key]) for line in lines)) for key in lines[0]}
-    header = {key: key for key in width}
-    rule = {key: "-" * (size - 1) + ":" for key, size in width.items()}
-    return "\n".join(
-        "| " + " | ".join(line[key].rjust(size) for key, size in width.items()) + " |" for line in (header, rule, *lines)
-    )
-
-
-def escape(cell: str) -> str:
-    """A cell in which nothing ends the cell or the line."""
-    return shorten(cell).replace("|", "\\|")
-
-
-def comma_separated(lines: list[dict[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, lines[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return f"written into {folder}: {', '.join(['compare.md', 'compare.csv', *pictures])}"

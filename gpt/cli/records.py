@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -24,6 +24,7 @@ class RunRecord:
     result: Mapping[str, Any] | None  # the content of result.json, losses in nats per character; None if it did not finish
     curve: list[tuple[int, float]]  # steps taken, and the validation loss then in nats per character
     problem: str = "not finished"  # why there is no result
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # what was typed; empty for runs of earlier versions
 
     def tokens(self, steps: int) -> float:
         """How many tokens the run reads in so many steps, or nan if its configuration does not tell."""
@@ -42,7 +43,7 @@ class RunRecord:
 class Group:
     """Finished runs that differ in nothing but their seed."""
 
-    settings: Mapping[str, Any]  # those that vary between groups
+    settings: Mapping[str, Any]  # what varies between groups, by short names: {"arch": "gpt1", "n_layer": 2}
     runs: list[RunRecord]
 
     def values(self, key: str) -> list[float]:
@@ -70,8 +71,8 @@ class Group:
 
 
 def short_names(keys: Sequence[str]) -> list[str]:
-    """The names of settings without their group, n_layer for model.n_layer, where these differ."""
-    short = [key.split(".", 1)[-1] for key in keys]
+    """n_layer for model.n_layer and arch for model/arch, where these differ."""
+    short = [key.replace("/", ".", 1).split(".", 1)[-1] for key in keys]
     return [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
 
 
@@ -89,24 +90,34 @@ def read_run(folder: Path, name: str) -> RunRecord:
     from gpt.config import flatten, read_config_file
     from gpt.runs.folder import check_result
 
-    config, result, metrics, error = (folder / file for file in ("config.yaml", "result.json", "metrics.csv", "error.txt"))
+    files = ("config.yaml", "run.json", "result.json", "metrics.csv", "error.txt")
+    config, origin, result, metrics, error = (folder / file for file in files)
     try:
         if error.exists() and not result.exists():
             return RunRecord(name, {}, None, [], shorten(read_text(error).partition("\n")[0], 500))
         settings = flatten(read_config_file(config))
+        overrides = read_overrides(origin) if origin.exists() else {}
         curve = read_curve(metrics) if metrics.exists() else []
         if not result.exists():
-            return RunRecord(name, settings, None, curve)
+            return RunRecord(name, settings, None, curve, overrides=overrides)
         numbers = check_result(read_json(result), result)
         check_numbers(numbers, result)
     except UserError as reason:
         return RunRecord(name, {}, None, [], f"damaged: {one_line(reason).replace(f'{folder}/', '')}")
     if settings.get("data.tokenizer", "char") == "char":
-        return RunRecord(name, settings, numbers, curve)
+        return RunRecord(name, settings, numbers, curve, overrides=overrides)
     # A loss per token cannot be compared with another tokenizer's. The same validation text has as many characters as ever
     scale = numbers["final_bits_per_char"] * math.log(2) / numbers["final_val_loss"]
     losses = {key: scale * numbers[key] for key in ("best_val_loss", "final_val_loss") if numbers.get(key) is not None}
-    return RunRecord(name, settings, numbers | losses, [(step, scale * loss) for step, loss in curve])
+    return RunRecord(name, settings, numbers | losses, [(step, scale * loss) for step, loss in curve], overrides=overrides)
+
+
+def read_overrides(path: Path) -> dict[str, Any]:
+    """What was typed for a run, from its run.json. Raises UserError if it is damaged."""
+    overrides = read_json(path).get("overrides", {})
+    if not isinstance(overrides, dict):
+        raise UserError(f"file = {path}: overrides are no dictionary; restore it, or remove it")
+    return overrides
 
 
 def check_numbers(result: Mapping[str, Any], path: Path) -> None:
@@ -139,12 +150,61 @@ def read_curve(path: Path) -> list[tuple[int, float]]:
 
 
 def group_runs(runs: list[RunRecord]) -> list[Group]:
-    """Finished runs gathered over seeds, lowest mean loss first, each group with the settings that vary between groups."""
+    """Finished runs gathered over seeds, lowest mean loss first, each group with what varies between groups.
+
+    Runs are of one group if all of their settings but the seed agree, whatever was typed to get them.
+    """
     finished = [run for run in runs if run.result and run.result.get("best_val_loss") is not None]
     keys = [key for key in dict.fromkeys(key for run in finished for key in run.settings) if key != "seed"]
     varying = [key for key in keys if len({describe(run.settings.get(key)) for run in finished}) > 1]
     gathered: dict[str, list[RunRecord]] = {}
     for run in finished:
         gathered.setdefault(str([describe(run.settings.get(key)) for key in varying]), []).append(run)
-    groups = [Group({key: same[0].settings.get(key) for key in varying}, same) for same in gathered.values()]
+    examples = [max(same, key=lambda run: sum("." not in key for key in run.overrides)) for same in gathered.values()]
+    shown = choose_shown(examples, varying)
+    names = short_names(shown)
+    groups = [
+        Group({name: value_of(run, key) for name, key in zip(names, shown, strict=True)}, same)
+        for run, same in zip(examples, gathered.values(), strict=True)
+    ]
     return sorted(groups, key=lambda group: group.loss)
+
+
+def choose_shown(runs: Sequence[RunRecord], varying: Sequence[str]) -> list[str]:
+    """The choices and settings by which runs are told apart, of which no two have the same values of `varying`.
+
+    These are what was typed and varies, in the order in which it was typed. A choice of a group, such as model/arch=gpt1,
+    stands for what it sets. Any other setting is left out if it is a function of these. It is shown if two runs differ in
+    it although the same was typed for both, as it is for runs that do not say what was typed.
+    """
+    typed = list(dict.fromkeys(key for run in runs for key in run.overrides))
+    settings = [key for key in varying if key in typed]
+    others = [key for key in varying if key not in typed]
+    choices = [key for key in typed if any(may_set(key, other) for other in others) and differ(runs, [key])]
+    shown = [key for key in typed if key in settings or key in choices]
+    return shown + [key for key in others if differ(runs, [*shown, key]) > differ(runs, shown) or differ_untyped(runs, key)]
+
+
+def may_set(choice: str, setting: str) -> bool:
+    """Whether the choice of a group may set a setting: model, model/arch and ablation may all set model.n_layer."""
+    from gpt.config import GROUPS
+
+    if "." in choice or choice in ("logger", "name", "resume", "seed"):
+        return False
+    group = choice.partition("/")[0]
+    return group == setting.partition(".")[0] or group not in (*GROUPS, "callbacks", "hydra")
+
+
+def differ(runs: Sequence[RunRecord], keys: Sequence[str]) -> int:
+    """How many combinations of values the runs have beyond the first."""
+    return len({str([describe(value_of(run, key)) for key in keys]) for run in runs}) - 1
+
+
+def differ_untyped(runs: Sequence[RunRecord], key: str) -> bool:
+    """Whether runs differ in a setting that do not say what was typed, so that no choice can explain it."""
+    return differ([run for run in runs if not run.overrides], [key]) > 0
+
+
+def value_of(run: RunRecord, key: str) -> Any:
+    """A run's value of a setting or, for the choice of a group, its name: "-" if none was typed."""
+    return run.settings.get(key) if "." in key else describe(run.overrides.get(key, "-"))
