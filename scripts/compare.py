@@ -13,7 +13,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="a sweep under outputs/sweeps/, or any folder with runs in it")
     parser.add_argument(
-        "--x", default="steps", choices=["steps", "tokens", "seconds"], help="what the pictures have on their horizontal axis"
+        "--x",
+        default="steps",
+        choices=["steps", "tokens", "seconds", "flops"],
+        help="what the pictures have on their horizontal axis",
     )
     options = parser.parse_args(arguments)
     from gpt.cli.compare import compare  # after --help, which needs no torch
