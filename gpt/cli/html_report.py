@@ -27,8 +27,8 @@ TEXT = "ROMEO:\nO, speak again, bright angel"  # what attention is shown on, if 
 MOST_TOKENS, MOST_LAYERS, MOST_HEADS = 24, 12, 16  # of attention
 MOST_SAMPLES, LONGEST_SAMPLE = 12, 2_000  # texts, and characters of each
 MOST_UNFINISHED = 50
-CURVES = "Loss during training. Every training step is grey, and the line is a mean over as many steps as the legend says."
-ATTENTION = "How much each character (row) takes from those before it (columns), in each head. Darker is more, in a light page."
+CURVES = "Training and validation loss"
+ATTENTION = "How much each character (row) takes from those before it (columns), in each head. The more a cell stands out, the larger the weight."
 
 
 def write_report(folder: Path) -> Path:
@@ -188,7 +188,7 @@ def show_configuration(folder: Path) -> str:
 
 def show_samples(folder: Path, losses: Mapping[int, float]) -> str:
     """What the model wrote after each validation, side by side. Of many texts, some are shown, the first and last included."""
-    history = read_history(folder) or [(None, read_text(folder / "sample.txt"))]
+    history: list[tuple[int | None, str]] = [*read_history(folder)] or [(None, read_text(folder / "sample.txt"))]
     last = len(history) - 1
     shown = sorted({round(number * last / (MOST_SAMPLES - 1)) for number in range(MOST_SAMPLES)})
     articles = []
@@ -252,7 +252,7 @@ def draw_layer(weights: "Tensor", tokens: list[str], title: str) -> "Figure":
 def what_varied(points: list[Point], runs: list[RunRecord]) -> str:
     """The settings that vary, with their values, and how many runs there are."""
     facts = {axis.name: list_values(axis.values) for axis in find_axes(points)}
-    seeds = sorted({run.settings.get("seed") for run in runs if isinstance(run.settings.get("seed"), int)})
+    seeds = sorted({seed for run in runs if isinstance(seed := run.settings.get("seed"), int)})
     return fact_table(facts | {"seed": list_values(seeds), "runs": f"{len(runs):,}"})
 
 
