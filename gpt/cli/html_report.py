@@ -28,7 +28,10 @@ MOST_TOKENS, MOST_LAYERS, MOST_HEADS = 24, 12, 16  # of attention
 MOST_SAMPLES, LONGEST_SAMPLE = 12, 2_000  # texts, and characters of each
 MOST_UNFINISHED = 50
 CURVES = "Training and validation loss"
-ATTENTION = "How much each character (row) takes from those before it (columns), in each head. The more a cell stands out, the larger the weight."
+ATTENTION = (
+    "How much each token (row) takes from itself and from those before it (columns), in each head. "
+    "The more a cell stands out from the background, the larger the weight."
+)
 
 
 def write_report(folder: Path) -> Path:
@@ -194,7 +197,8 @@ def show_samples(folder: Path, losses: Mapping[int, float]) -> str:
     articles = []
     for step, text in (history[number] for number in shown):
         title = "the last sample" if step is None else f"step {step:,}"
-        title += f", val loss {losses[step]:.4f}" if step in losses else ""
+        if step is not None and step in losses:
+            title += f", val loss {losses[step]:.4f}"
         cut = text[:LONGEST_SAMPLE] + (" ..." if len(text) > LONGEST_SAMPLE else "")
         articles.append(f'<article><h3>{title}</h3><pre tabindex="0">\n{escape(printable(cut))}</pre></article>')
     return f'<div class="samples">{"".join(articles)}</div>'

@@ -94,7 +94,7 @@ def draw_run(path: Path, unit: str, baselines: Mapping[str, float] | None = None
             axes.axhline(loss, color="black", linewidth=0.8, linestyle=dashes, label=f"{name} {loss:.4f}")
             low = min(low, loss)
     axes.set(xlabel="step", ylabel=f"loss (nats per {unit})", ylim=(low - room, high + room), xlim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.legend()
     return figure
 
@@ -126,7 +126,7 @@ def draw_curves(points: list[Point], x: str) -> "Figure | None":
     if axes.get_xscale() == "linear":
         axes.set_xlim(left=0)
     if x not in COST:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
     if shown := span([loss for point in points for run in point.group.runs for _, loss in run.curve]):
         axes.set_ylim(shown)
         axes.set_title("what lies above the picture has diverged")
