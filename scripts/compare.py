@@ -14,7 +14,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="a sweep under outputs/sweeps/, or any folder with runs in it")
     parser.add_argument(
-        "--x", default="steps", choices=["steps", "tokens", "seconds"], help="what the pictures have on their horizontal axis"
+        "--x",
+        default="steps",
+        choices=["steps", "tokens", "seconds", "flops"],
+        help="what the pictures have on their horizontal axis",
     )
     parser.add_argument("--sort", default="loss", metavar="COLUMN", help="the column by which lines are sorted, lowest first")
     parser.add_argument("--columns", metavar="A,B,C", help="only these columns, however wide; their names are in compare.csv")

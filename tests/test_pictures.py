@@ -1,12 +1,15 @@
 import math
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 
 import plot_run
+from conftest import make_config
 from gpt.cli.layout import Axis, arrange, find_axes, locate
-from gpt.cli.pictures import draw_axes, draw_curves, draw_pictures
+from gpt.cli.pictures import draw_axes, draw_curves, draw_pictures, draw_run
 from gpt.cli.records import Group, RunRecord
+from gpt.model import flops_per_token
 from gpt.settings import UserError
 
 matplotlib = pytest.importorskip("matplotlib", reason="extra plot is not installed")
@@ -17,10 +20,10 @@ SIZES = {"data.batch_size": 4, "trainer.accumulate_grad_batches": 2}
 def make_group(loss, name, curve=((10, 3.0), (20, 2.0)), **settings):
     """A group of one run for each loss, in folders called `name` (with the seed, if there are several)."""
     losses = loss if isinstance(loss, list) else [loss]
-    settings = {f"model.{key}": value for key, value in settings.items()}
+    all_settings = SIZES | {f"model.{key}": value for key, value in settings.items()}
     runs = [
         RunRecord(
-            f"{name},seed={seed}" if len(losses) > 1 else name, SIZES | settings, RESULT | {"best_val_loss": found}, list(curve)
+            f"{name},seed={seed}" if len(losses) > 1 else name, all_settings, RESULT | {"best_val_loss": found}, list(curve)
         )
         for seed, found in enumerate(losses)
     ]
@@ -88,14 +91,35 @@ def test_categories_and_searches_are_ranked():
     assert len(draw_axes(search, "steps").axes[0].get_yticklabels()) == 30
 
 
-def test_names_of_a_sweep_tell_what_varied_even_if_one_choice_sets_many_settings():
-    both = [make_group(2.0, "arch=gpt1,n_layer=2", norm="a", bias=True, n_layer=2)]
-    both += [make_group(2.1, "arch=modern,n_layer=4", norm="b", bias=False, n_layer=4)]
-    assert [point.at for point in locate(both)] == [{"arch": "gpt1", "n_layer": 2}, {"arch": "modern", "n_layer": 4}]
-    renamed = [make_group(2.0, "mine", n_layer=2), make_group(2.1, "n_layer=4", n_layer=4)]
-    assert [point.at for point in locate(renamed)] == [{"n_layer": 2}, {"n_layer": 4}]
-    same = [make_group(2.0, "a/n=1", n_layer=2), make_group(2.1, "b/n=1", n_layer=4)]
-    assert [point.at for point in locate(same)] == [{"n_layer": 2}, {"n_layer": 4}]
+def test_a_group_lies_where_its_settings_say_and_by_its_name_if_they_are_many():
+    few = [make_group(2.0, "a", arch="gpt1", n_layer=2), make_group(2.1, "b", arch="modern", n_layer=4)]
+    assert [point.at for point in locate(few)] == [{"arch": "gpt1", "n_layer": 2}, {"arch": "modern", "n_layer": 4}]
+    many = [make_group(2.0 + number, name, **dict.fromkeys("cdefghi", number)) for number, name in enumerate("ab")]
+    assert [point.at for point in locate(many)] == [{"run": "a"}, {"run": "b"}]
+
+
+def test_flops_are_an_axis():
+    config = make_config("gpt2", vocab_size=65)
+    model = {f"model.{key}": value for key, value in asdict(config).items()}
+    runs = {n: RunRecord(f"{n}", SIZES | model | {"model.n_layer": n}, RESULT, [(10, 3.0), (20, 2.0)]) for n in (1, 2)}
+    groups = [Group({"n_layer": n}, [run]) for n, run in runs.items()]
+    flops = [runs[n].tokens(20) * flops_per_token(replace(config, n_layer=n)) for n in (1, 2)]
+    assert list(draw_axes(locate(groups), "flops").axes[0].lines[0].get_xdata()) == flops
+    assert [line.get_xdata()[-1] for line in draw_curves(locate(groups), "flops").axes[0].lines] == flops
+
+
+def test_run_with_one_validation_and_a_baseline_that_is_near(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/loss,val/loss\n0,4.0,\n1,3.0,\n1,,2.5\n")
+    axes = draw_run(path, "token", {"near": 2.45, "far": 0.5}).axes[0]
+    validation = next(line for line in axes.lines if line.get_label() == "val/loss")
+    assert (list(validation.get_xdata()), validation.get_marker()) == ([2], "o")
+    low, high = axes.get_ylim()
+    assert low < 2.45 < 2.5 < high
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train/loss", "val/loss", "near 2.4500"]
+    assert axes.get_ylabel() == "loss (nats per token)"
+    path.write_text("step,lr\n0,1\n")
+    assert draw_run(path, "token") is None
 
 
 def test_numbers_are_ordered_and_mixed_values_are_texts():

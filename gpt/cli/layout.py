@@ -1,15 +1,16 @@
 """What varies between groups of runs, and which of it becomes an axis, the lines or the panels of a picture."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from gpt.cli.records import Group, short_names
+from gpt.cli.records import Group
 from gpt.settings import shorten
 
 MOST_LINES, MOST_PANELS = 7, 6  # as many lines as the palette has colours; panels beside or below each other
+MOST_NAMED = 6  # settings in the name of a group
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Point:
 
     @property
     def label(self) -> str:
-        return shorten(", ".join(f"{name} {show(value)}" for name, value in self.at.items()), 70)
+        return shorten(
+            ", ".join(show(value) if name == "run" else f"{name} {show(value)}" for name, value in self.at.items()), 70
+        )
 
 
 @dataclass(frozen=True)
@@ -61,52 +64,15 @@ class Layout:
 
 
 def locate(groups: list[Group]) -> list[Point]:
-    """The groups as points in the space of what varies.
-
-    The folders of a sweep say what was varied (`arch=gpt1,n_layer=2,seed=1`), also where one choice sets many settings.
-    Where they do not tell the groups apart, the settings themselves are the space, or the folders' names if many settings vary.
-    """
-    places = [read_name(group) for group in groups]
-    if not (places[0] and all(place.keys() == places[0].keys() for place in places)) or count_distinct(places) < len(groups):
-        if len(groups[0].settings) <= 6:
-            names = short_names(list(groups[0].settings))
-            places = [dict(zip(names, map(simplify, group.settings.values()), strict=True)) for group in groups]
-        else:
-            places = [{"run": shorten(group.runs[0].name, 40)} for group in groups]
-    for name in list(places[0]):
-        values = [place[name] for place in places]
-        has_text = any(isinstance(value, str) for value in values)
-        for place, value in zip(places, values, strict=True):
-            if len(set(map(str, values))) == 1 and len(groups) > 1:
-                del place[name]
-            elif has_text:
-                place[name] = show(value)
+    """The groups as points in the space of the settings that vary, or of the runs' names if many settings do."""
+    places = [{shorten(name, 24): simplify(value) for name, value in group.settings.items()} for group in groups]
+    if len(places[0]) > MOST_NAMED or len({str(place) for place in places}) < len(places):
+        places = [{"run": shorten(group.runs[0].name, 60)} for group in groups]
+    for name in places[0]:
+        if any(isinstance(place[name], str) for place in places):
+            for place in places:
+                place[name] = show(place[name])
     return [Point(group, place) for group, place in zip(groups, places, strict=True)]
-
-
-def read_name(group: Group) -> dict[str, Any]:
-    """What the folders of a sweep's jobs say that was varied, but for the seed. Empty if they are no such folders."""
-    places = []
-    for run in group.runs:
-        pairs = [part.partition("=") for part in run.name.rpartition("/")[2].split(",")]
-        if not all(name and equals for name, equals, _ in pairs):
-            return {}
-        places.append({shorten(name, 24): read_value(text) for name, _, text in pairs if name != "seed"})
-    return places[0] if all(place == places[0] for place in places) else {}
-
-
-def count_distinct(places: Sequence[dict[str, Any]]) -> int:
-    return len({str(place) for place in places})
-
-
-def read_value(text: str) -> Any:
-    """A number that is written in a folder's name, or else its text."""
-    for kind in (int, float):
-        try:
-            return simplify(kind(text))
-        except ValueError:
-            continue
-    return shorten(text, 24)
 
 
 def simplify(value: Any) -> Any:

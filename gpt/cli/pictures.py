@@ -1,14 +1,19 @@
 """What a comparison draws: validation loss during training, and the best loss against the settings that vary."""
 
+import csv
+import io
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli.layout import Axis, Layout, Point, arrange, locate, show
 from gpt.cli.records import Group, RunRecord
-from gpt.files import atomic
+from gpt.files import atomic, read_text
+from gpt.settings import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,29 +24,87 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MUTED = "0.75"
 LOSS = "best val/loss (nats per character)"
-COST = {"tokens": "tokens read in training", "seconds": "seconds of training"}
+COST = {"tokens": "tokens read in training", "seconds": "seconds of training", "flops": "FLOPs of training"}
 MOST_RANKED = 30
 
 
 def draw_pictures(groups: list[Group], folder: Path, x: str) -> list[str]:
     """Write curves.png and axes.png into `folder`, and return the names of those that have something to show.
 
-    `x` is the horizontal axis: "steps" (in axes.png: a setting that varies), "tokens" or "seconds".
+    `x` is the horizontal axis: "steps" (in axes.png: a setting that varies), "tokens", "seconds" or "flops".
     Raises ImportError without matplotlib.
     """
-    import matplotlib.style
-
-    points = locate(groups)
+    points, written = locate(groups), []
     pictures: dict[str, Callable[[list[Point], str], Figure | None]] = {"curves.png": draw_curves, "axes.png": draw_axes}
-    written = []
-    with matplotlib.style.context(["default", "gpt.style"]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a folder may have any name
+    with our_style():
         for name, draw in pictures.items():
             if (figure := draw(points, x)) is not None:
                 with atomic(folder / name) as file:
                     figure.savefig(file, format="png")
                 written.append(name)
     return written
+
+
+@contextmanager
+def our_style() -> Iterator[None]:
+    """Draw in the style of this project, whatever is in the texts. Raises ImportError without matplotlib."""
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", "gpt.style"]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a folder may have any name
+        yield
+
+
+def read_metric(path: Path, name: str) -> list[tuple[int, float]]:
+    """Steps taken and values from a metrics.csv, whose steps count from 0. Raises UserError if it is missing or damaged."""
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        found = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"file = {path}: {name} or step is no number somewhere; restore it, or draw another run") from None
+    return [(step, value) for step, value in found if math.isfinite(value)]
+
+
+def draw_run(path: Path, unit: str, baselines: Mapping[str, float] | None = None) -> "Figure | None":
+    """Training and validation loss of one run's metrics.csv, and those of the baselines that are near. None without losses."""
+    from matplotlib.figure import Figure
+
+    train, validation = read_metric(path, "train/loss"), read_metric(path, "val/loss")
+    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    window = max(1, len(train) // 100)
+    if train:
+        steps, losses = zip(*train, strict=True)
+        smooth = [mean(losses[end - window : end]) for end in range(window, len(losses) + 1)]
+        axes.plot(steps, losses, color=MUTED, linewidth=0.5)
+        axes.plot(
+            steps[window - 1 :], smooth, color=PALETTE[0], label=f"train/loss, mean of {window}" if window > 1 else "train/loss"
+        )
+    if validation:
+        axes.plot(*zip(*validation, strict=True), color=PALETTE[1], marker="o", markersize=3.5, label="val/loss", zorder=3)
+    if not axes.lines:
+        return None
+    values = sorted(loss for _, loss in [*train[len(train) // 50 :], *validation])  # the first steps are far above the rest
+    low, high = values[0], values[-1]
+    room = 0.06 * (high - low) or 0.05
+    for (name, loss), dashes in zip((baselines or {}).items(), (":", "--", "-."), strict=False):
+        if low - 4 * room <= loss <= high:
+            axes.axhline(loss, color="black", linewidth=0.8, linestyle=dashes, label=f"{name} {loss:.4f}")
+            low = min(low, loss)
+    axes.set(xlabel="step", ylabel=f"loss (nats per {unit})", ylim=(low - room, high + room), xlim=(0, None))
+    axes.locator_params(axis="x", integer=True)
+    axes.legend()
+    return figure
+
+
+def span(losses: Sequence[float]) -> tuple[float, float] | None:
+    """What to show of losses if some are far above the others, because a run diverged. None to show all."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    kept = [loss for loss in finite if loss <= 3 * min(finite) + 1]
+    room = 0.05 * (max(kept) - min(kept)) or 0.05
+    return None if len(kept) == len(losses) else (min(kept) - room, max(kept) + room)
 
 
 def draw_curves(points: list[Point], x: str) -> "Figure | None":
@@ -62,6 +125,11 @@ def draw_curves(points: list[Point], x: str) -> "Figure | None":
         scale_cost(axes)
     if axes.get_xscale() == "linear":
         axes.set_xlim(left=0)
+    if x not in COST:
+        axes.locator_params(axis="x", integer=True)
+    if shown := span([loss for point in points for run in point.group.runs for _, loss in run.curve]):
+        axes.set_ylim(shown)
+        axes.set_title("what lies above the picture has diverged")
     if points[0].at:
         title = "best first" if len(points) <= len(PALETTE) else f"the best {len(PALETTE)} of {len(points)}"
         figure.legend(loc="outside right upper", title=title, alignment="left")
@@ -76,16 +144,17 @@ def draw_curve(axes: "Axes", group: Group, x: str, **style: Any) -> None:
         return
     losses = [[curve[step] for curve in curves] for step in steps]
     places = [mean(cost(run, x, step) for run in group.runs) for step in steps]
-    marker = "o" if len(steps) <= 20 else None  # one validation is no line
+    is_named = style["label"] is not None
+    marker = "o" if len(steps) <= (20 if is_named else 1) else None  # one validation is no line
     axes.plot(places, [mean(found) for found in losses], marker=marker, markersize=3.5, **style)
-    if len(curves) > 1:
+    if len(curves) > 1 and is_named:
         band = {"color": style["color"], "zorder": style["zorder"], "alpha": 0.2, "linewidth": 0}
         axes.fill_between(places, [min(found) for found in losses], [max(found) for found in losses], **band)
 
 
 def cost(run: RunRecord, x: str, step: int) -> float:
     """How far a run has come after a step, in the unit of the horizontal axis."""
-    return run.tokens(step) if x == "tokens" else run.seconds(step) if x == "seconds" else step
+    return getattr(run, x)(step) if x in COST else step
 
 
 def draw_axes(points: list[Point], x: str) -> "Figure | None":
@@ -119,7 +188,11 @@ def draw_grid(points: list[Point], layout: Layout, x: str) -> "Figure":
     figure.supylabel(LOSS, fontsize=9)
     along = f"along a line: {layout.x.name}" if x in COST else ""
     fixed = ", ".join(f"{axis.name} {show(best.at[axis.name])}" for axis in layout.others)
-    figure.suptitle(describe(points, along, fixed and f"only {fixed} is shown"), fontsize=9)
+    heading = [along, fixed and f"only {fixed} is shown"]
+    if kept := span([loss for point in shown for loss in point.group.losses]):
+        panels[0, 0].set_ylim(kept)
+        heading.append("what lies above the picture has diverged")
+    figure.suptitle(describe(points, *heading), fontsize=9)
     handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if layout.lines:
         order = [show(value) for value in layout.lines.values] + ["best"]
@@ -175,7 +248,11 @@ def draw_ranking(points: list[Point]) -> "Figure":
     axes.set_ylabel(names[0] if is_one else "")
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(LOSS)
-    figure.suptitle(describe(points, f"the best {len(ranked)} of {len(points)}" if len(ranked) < len(points) else ""), fontsize=9)
+    heading = [f"the best {len(ranked)} of {len(points)}"] if len(ranked) < len(points) else []
+    if kept := span([loss for point in ranked for loss in point.group.losses]):
+        axes.set_xlim(kept)
+        heading.append("what lies beyond the picture has diverged")
+    figure.suptitle(describe(points, *heading), fontsize=9)
     return figure
 
 

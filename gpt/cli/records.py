@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from gpt.files import read_json, read_text
-from gpt.settings import LARGEST_INT, UserError, one_line, shorten
+from gpt.settings import LARGEST_INT, UserError, build, one_line, shorten
 
 LARGEST = 1e15  # of any number in a result
 
@@ -32,6 +32,16 @@ class RunRecord:
         values = [self.settings.get(key) for key in keys]
         sizes = [value for value in values if isinstance(value, int) and 0 < value <= LARGEST_INT]
         return steps * math.prod(sizes) if len(sizes) == len(keys) else math.nan
+
+    def flops(self, steps: int) -> float:
+        """How many floating-point operations the training takes for so many steps, or nan if the settings do not tell."""
+        from gpt.model import GPTConfig, flops_per_token
+
+        values = {key.removeprefix("model."): value for key, value in self.settings.items() if key.startswith("model.")}
+        try:
+            return self.tokens(steps) * flops_per_token(build(GPTConfig, values, "model"))
+        except ValueError:
+            return math.nan
 
     def seconds(self, steps: int) -> float:
         """How long the run took for so many steps. Validation is spread evenly over them."""
