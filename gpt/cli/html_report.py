@@ -1,5 +1,6 @@
 """A page about a run or a sweep that any browser opens: one file, which loads nothing from anywhere."""
 
+import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -51,6 +52,14 @@ def write_report(folder: Path) -> Path:
     page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=cell(name), body=body)
     write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def report_line(folder: Path) -> str:
+    """Write the page, and say where it is; without matplotlib, say what it needs."""
+    try:
+        return f"report: {printable(os.path.relpath(write_report(folder)))}"
+    except ImportError:
+        return "no report.html, which needs matplotlib: pip install matplotlib"
 
 
 def describe_run(folder: Path, run: RunRecord, result: Mapping[str, Any]) -> str:
