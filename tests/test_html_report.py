@@ -11,6 +11,7 @@ import pytest
 
 import report
 from gpt.cli.html_report import write_report
+from gpt.cli.pictures import our_style
 from gpt.cli.svg import inline_svg
 from gpt.settings import UserError
 
@@ -108,7 +109,8 @@ def test_picture_takes_on_the_colours_of_the_page_and_no_tag_from_a_name():
     figure = figures.Figure()
     figure.subplots().plot([1, 2], [1, 2], color="black", label=f"{HOSTILE}\0")
     figure.legend()
-    svg = inline_svg(figure, "first", f'"{HOSTILE}')
+    with our_style():
+        svg = inline_svg(figure, "first", f'"{HOSTILE}')
     assert "<script" not in svg
     assert "<img" not in svg
     assert "stroke: currentColor" in svg
