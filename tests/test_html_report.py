@@ -1,6 +1,7 @@
 """report.html: it says what a folder holds, runs nothing from it, and loads nothing from anywhere."""
 
 import json
+import re
 import shutil
 import sys
 from html.parser import HTMLParser
@@ -10,9 +11,11 @@ import pytest
 
 import report
 from gpt.cli.html_report import write_report
+from gpt.cli.pictures import our_style
+from gpt.cli.svg import inline_svg
 from gpt.settings import UserError
 
-pytest.importorskip("matplotlib", reason="extra plot is not installed")
+figures = pytest.importorskip("matplotlib.figure", reason="extra plot is not installed")
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -100,6 +103,19 @@ def test_page_of_a_sweep(trained, tmp_path):
     assert f"broken: {HOSTILE}" in page.text
     links = [target for target in page.values("href") if target.startswith("./")]
     assert sorted(links) == ["./%3Cimg%20onerror%3Dalert%281%29%3E%20%27x%27/", "./lr%3D0.1/"]
+
+
+def test_picture_takes_on_the_colours_of_the_page_and_no_tag_from_a_name():
+    figure = figures.Figure()
+    figure.subplots().plot([1, 2], [1, 2], color="black", label=f"{HOSTILE}\0")
+    figure.legend()
+    with our_style():
+        svg = inline_svg(figure, "first", f'"{HOSTILE}')
+    assert "<script" not in svg
+    assert "<img" not in svg
+    assert "stroke: currentColor" in svg
+    assert "#000000" not in svg
+    assert all(name.startswith("first-") for name in re.findall(r'(?:\bid="|url\(#|href="#)([^")]*)', svg))
 
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch):

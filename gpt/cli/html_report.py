@@ -242,8 +242,7 @@ def show_attention(folder: Path) -> str:
         weights = attention_weights(model, ids)[:MOST_LAYERS, 0, :MOST_HEADS].float()
     pictures = []
     for number, layer in enumerate(weights, start=1):
-        title = f"layer {number}"
-        pictures.append(picture(draw_layer(layer, tokens, title), f"layer{number}", title.capitalize(), "attention"))
+        pictures.append(picture(draw_layer(layer, tokens), f"layer{number}", f"Layer {number}", "attention"))
     return f"<p>{escape(ATTENTION)}</p>{''.join(pictures)}"
 
 
@@ -253,7 +252,7 @@ def known_text(tokenizer: "Tokenizer") -> str:
     return known if len(known) > len(TEXT) // 2 else tokenizer.drop_unknown("abcdefghijklmnop") or tokenizer.default_prompt
 
 
-def draw_layer(weights: "Tensor", tokens: list[str], title: str) -> "Figure":
+def draw_layer(weights: "Tensor", tokens: list[str]) -> "Figure":
     """One layer's weights (H, T, T)."""
     from matplotlib.figure import Figure
 
