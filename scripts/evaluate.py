@@ -4,6 +4,9 @@ python scripts/evaluate.py outputs/RUN
 """
 
 import argparse
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_checkpoint(parser)
     parser.add_argument("--data", metavar="FILE", help="another text, split like the run's own, which is the default")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with every digit, in place of the table")
     return parser.parse_args(arguments)
 
 
@@ -27,8 +31,10 @@ def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, 
 
     Returns {"val": {"loss": ..., "bits_per_char": ..., "bits_per_byte": ..., "unit": ...}, "train": ...}. Losses are in nats
     per unit (character, byte or token). They are computed in float32, as a run validates, so they are the same numbers.
+    A terminal shows the progress on stderr.
     """
     import lightning as L
+    from tqdm import tqdm
 
     from gpt.checkpoint import load
     from gpt.cli.runs import find_checkpoint
@@ -59,7 +65,9 @@ def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, 
     module = GPTModule(model, lengths=tokenizer.lengths)
     losses: dict[str, dict[str, Any]] = {}
     for split, ids in (("val", data.val_ids), ("train", data.train_ids)):
-        (metrics,) = trainer.validate(module, data.exact(ids), verbose=False)
+        shown = {"bar_format": "{desc} {n:,}/{total:,} {bar} ETA {remaining}", "dynamic_ncols": True, "leave": False}
+        with tqdm(data.exact(ids), split, disable=None, **shown) as batches:  # None: there is no bar without a terminal
+            (metrics,) = trainer.validate(module, batches, verbose=False)
         losses[split] = {name.removeprefix("val/"): value for name, value in metrics.items()}
         losses[split]["unit"] = tokenizer.loss_unit
     return losses
@@ -88,11 +96,33 @@ def trained_on_cpu(metadata: dict[str, Any]) -> bool:
     return isinstance(trainer, dict) and trainer.get("accelerator") == "cpu"
 
 
+def tabulate(losses: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each split. A column that would repeat the previous one, as for a text of ASCII alone, is left out."""
+    columns: dict[str, list[str]] = {}
+    for split in losses.values():
+        loss = split["loss"]
+        numbers = {
+            f"nats per {split['unit']}": loss,
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "bits per character": split["bits_per_char"],
+            "bits per byte": split["bits_per_byte"],
+        }
+        for title, number in numbers.items():
+            columns.setdefault(title, []).append(f"{number:.4f}")
+    if columns["bits per byte"] == columns["bits per character"]:
+        del columns["bits per byte"]
+    rows = zip(["", *losses], *([title, *cells] for title, cells in columns.items()), strict=True)
+    widths = [len(title) for title in columns]
+    lines = []
+    for name, *cells in rows:
+        lines.append(f"{name:5}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    for split, losses in evaluate(options.checkpoint, options.data).items():
-        loss, per_char, per_byte = (losses[name] for name in ("loss", "bits_per_char", "bits_per_byte"))
-        print(f"{split:5} loss {loss!r} nats per {losses['unit']}, {per_char!r} bits per character, {per_byte!r} per byte")
+    losses = evaluate(options.checkpoint, options.data)
+    print(json.dumps(losses) if options.json else tabulate(losses))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import csv
 import math
+import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from gpt.callbacks.attention_maps import AttentionMaps
 from gpt.callbacks.averaging import EMA
 from gpt.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, StoreMetadata
 from gpt.callbacks.metrics_file import MetricsFile
-from gpt.callbacks.progress import ProgressLines
+from gpt.callbacks.progress import ProgressBar, ProgressLines
 from gpt.callbacks.run_logger import RunLogger
 from gpt.callbacks.samples import Samples
 from gpt.callbacks.step_seed import ResumeAtStep, StepSeed
@@ -83,7 +85,7 @@ def fit(
         callbacks=[*callbacks, *always],
         logger=loggers or False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
     )
     if last.exists():
@@ -361,17 +363,23 @@ def test_patience_counts_across_an_interruption(tmp_path):
     assert fit(tmp_path, 60, [LastCheckpoint(), EarlyStopping(patience=2)], losses).global_step == 30
 
 
+class SendSignal(Callback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
 @pytest.mark.parametrize("kinds", [[], [LastCheckpoint]], ids=["without last", "with last"])
 @pytest.mark.parametrize("step", [4, 10])  # the second is validated
 def test_a_signal_saves_the_step_and_ends_the_process(step, kinds, tmp_path, capsys):
-    class SendSignal(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-            if trainer.global_step == step - 1:
-                signal.raise_signal(signal.SIGTERM)
-
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
-        fit(tmp_path, 20, [SendSignal(), GracefulStop("To continue: resume=here"), *[kind() for kind in kinds]])
+        fit(tmp_path, 20, [SendSignal(step), GracefulStop("To continue: resume=here"), *[kind() for kind in kinds]])
     assert stop.value.code == 143
     assert capsys.readouterr().out == f"stopped after {step} steps; everything is saved.\nTo continue: resume=here\n"
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
@@ -465,3 +473,40 @@ def test_throughput_counts_training_alone(monkeypatch):
 def test_progress_lines_tell_step_and_loss(tmp_path, capsys):
     fit(tmp_path, 20, [ProgressLines()], lambda step: step / 8)
     assert capsys.readouterr().out == "step 10 of 20  val/loss 1.2500\nstep 20 of 20  val/loss 2.5000\n"
+
+
+def set_width(monkeypatch, columns: int) -> None:
+    """Let standard output look like a terminal of so many columns to tqdm."""
+    monkeypatch.setattr("sys.stdout.fileno", lambda: 1)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((columns, 24)))
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_progress_bar_is_one_line_that_counts_the_steps_of_the_whole_run(tmp_path, capsys, monkeypatch, columns):
+    set_width(monkeypatch, columns)
+    fit(tmp_path, 10, [LastCheckpoint()])
+    fit(tmp_path, 300, [LastCheckpoint(), ProgressBar()], every=300, accumulate=2)
+    out = capsys.readouterr().out
+    lines = out.removesuffix("\n").split("\r")
+    assert "\n" not in "".join(lines)  # and the cursor ends at the beginning of the next line
+    assert lines[1].startswith("10/300 ")
+    assert re.fullmatch(r"300/300 \S+ ETA 00:00  val 0\.003", lines[-1])
+    assert {len(line) for line in lines[1:]} == {columns - 1}
+
+
+def test_narrow_progress_bar_leaves_out_numbers_and_is_erased_if_asked(tmp_path, capsys, monkeypatch):
+    set_width(monkeypatch, 50)
+    fit(tmp_path, 10, [ProgressBar("1 of 2  ", lambda: "all done in 1:00", leave=False)], every=5)
+    *lines, erased, end = capsys.readouterr().out.split("\r")
+    assert lines[-1].startswith("1 of 2  10/10 ")
+    assert lines[-1].endswith("  all done in 1:00")
+    assert len(lines[-1]) == 49
+    assert (erased.strip(), end) == ("", "")
+
+
+def test_progress_bar_ends_before_a_stopped_run_says_so(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        fit(tmp_path, 20, [SendSignal(3), GracefulStop("go on"), ProgressBar()])
+    *_, line, stopped, advice = capsys.readouterr().out.splitlines()
+    assert line.split("\r")[-1].startswith("3/20 ")
+    assert (stopped[:13], advice) == ("stopped after", "go on")

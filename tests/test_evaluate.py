@@ -1,6 +1,7 @@
-"""scripts/evaluate.py: it prints the losses of a run's result to the last digit, or one line that says why it cannot."""
+"""scripts/evaluate.py: it finds the losses of a run's result to the last digit, or prints one line that says why it cannot."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -30,12 +31,19 @@ def finish(call, text, precision):
 @pytest.mark.parametrize("settings", [[], ["callbacks=ema", "callbacks.ema.decay=0.5"]], ids=["plain", "averaged"])
 def test_evaluate_prints_the_result_to_the_last_digit(finish, settings, capsys):
     run = finish(*settings)
-    evaluate.main([str(run)])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["val", "train"]
+    evaluate.main([str(run), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["val", "train"]
     result = json.loads((run / "result.json").read_text())
     loss, bits = result["best_val_loss"], result["final_bits_per_char"]
-    assert lines[0] == f"val   loss {loss!r} nats per character, {bits!r} bits per character, {bits!r} per byte"
+    assert found["val"] == {"loss": loss, "bits_per_char": bits, "bits_per_byte": bits, "unit": "character"}
+    evaluate.main([str(run)])
+    out, err = capsys.readouterr()
+    lines = [re.split(r"  +", line.strip()) for line in out.splitlines()]
+    assert lines[0] == ["nats per character", "perplexity", "bits per character"]  # a text of ASCII has as many bytes
+    assert lines[1] == ["val", f"{loss:.4f}", f"{math.exp(loss):.4f}", f"{bits:.4f}"]
+    assert lines[2][0] == "train"
+    assert "ETA" not in err  # there is no terminal
 
 
 @pytest.mark.parametrize(("tokenizer", "unit"), [("byte", "byte"), ("bpe", "token")])
@@ -45,7 +53,7 @@ def test_evaluate_says_what_a_loss_is_per(finish, tokenizer, unit, capsys):
     run = finish(f"data.tokenizer={tokenizer}", "model.context_length=8", "data.bpe_vocab_size=257")
     capsys.readouterr()
     evaluate.main([str(run)])
-    assert f" nats per {unit}, " in capsys.readouterr().out
+    assert f" nats per {unit}  " in capsys.readouterr().out
 
 
 def refusal(arguments: list[str], capsys) -> str:
@@ -64,7 +72,7 @@ def test_evaluating_another_text_needs_the_data_option(trained, text, capsys):
     text.write_text(text.read_text() + "ROMEO: O\n")
     assert "no longer the text" in refusal([str(trained)], capsys)
     evaluate.main([str(trained), "--data", str(text)])
-    assert "val   loss" in capsys.readouterr().out
+    assert "\nval  " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", ["", " "])

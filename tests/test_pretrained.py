@@ -71,7 +71,7 @@ def test_programs_take_it(tmp_path, capsys, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("ROMEO:\nBut soft, what light through yonder window breaks?\n" * 200, encoding="utf-8")
     evaluate.main(["--pretrained", "--data", str(text)])
-    assert "val   loss" in capsys.readouterr().out
+    assert "\nval  " in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"modern|rotary|transformers"):  # which transformers lacks
         export_hf.main(["--pretrained", "--out", "exported"])

@@ -17,6 +17,7 @@ from conftest import ROOT, TINY
 from gpt.checkpoint import load
 from gpt.cli.naming import name_run
 from gpt.cli.overrides import compose, parse_overrides, quote_arguments
+from gpt.cli.report import next_commands, script
 from gpt.config import RunConfig, read_config_file
 from gpt.data import CharData, DataConfig, RandomWindows
 from gpt.hardware import has_compiler
@@ -280,9 +281,29 @@ def test_early_stopping_ends_the_run(call, text):
 
 
 def test_callback_can_be_left_out(call, text):
-    code, _, err = call(*TINY, f"data.path={text}", "callbacks.samples=null", "trainer.max_steps=1", "hydra.run.dir=run")
+    code, out, err = call(*TINY, f"data.path={text}", "callbacks.samples=null", "trainer.max_steps=1", "hydra.run.dir=run")
     assert code == 0, err
     assert not Path("run/sample.txt").exists()
+    assert "what the model writes after 1 steps (temperature 0.8):\n\n" in out  # the report has it write nevertheless
+
+
+def test_report_says_what_wrote_the_sample_and_suggests_what_works(call, text, monkeypatch):
+    settings = [*TINY, f"data.path={text}", "trainer.max_steps=1", "callbacks.samples.prompt=JULIET", "hydra.run.dir=outputs/run"]
+    code, out, err = call(*settings)
+    assert code == 0, err
+    assert "after 1 steps (temperature 0.8, prompt 'JULIET'):\n\nJULIET" in out
+    commands = [line.strip() for line in out.split("next:\n")[1].splitlines() if "activate" not in line]
+    assert commands == [
+        "python scripts/sample.py outputs/run",  # and no prompt that another text may not know
+        "python scripts/evaluate.py outputs/run",
+        "tensorboard --logdir outputs",
+    ]
+    Path("outputs/run/checkpoints/best.ckpt").unlink()
+    Path("outputs/run/checkpoints/last.ckpt").unlink()
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts" / "train.py")])
+    config = RunConfig.from_dict(read_config_file(Path("outputs/run/config.yaml")))
+    assert [command.split()[0] for command in next_commands(Path("outputs/run"), config)][-1:] == ["tensorboard"]
+    assert script("sample") == str(ROOT / "scripts" / "sample.py")
 
 
 def test_run_needs_neither_callbacks_nor_logger(call, text):

@@ -6,25 +6,72 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from gpt.callbacks.samples import Samples
+from gpt.checkpoint import load
 from gpt.cli.overrides import quote_override
 from gpt.config import RunConfig
 from gpt.files import read_text
-from gpt.settings import printable
+from gpt.generate import generate
+from gpt.settings import build, printable, shorten
 from gpt.tokenizer import tokenizer_class
+
+PLAY, TEMPERATURE = 300, 0.8  # how many tokens are written for a run that took no samples, and how
 
 
 def report(folder: Path, result: dict[str, Any], config: RunConfig) -> None:
-    """Print the last sample, the losses, the run's folder, and commands that go on from here."""
-    run = shlex.quote(printable(os.path.relpath(folder)))
-    if (sample := folder / "sample.txt").exists():
-        print(f"\n{printable(read_text(sample))}\n")
-    print(describe_result(result, config.data.tokenizer))
-    print(f"run folder: {run}\n\nnext:")
+    """Print what the model writes, the losses, the run's folder, and commands that go on from here."""
+    print(f"\n{show_sample(folder, result, config)}{describe_result(result, config.data.tokenizer)}")
+    print(f"run folder: {shell_path(folder)}\n\nnext:")
+    print("\n".join(f"  {command}" for command in next_commands(folder, config)), flush=True)
+
+
+def show_sample(folder: Path, result: dict[str, Any], config: RunConfig) -> str:
+    """The run's last sample under a heading that says what wrote it.
+
+    A run that took none has its best model write now, when its clock has stopped. Empty if it has kept no model either.
+    """
+    sample, best = folder / "sample.txt", folder / "checkpoints" / "best.ckpt"
+    if "samples" in config.callbacks and sample.exists():
+        samples = build(Samples, config.callbacks["samples"], "callbacks.samples")
+        step, temperature, prompt, text = result["step"], samples.temperatures[0], samples.prompt, read_text(sample)
+    elif result["best_step"] is not None and best.exists():
+        model, tokenizer, _ = load(best)
+        step, temperature, prompt = result["best_step"], TEMPERATURE, tokenizer.default_prompt
+        ids = generate(model, tokenizer.encode(prompt)[None], PLAY, temperature, generator=torch.Generator().manual_seed(0))
+        text = prompt + tokenizer.decode(int(i) for i in ids)
+    else:
+        return ""
+    asked = f", prompt {shorten(prompt)!r}" if prompt.strip("\n") else ""
+    return f"what the model writes after {step:,} steps (temperature {temperature:g}{asked}):\n\n{printable(text.strip())}\n\n"
+
+
+def next_commands(folder: Path, config: RunConfig) -> list[str]:
+    """Commands that work from where the user stands, with what the run has kept."""
+    run, commands = shell_path(folder), []
     if not (sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ):  # the shell does not find this Python by itself
-        print(f"  source {shlex.quote(os.path.relpath(sys.prefix))}/bin/activate")
-    print(f'  python scripts/sample.py {run} --prompt "ROMEO:"')
-    print(f"  python scripts/evaluate.py {run}")
-    print("  tensorboard --logdir outputs", flush=True)
+        commands.append(f"source {shell_path(Path(sys.prefix))}/bin/activate")
+    if any((folder / "checkpoints").glob("*.ckpt")):
+        prompt = ' --prompt "ROMEO:"' if config.data.path is None else ""  # another text may lack these characters
+        commands += [f"python {script('sample')} {run}{prompt}", f"python {script('evaluate')} {run}"]
+    if "tensorboard" in config.logger:
+        outputs = Path("outputs")
+        commands.append(
+            f"tensorboard --logdir {shell_path(outputs if outputs.absolute() in folder.absolute().parents else folder)}"
+        )
+    return commands
+
+
+def shell_path(path: Path) -> str:
+    """A path from where the user stands, quoted for the shell."""
+    return shlex.quote(printable(os.path.relpath(path)))
+
+
+def script(name: str) -> str:
+    """The path of a program that lies beside the one that is running, by the path by which that one was called."""
+    path = Path(sys.argv[0]).with_name(f"{name}.py")
+    return shlex.quote(str(path if path.is_file() else Path("scripts", path.name)))
 
 
 def describe_result(result: dict[str, Any], tokenizer: str) -> str:
@@ -43,4 +90,4 @@ def describe_resuming(folder: Path) -> str:
     """The command that goes on with a run, quoted for the shell."""
     path = os.path.relpath(folder)
     override = quote_override("resume", path) if path[0] in "'\"" else f"resume={path}"
-    return f"To continue: python scripts/train.py {shlex.quote(override)}"
+    return f"To continue: python {script('train')} {shlex.quote(override)}"
