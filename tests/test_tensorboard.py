@@ -1,15 +1,19 @@
 """What a run shows in TensorBoard, and what it never writes there."""
 
+import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from test_callbacks import fit
 
 from conftest import TINY
+from gpt.callbacks.attention_maps import draw_attention
 from gpt.callbacks.checkpoints import LastCheckpoint
 from gpt.callbacks.metrics_file import MetricsFile
 from gpt.callbacks.tensorboard import HParams, TensorBoard, writers
@@ -35,11 +39,28 @@ def events(call, text) -> EventAccumulator:
 
 
 def test_run_shows_attention_maps_and_samples(events):
-    (picture,) = {tag for tag in events.Tags()["images"] if tag.startswith("attention")}
-    assert [image.step for image in events.Images(picture)] == [1, 3]
-    assert events.Images(picture)[0].width > 200
+    pictures = {tag for tag in events.Tags()["images"] if "attention" in tag}
+    assert pictures == {"weights/attention in layer 1", "weights/attention in layer 2"}
+    for picture in pictures:
+        assert [image.step for image in events.Images(picture)] == [1, 3]
+        assert events.Images(picture)[0].width > 200
     assert {"sample/temperature 0.8/text_summary", "sample/temperature 0/text_summary"} <= set(events.Tags()["tensors"])
     assert "custom_scalars__config__" in events.Tags()["tensors"]
+
+
+def test_every_token_of_an_attention_map_can_be_read():
+    tokens = list("ROMEO:\nO, speak again,$\\")
+    weights = torch.eye(24).expand(4, 24, 24)
+    figure = draw_attention(weights, tokens, "Attention in layer 1")
+    FigureCanvasAgg(figure).draw()
+    heads = [axes for axes in figure.axes if axes.get_title()]
+    assert len(heads) == 4
+    for axes in heads:
+        for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+            assert [label.get_text() for label in labels[:8]] == [*"ROMEO:\u23ceO"]
+            assert all(label.get_fontsize() >= 8 for label in labels)
+            boxes = [label.get_window_extent() for label in labels]
+            assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
 def test_hparams_are_the_overrides_and_the_best_loss(events):
