@@ -74,7 +74,7 @@ def test_a_sweep_in_tensorboard(sweep, board):
         for result in results.values():
             see(cells.filter(has_text=f"{result['best_val_loss'] / math.log(2):.5g}").first).to_be_visible()
         shown = set(cells.all_inner_texts())
-        assert {"model.n_head", "model.context_length", "val/best_bits_per_char", "16.000"} <= shown
+        assert {"model.n_head", "model.context_length", "loss/val_best_bits_per_char", "16.000"} <= shown
         assert "trainer.max_steps" not in shown  # which does not vary
         page.get_by_text("PARALLEL COORDINATES VIEW").click()
         see(page.locator("tf-hparams-parallel-coords-plot svg").first).to_be_visible()

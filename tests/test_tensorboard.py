@@ -75,7 +75,7 @@ def test_hparams_are_the_settings_and_the_best_loss(events):
     assert hparams["seed"].number_value == 5
     assert hparams["model.n_layer"].number_value == 2
     assert hparams["model"].string_value == "tiny"
-    best = [event.value for event in events.Scalars("val/best_bits_per_char")]
+    best = [event.value for event in events.Scalars("loss/val_best_bits_per_char")]
     assert best == pytest.approx([event.value for event in events.Scalars("val/bits_per_char")])  # which fell both times
 
 
@@ -95,7 +95,7 @@ def test_hparams_show_what_differs_between_runs_of_any_kinds(call, text):
     assert {"model.positions", "model.bias", "data.tokenizer"} <= differing
     assert not {"seed", "trainer.max_steps", "data.batch_size"} & differing
     metrics = {info.name.tag for info in experiment.metric_infos}
-    assert "val/best_bits_per_char" in metrics
+    assert "loss/val_best_bits_per_char" in metrics
     assert "epoch" not in metrics
     assert min(metrics).startswith("loss/")  # the first cards
 
@@ -137,7 +137,7 @@ def test_killed_and_resumed_run_shows_each_point_once(tmp_path):
             assert killed_at
     shown = plugin_event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})  # TensorBoard's own
     shown.Reload()
-    for tag in ("val/best_bits_per_char", "loss/val", "sample/text_summary"):
+    for tag in ("loss/val_best_bits_per_char", "loss/val", "sample/text_summary"):
         assert [event.step for event in shown.Tensors(tag)] == [9, 19, 29, 39, 49, 59], tag
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows if not row.endswith(",")] == ["9", "19", "29", "39", "49", "59"]  # val/loss is last

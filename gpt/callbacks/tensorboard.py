@@ -17,7 +17,7 @@ from gpt.callbacks.run_logger import RunLogger
 from gpt.callbacks.state import check_state
 
 LOSSES = {"train/loss": "loss/train", "val/loss": "loss/val"}  # TensorBoard sorts its cards by their names
-BEST = "val/best_bits_per_char"
+BEST = "loss/val_best_bits_per_char"  # HParams shows the first five names of the alphabet unless it is asked for more
 
 
 class TensorBoard(TensorBoardLogger, RunLogger):
