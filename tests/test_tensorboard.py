@@ -1,15 +1,25 @@
 """What a run shows in TensorBoard, and what it never writes there."""
 
+import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.data.provider import ListHyperparametersResult
+from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.plugins.hparams.backend_context import Context
 from test_callbacks import fit
 
 from conftest import TINY
+from gpt.callbacks.attention_maps import draw_attention
 from gpt.callbacks.checkpoints import LastCheckpoint
 from gpt.callbacks.metrics_file import MetricsFile
 from gpt.callbacks.tensorboard import HParams, TensorBoard, writers
@@ -35,21 +45,59 @@ def events(call, text) -> EventAccumulator:
 
 
 def test_run_shows_attention_maps_and_samples(events):
-    (picture,) = {tag for tag in events.Tags()["images"] if tag.startswith("attention")}
-    assert [image.step for image in events.Images(picture)] == [1, 3]
-    assert events.Images(picture)[0].width > 200
+    pictures = {tag for tag in events.Tags()["images"] if "attention" in tag}
+    assert pictures == {"weights/attention in layer 1", "weights/attention in layer 2"}
+    for picture in pictures:
+        assert [image.step for image in events.Images(picture)] == [1, 3]
+        assert events.Images(picture)[0].width > 200
     assert {"sample/temperature 0.8/text_summary", "sample/temperature 0/text_summary"} <= set(events.Tags()["tensors"])
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
-def test_hparams_are_the_overrides_and_the_best_loss(events):
+def test_every_token_of_an_attention_map_can_be_read():
+    tokens = list("ROMEO:\nO, speak again,$\\")
+    weights = torch.eye(24).expand(4, 24, 24)
+    figure = draw_attention(weights, tokens, "Attention in layer 1")
+    FigureCanvasAgg(figure).draw()
+    heads = [axes for axes in figure.axes if axes.get_title()]
+    assert len(heads) == 4
+    for axes in heads:
+        for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+            assert [label.get_text() for label in labels[:8]] == [*"ROMEO:\u23ceO"]
+            assert all(label.get_fontsize() >= 8 for label in labels)
+            boxes = [label.get_window_extent() for label in labels]
+            assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+def test_hparams_are_the_settings_and_the_best_loss(events):
     plugin = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     hparams = plugin_data_pb2.HParamsPluginData.FromString(plugin).session_start_info.hparams
     assert hparams["seed"].number_value == 5
     assert hparams["model.n_layer"].number_value == 2
     assert hparams["model"].string_value == "tiny"
-    best = [event.value for event in events.Scalars("hp/best_val_loss")]
-    assert best == pytest.approx([event.value for event in events.Scalars("val/loss")])  # which fell both times
+    best = [event.value for event in events.Scalars("loss/val_best_bits_per_char")]
+    assert best == pytest.approx([event.value for event in events.Scalars("val/bits_per_char")])  # which fell both times
+
+
+def test_hparams_show_what_differs_between_runs_of_any_kinds(call, text):
+    for name, given in {"a": [], "b": ["model/arch=gpt1"], "c": ["data.tokenizer=byte"]}.items():
+        arguments = ["callbacks.attention=null", f"data.path={text}", "trainer.max_steps=1", f"hydra.run.dir=runs/{name}"]
+        code, _, err = call(*TINY, *given, *arguments)
+        assert code == 0, err
+    multiplexer = EventMultiplexer().AddRunsFromDirectory("runs")
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, "runs")
+    context = Context(TBContext(data_provider=provider))
+    metadata = context.hparams_metadata(RequestContext(), "")
+    none = ListHyperparametersResult(hyperparameters=[], session_groups=[])
+    experiment = context.experiment_from_metadata(RequestContext(), "", True, metadata, none)
+    differing = {info.name for info in experiment.hparam_infos if info.differs}
+    assert {"model.positions", "model.bias", "data.tokenizer"} <= differing
+    assert not {"seed", "trainer.max_steps", "data.batch_size"} & differing
+    metrics = {info.name.tag for info in experiment.metric_infos}
+    assert "loss/val_best_bits_per_char" in metrics
+    assert "epoch" not in metrics
+    assert min(metrics).startswith("loss/")  # the first cards
 
 
 def test_run_without_tensorboard_draws_nothing(call, text):
@@ -89,7 +137,7 @@ def test_killed_and_resumed_run_shows_each_point_once(tmp_path):
             assert killed_at
     shown = plugin_event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})  # TensorBoard's own
     shown.Reload()
-    for tag in ("hp/best_val_loss", "val/loss", "sample/text_summary"):
+    for tag in ("loss/val_best_bits_per_char", "loss/val", "sample/text_summary"):
         assert [event.step for event in shown.Tensors(tag)] == [9, 19, 29, 39, 49, 59], tag
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows if not row.endswith(",")] == ["9", "19", "29", "39", "49", "59"]  # val/loss is last

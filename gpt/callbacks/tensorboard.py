@@ -1,6 +1,5 @@
 """TensorBoard: the event files of a run, its hyperparameters, and the best loss so far."""
 
-import math
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,9 @@ from torch.utils.tensorboard.summary import hparams
 from gpt.callbacks.context import is_training
 from gpt.callbacks.run_logger import RunLogger
 from gpt.callbacks.state import check_state
+
+LOSSES = {"train/loss": "loss/train", "val/loss": "loss/val"}  # TensorBoard sorts its cards by their names
+BEST = "loss/val_best_bits_per_char"  # HParams shows the first five names of the alphabet unless it is asked for more
 
 
 class TensorBoard(TensorBoardLogger, RunLogger):
@@ -38,20 +40,26 @@ class TensorBoard(TensorBoardLogger, RunLogger):
     def write(self) -> None:
         self.experiment.flush()
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log all metrics but Lightning's `epoch`, which is always 0. The losses are named so that their cards come first."""
+        names = {name: LOSSES.get(name, name) for name in metrics if name != "epoch"}
+        super().log_metrics({shown: metrics[name] for name, shown in names.items()}, step)
+
     def save(self) -> None:
         self.write()
 
 
 class HParams(Callback):
-    """The HParams tab: `settings`, and `hp/best_val_loss`, the lowest so far. Also a chart of both losses in Custom Scalars.
+    """The HParams tab: `settings`, and the best bits per character so far. Also a chart of both losses in Custom Scalars.
 
-    The loss is logged after each validation, so a run that was killed has one too.
+    Bits per character compare between tokenizers. They are logged after each validation, so a run that was killed has them too.
     """
 
     state_key = "hparams"
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = {key: value if isinstance(value, (int, float)) else str(value) for key, value in settings.items()}
+        self.settings = {key: value if type(value) in (int, float) else str(value) for key, value in settings.items()}
         self.best: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -62,16 +70,18 @@ class HParams(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for writer in writers(trainer):
-            writer.add_custom_scalars({"loss": {"train and validation": ["Multiline", ["train/loss", "val/loss"]]}})
-            # TensorBoardLogger.log_hyperparams would add a point to the curve of hp/best_val_loss at each resumption
-            for summary in hparams(self.settings, {"hp/best_val_loss": math.nan}):
-                writer._get_file_writer().add_summary(summary)
+            writer.add_custom_scalars({"loss": {"train and validation": ["Multiline", [*LOSSES.values()]]}})
+            # Without the summary of an experiment, TensorBoard shows the settings of all runs rather than those of the first
+            _, session, _ = hparams(self.settings, {})
+            writer._get_file_writer().add_summary(session)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss = trainer.callback_metrics["val/loss"].item()
         self.best = loss if self.best is None else min(self.best, loss)
+        bits = trainer.callback_metrics["val/bits_per_char"].item()  # a multiple of the loss
+        best_bits = bits * self.best / loss if loss else bits
         for writer in writers(trainer):
-            writer.add_scalar("hp/best_val_loss", self.best, trainer.global_step - 1)  # Lightning counts losses from 0 too
+            writer.add_scalar(BEST, best_bits, trainer.global_step - 1)  # Lightning counts losses from 0 too
 
 
 def writers(trainer: L.Trainer) -> Iterator[SummaryWriter]:
