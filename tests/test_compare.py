@@ -110,7 +110,7 @@ def test_table_fits_the_terminal_and_names_what_does_not(tmp_path, width):
     assert all(len(line) <= width for line in shown.splitlines()[: len(names) + 1])
     assert header.split()[0] == "run"
     assert "loss" in header.split()
-    dropped = re.search("No room here for (.*): see compare.csv", shown)[1].split(", ")
+    dropped = re.search("No room here for (.*): see compare.csv", " ".join(shown.split()))[1].split(", ")
     assert {"run", *dropped, *header.split()} == {
         "run",
         *names,

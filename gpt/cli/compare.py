@@ -1,6 +1,7 @@
 """A table of many runs, best first, and pictures of them, written into the folder that holds the runs."""
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,13 +47,13 @@ def compare(
     chosen = list(columns) or choose_columns(lines)
     width = width or shutil.get_terminal_size((140, 24)).columns
     cells, dropped = (render(lines, chosen), []) if columns else fit(lines, chosen, width)
-    notes = [*explain(groups, reference), *(f"{run.name}: {run.problem}" for run in runs if not run.result)]
+    notes, unfinished = explain(groups, reference), [f"{run.name}: {run.problem}" for run in runs if not run.result]
+    whole = "\n\n".join([markdown(render(lines, chosen)), *notes, *unfinished])
+    written = write(folder, whole, lines, groups, x)
     if dropped:
         notes.insert(0, f"No room here for {', '.join(map(shorten, dropped))}: see compare.csv, or choose with --columns.")
-    table = "\n".join(line.rstrip() for line in aligned(cells)) + "\n\n" + "\n".join(notes)
-    whole = markdown(render(lines, list(columns) or choose_columns(lines)))
-    written = write(folder, f"{whole}\n\n" + "\n\n".join(notes[bool(dropped) :]), lines, groups, x)
-    return f"{table}\n\n{written}"
+    shown = [*(line.rstrip() for line in aligned(cells)), "", *(textwrap.fill(note, width) for note in notes)]
+    return "\n".join([*shown, *(["", *unfinished] if unfinished else []), "", written])
 
 
 def print_csv(folder: Path, sort: str = "loss", baseline: str | None = None) -> str:
@@ -84,6 +85,8 @@ def explain(groups: Sequence[Group], baseline: Group) -> list[str]:
         if has_seeds:
             interval = "± its 95 % confidence interval (Welch's t test)"
             notes.append(f"difference: to {to}, {interval}. It exceeds the noise if the interval does not contain 0.")
+            if any(len(group.runs) == 1 for group in groups):
+                notes[-1] += " It is unknown where one of the two has a single seed."
         else:
             notes.append(f"difference: to {to}. Each line is one seed, so the noise is not known: try seed=1,2,3.")
     return notes

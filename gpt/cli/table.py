@@ -116,14 +116,16 @@ def choose_columns(lines: Sequence[Line]) -> list[str]:
 def render(lines: Sequence[Line], columns: Sequence[str], name_width: int = 60) -> list[dict[str, str]]:
     """The cells of some columns as text, with the digits that mean something."""
     spreads = [line["sd"] for line in lines if line["sd"]]
+    intervals = any(line["interval"] is not None for line in lines)
     digits = min(4, max(2, 1 - math.floor(math.log10(median(spreads))))) if spreads else 4
     formats: dict[str, Callable[[Line], str]] = {
         "run": lambda line: cut_middle(shorten(line["run"], 1000), name_width),
         "loss": lambda line: with_error(f"{line['loss']:.{digits}f}", line["sd"], digits, bool(spreads)),
         "difference": lambda line: (
-            with_error(f"{line['difference']:+.{digits}f}", line["interval"], digits, bool(spreads)) if line["noise"] else ""
+            with_error(f"{line['difference']:+.{digits}f}", line["interval"], digits, intervals) if line["noise"] else ""
         ),
     }
+    formats |= {name: lambda line, name=name: show(float(line[name])) for name in RESULTS[4:]}  # type: ignore[misc]
     return [{column: formats.get(column, lambda line: show(line[column]))(line) for column in columns} for line in lines]  # noqa: B023
 
 
@@ -149,7 +151,7 @@ def show(value: Any) -> str:
 
 def cut_middle(name: str, width: int) -> str:
     """A name without its middle if it is too long: run folders begin with their date and end with what was typed."""
-    start = min(10, width // 3)
+    start = min(10, width // 2)
     return name if len(name) <= width else f"{name[:start]}...{name[len(name) - (width - start - 3) :]}"
 
 
