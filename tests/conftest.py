@@ -52,6 +52,14 @@ TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.acc
 TINY += [f"trainer.precision={PRECISION}", "trainer.val_check_interval=500"]  # one validation, at the end
 
 
+@pytest.fixture(autouse=True)
+def no_report(request, monkeypatch):
+    """Leave report.html out: it takes a second, and hundreds of runs here have no reader. tests/test_html_report.py has it."""
+    if "test_html_report" not in request.node.nodeid:
+        monkeypatch.setattr("gpt.cli.html_report.report_line", lambda folder: "report: (left out)")
+        monkeypatch.setattr("gpt.cli.report.report_line", lambda folder: "report: (left out)")
+
+
 @pytest.fixture(params=["32-true", "bf16-mixed"])
 def precision(request) -> str:
     """Each precision that can be trained in, whatever the machine would choose. A CPU without bfloat16 emulates it."""

@@ -19,7 +19,6 @@ from gpt.settings import UserError, printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
 
     from gpt.tokenizer import Tokenizer
 
@@ -55,11 +54,13 @@ def write_report(folder: Path) -> Path:
 
 
 def report_line(folder: Path) -> str:
-    """Write the page, and say where it is; without matplotlib, say what it needs."""
+    """Write the page, and say where it is, or why there is none: the runs that it is about have ended well all the same."""
     try:
-        return f"report: {printable(os.path.relpath(write_report(folder)))}"
+        return f"report: {shlex.quote(printable(os.path.relpath(write_report(folder))))}"
     except ImportError:
-        return "no report.html, which needs matplotlib: pip install matplotlib"
+        return "report: (none), because it needs matplotlib: pip install matplotlib"
+    except UserError as error:
+        return f"report: (none), because of {error}"
 
 
 def describe_run(folder: Path, run: RunRecord, result: Mapping[str, Any]) -> str:
@@ -232,6 +233,7 @@ def show_attention(folder: Path) -> str:
     """The attention of each layer of the best model, on a short text that its tokenizer knows."""
     import torch
 
+    from gpt.callbacks.attention_maps import draw_attention
     from gpt.checkpoint import find, load
     from gpt.model import attention_weights
 
@@ -242,7 +244,7 @@ def show_attention(folder: Path) -> str:
         weights = attention_weights(model, ids)[:MOST_LAYERS, 0, :MOST_HEADS].float()
     pictures = []
     for number, layer in enumerate(weights, start=1):
-        pictures.append(picture(draw_layer(layer, tokens), f"layer{number}", f"Layer {number}", "attention"))
+        pictures.append(picture(draw_attention(layer, tokens, ""), f"layer{number}", f"Layer {number}", "attention"))
     return f"<p>{escape(ATTENTION)}</p>{''.join(pictures)}"
 
 
@@ -250,15 +252,6 @@ def known_text(tokenizer: "Tokenizer") -> str:
     """A text for a tokenizer, which may know another alphabet."""
     known = tokenizer.drop_unknown(TEXT)
     return known if len(known) > len(TEXT) // 2 else tokenizer.drop_unknown("abcdefghijklmnop") or tokenizer.default_prompt
-
-
-def draw_layer(weights: "Tensor", tokens: list[str]) -> "Figure":
-    """One layer's weights (H, T, T)."""
-    from matplotlib.figure import Figure
-
-    from gpt.callbacks.attention_maps import draw_attention
-
-    return draw_attention(weights[None], tokens, Figure)
 
 
 def what_varied(points: list[Point], runs: list[RunRecord]) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from gpt.callbacks.samples import Samples
 from gpt.checkpoint import load
+from gpt.cli.html_report import report_line
 from gpt.cli.overrides import quote_override
 from gpt.config import RunConfig
 from gpt.files import read_text
@@ -23,7 +24,7 @@ PLAY, TEMPERATURE = 300, 0.8  # how many tokens are written for a run that took 
 def report(folder: Path, result: dict[str, Any], config: RunConfig) -> None:
     """Print what the model writes, the losses, the run's folder, and commands that go on from here."""
     print(f"\n{show_sample(folder, result, config)}{describe_result(result, config.data.tokenizer)}")
-    print(f"run folder: {shell_path(folder)}\n\nnext:")
+    print(f"run folder: {shell_path(folder)}\n{report_line(folder)}\n\nnext:")
     print("\n".join(f"  {command}" for command in next_commands(folder, config)), flush=True)
 
 
