@@ -46,7 +46,7 @@ def test_interrupted_run_is_bit_identical(call, text):
         out, err = process.communicate(timeout=120)
         assert process.returncode == code, err
         if number != signal.SIGKILL:
-            assert "To continue: python scripts/train.py resume=outputs/parts" in out
+            assert f"To continue: python {ROOT / 'scripts' / 'train.py'} resume=outputs/parts" in out
             assert err == ""
         process = begin("resume=outputs/parts" if step < 200 else "resume=last")
     out, err = process.communicate(timeout=120)
