@@ -2,9 +2,10 @@
 
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -142,7 +143,7 @@ def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[
     return np.concatenate(parts[True]), np.concatenate(parts[False])
 
 
-def encode_parts(text: Text, tokenizer: Tokenizer, split: int) -> Iterator[tuple[bool, np.ndarray]]:
+def encode_parts(text: Iterable[Any], tokenizer: Tokenizer, split: int) -> Iterator[tuple[bool, np.ndarray]]:
     """Read and encode a text part by part. Yields whether the ids (T,) belong to the training split, and the ids."""
     position, dtype = 0, id_type(tokenizer)
     for part in text:

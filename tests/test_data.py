@@ -1,7 +1,10 @@
+import io
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -177,6 +180,22 @@ def test_large_text_is_encoded_once_into_a_file(kind, tmp_path, monkeypatch):
     for damage in ("{", "[]", "{}", '{"train": "7"}'):
         kept[1].write_text(damage)
         assert_equal(load(tmp_path, TEXT, kind))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_encoding_a_large_text_shows_progress_on_a_terminal_alone(broken, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "IN_MEMORY", 10)
+    load(tmp_path, TEXT)
+    assert capsys.readouterr().err == ""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    if broken:
+        monkeypatch.setattr(CharTokenizer, "ids", lambda *_: os.write(-1, b""))
+    with pytest.raises(UserError, match="cannot be kept") if broken else nullcontext():
+        load(tmp_path, TEXT + "To be\n")  # which is not kept yet
+    assert "encoding the text 0%" in terminal.getvalue()
+    assert terminal.getvalue().split("\r")[-2:] == [" " * len(terminal.getvalue().split("\r")[-2]), ""]  # erased
 
 
 ENCODE_LARGE_TEXT = """

@@ -4,10 +4,13 @@ import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from gpt.corpus import Text
 from gpt.data import encode_parts, id_type
@@ -45,13 +48,23 @@ def encode_into_file(text: Text, tokenizer: Tokenizer, split: int, folder: Path)
 def write(text: Text, tokenizer: Tokenizer, split: int, ids_file: Path, record: Path) -> int:
     """Encode the text into `ids_file`, and note in `record` what was written. Returns the number of training ids."""
     train_length, digest = 0, hashlib.sha256()
-    with atomic(ids_file) as file:
-        for is_training, ids in encode_parts(text, tokenizer, split):
+    with atomic(ids_file) as file, contextlib.closing(show_progress(text)) as parts:  # errors find the line erased
+        for is_training, ids in encode_parts(parts, tokenizer, split):
             train_length += len(ids) if is_training else 0
             digest.update(ids.data)
             file.write(ids.data)
     write_json(record, {"train": train_length, "sha256": digest.hexdigest()})
     return train_length
+
+
+def show_progress(text: Text) -> Generator[Any, None, None]:
+    """The parts of a text. Where stderr is a terminal, a line says how much of it was used, and is erased at the end."""
+    shown = "{desc} {percentage:.0f}% {bar} ETA {remaining}"
+    # None: there is no bar without a terminal
+    with tqdm(total=len(text), desc="encoding the text", disable=None, leave=False, dynamic_ncols=True, bar_format=shown) as line:
+        for part in text:
+            yield part
+            line.update(len(part))
 
 
 def read_record(record: Path, ids_file: Path) -> int | None:
