@@ -47,7 +47,8 @@ class OneWeight(L.LightningModule):
         return self.weight.sum()
 
     def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
-        self.log("val/loss", torch.tensor(self.losses(self.global_step), dtype=torch.float64))
+        loss = torch.tensor(self.losses(self.global_step), dtype=torch.float64)
+        self.log_dict({"val/loss": loss, "val/bits_per_char": loss / math.log(2)})
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.1)
