@@ -69,8 +69,8 @@ def test_table_has_what_varies_best_first(sweep):
         "parameters",
         "chars_per_second",
     ]
-    assert shown[1].split() == ["2", "2", "2.150", "±", "0.071", "2", "2", "2000", "640"]  # losses 2.1 and 2.2
-    assert shown[2].split() == ["2", "1", "2.350", "±", "0.071", "+0.200", "±", "0.304", "within", "2", "2", "2000", "640"]
+    assert shown[1].split() == ["2", "2", "2.150", "±", "0.071", "2", "2", "2k", "640"]  # losses 2.1 and 2.2
+    assert shown[2].split() == ["2", "1", "2.350", "±", "0.071", "+0.200", "±", "0.304", "within", "2", "2", "2k", "640"]
     assert shown[4].split()[5:9] == ["+0.500", "±", "0.304", "exceeds"]
     lines = read_table(sweep)
     assert [(line["n_layer"], line["n_head"]) for line in lines] == [("2", "2"), ("2", "1"), ("1", "2"), ("1", "1")]

@@ -51,7 +51,8 @@ def read_page(path: Path) -> Page:
     """A page, after a look at what no page may have."""
     page = Page(path)
     assert not {"script", "img", "link", "iframe", "object", "base"} & set(page.tags)
-    assert "http" not in page.source
+    assert "http:" not in page.source
+    assert "https:" not in page.source
     assert page.values("src") == []
     assert all(target.startswith(("./", "#", "data:image/png;base64,")) for target in page.values("href"))
     assert not [key for key, _ in page.attributes if key.startswith("on")]

@@ -20,7 +20,7 @@ def write_rows(folder) -> MetricsFile:
 def test_a_row_is_written_for_each_call_with_the_step_first(tmp_path):
     write_rows(tmp_path)
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines == ["step,epoch,train/loss,val/loss", "9,0,4.25,", "9,0,,1e-05", "19,0,-3.0,"]
+    assert lines == ["step,train/loss,val/loss", "9,4.25,", "9,,1e-05", "19,-3.0,"]  # the epoch is always 0
 
 
 def test_a_resumed_run_keeps_rows_of_earlier_steps_and_drops_later_ones(tmp_path):

@@ -35,13 +35,13 @@ def test_sweep_prints_a_line_for_each_job_and_ends_in_a_table(call, text):
     files = {path.name for path in folder.iterdir() if path.is_file()}
     assert files == {"compare.md", "compare.csv", "curves.png", "axes.png"}  # and no multirun.yaml
     table = (folder / "compare.md").read_text()
-    assert table in out
-    assert "n_head=3: model.n_head = 3: n_embd = 16 is not divisible by it" in table
+    assert table.startswith("| n_head |")
+    for text in (table, out):
+        assert "n_head=3: model.n_head = 3: n_embd = 16 is not divisible by it" in text
     assert err.startswith("error: sweep = outputs/sweeps/tiny_n_head_")
     assert "1 of 3 jobs failed" in err
     assert err.count("\n") == 1
     assert out.splitlines()[:2] == [f"sweep of 3 runs in {folder}", "  n_head = 2, 3, 4"]
-    assert len(out.splitlines()) == 2 + len(lines) + 1 + len(table.splitlines()) + 2  # and no banners
 
 
 def test_same_command_continues_and_another_is_another_sweep(call, text):
@@ -162,7 +162,7 @@ def test_choices_of_groups_and_equal_names_make_folders_of_their_own(call, text)
     folder = only_folder()
     runs = {path.name for path in folder.iterdir() if path.is_dir()}
     assert runs == {"arch=gpt1,seed=1", "arch=gpt1,seed=2", "arch=gpt2,seed=1", "arch=gpt2,seed=2"}
-    assert "norm_position" in (folder / "compare.md").read_text()
+    assert (folder / "compare.md").read_text().startswith("| arch |")
 
 
 def test_values_that_make_no_folder_name_are_numbered(call, text, tmp_path):
@@ -235,8 +235,8 @@ def test_run_killed_twice_is_bit_identical(call, text, monkeypatch, settings):
     assert call(*run, *settings, "hydra.run.dir=parts")[0] == 0
 
     assert history("parts") == history("whole")
-    parts, whole = scalars("parts"), scalars("whole")
-    assert parts == whole
+    for shown in ("", "/train", "/best"):
+        assert scalars(f"parts{shown}") == scalars(f"whole{shown}")
     for name in ("best", "last"):
         parts, whole = (torch.load(f"{run}/checkpoints/{name}.ckpt", weights_only=True) for run in ("parts", "whole"))
         assert parts["global_step"] == whole["global_step"]

@@ -70,11 +70,11 @@ def test_tensorboard_and_csv_have_the_curves(call, text):
     assert code == 0, err
     events = EventAccumulator("run")
     events.Reload()
-    wanted = {"loss/train", "train/grad_norm", "lr", "perf/chars_per_second", "loss/val", "val/bits_per_char"}
+    wanted = {"train/loss", "train/grad_norm", "lr", "perf/chars_per_second", "val/loss", "val/bits_per_char"}
     assert wanted <= set(events.Tags()["scalars"])
-    steps = [event.step for event in events.Scalars("loss/val")]
+    steps = [event.step for event in events.Scalars("val/loss")]
     assert len(steps) == 3  # after 2, 4 and, though 2 does not divide it, 5 steps
-    loss, bits = events.Scalars("loss/val")[-1].value, events.Scalars("val/bits_per_char")[-1].value
+    loss, bits = events.Scalars("val/loss")[-1].value, events.Scalars("val/bits_per_char")[-1].value
     assert bits == pytest.approx(loss / 0.6931472, rel=1e-5)
     sample = events.Tensors("sample/temperature 0.8/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert sample == "    " + Path("run/sample.txt").read_text().replace("\n", "\n    ")

@@ -1,6 +1,8 @@
 """Pictures of what each head attends to."""
 
 import math
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -11,16 +13,15 @@ from gpt.callbacks.context import data_of, model_of
 from gpt.callbacks.state import check_state
 from gpt.callbacks.tensorboard import writers
 from gpt.model import attention_weights
-from gpt.settings import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_TOKENS = 24  # of a picture, so that each of them can be read
+MOST_TOKENS = 24  # more of them could not be read
 
 
 class AttentionMaps(Callback):
-    """Draws the attention weights on the first 24 tokens of `text` for TensorBoard, one picture for each layer.
+    """Draws the attention weights of each layer and head on the first tokens of `text`, for TensorBoard.
 
     Drawing takes seconds, so it happens after one validation in `every`, and after the last one. It needs matplotlib (the
     extra called plot); without it, there are no pictures.
@@ -47,46 +48,52 @@ class AttentionMaps(Callback):
         if self.validations % self.every and trainer.global_step < trainer.max_steps:
             return
         tokenizer, model = data_of(trainer).tokenizer, model_of(pl_module)
-        size = min(MAX_TOKENS, model.config.context_length)
-        ids = tokenizer.encode(tokenizer.drop_unknown(self.text))[None, :size]
+        length = min(model.config.context_length, MOST_TOKENS)
+        ids = tokenizer.encode(tokenizer.drop_unknown(self.text))[None, :length]
         tokens = [tokenizer.decode(ids[:, n]) for n in range(ids.size(1))]
         for writer in writers(trainer) if tokens else ():
             weights = attention_weights(model, ids.to(pl_module.device))[:, 0].cpu()
-            for layer, of_heads in enumerate(weights, start=1):
-                try:
-                    figure = draw_attention(of_heads, tokens, f"Attention in layer {layer}")
-                except ImportError:
-                    return
-                # TensorBoard sorts its cards by their names, and the losses should come before these
-                writer.add_figure(f"weights/attention in layer {layer}", figure, trainer.global_step - 1)  # as for losses
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a text may have any characters
+                for layer, heads in enumerate(weights, start=1):
+                    try:
+                        figure = draw_attention(heads, tokens, f"layer {layer}")
+                    except ImportError:
+                        return
+                    # By this name it comes after all numbers. Steps are counted as for losses
+                    writer.add_figure(f"weights/attention_layer_{layer}", figure, trainer.global_step - 1)
 
 
-def draw_attention(weights: Tensor, tokens: list[str], title: str) -> "Figure":
-    """Draw the weights (H, T, T) of one layer on at most 24 tokens: one square for each head, darker for more attention.
+def draw_attention(weights: Tensor, tokens: Sequence[str], title: str) -> "Figure":
+    """Draw one layer's weights (H, T, T), a panel for each head. A row is the token that attends, darker means more.
 
-    The background is white on a dark page too, so that the tints mean the same there. Raises ImportError without matplotlib.
+    Raises ImportError without matplotlib.
     """
     import matplotlib.style
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    n_head, size = weights.shape[:2]
-    columns = min(n_head, 3)
-    names = [printable(token.replace("\n", "\u23ce").replace(" ", "\u2423")) for token in tokens]
-    side = 0.7 + 0.15 * max(size, 8)  # inches: a line of 8 points takes 0.15 of them
+    heads, size = weights.shape[:2]
+    columns = math.ceil(math.sqrt(heads))
+    rows = math.ceil(heads / columns)
+    names = [token.replace("\n", "\u23ce").replace(" ", "\u2423") for token in tokens]
+    panel = 0.14 * size  # inches: a line of 8 points for each token
     with matplotlib.style.context(["default", "gpt.style"]):
-        figure = Figure(figsize=(columns * side + 0.5, math.ceil(n_head / columns) * side + 0.8))
-        grid = figure.subplots(math.ceil(n_head / columns), columns, squeeze=False).flat
-        for head, axes in enumerate(grid):
-            if head >= n_head:
-                axes.remove()
+        figure = Figure(figsize=(panel * columns + 1.6, panel * rows + 0.4 * rows + 0.9), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for head, axes in enumerate(panels.flat):
+            if head >= heads:
+                axes.set_visible(False)
                 continue
-            axes.imshow(weights[head].float().numpy(), cmap="Blues", vmin=0, vmax=1)
+            # The square root brings out small weights, such as those of a head that looks at many tokens
+            image = axes.imshow(weights[head].numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
             axes.set_title(f"head {head + 1}")
-            axes.set_xticks(range(size), names, rotation=90 if max(map(len, names)) > 1 else 0)
-            axes.set_yticks(range(size), names)
-            axes.tick_params(length=0, labelfontfamily="DejaVu Sans Mono")
+            axes.set_xticks(range(size), names, family="DejaVu Sans Mono", rotation=90 if max(map(len, names)) > 1 else 0)
+            axes.set_yticks(range(size), names, family="DejaVu Sans Mono")
+            axes.tick_params(length=0, labelbottom=head + columns >= heads)
             axes.grid(visible=False)
+        figure.colorbar(image, ax=panels, ticks=[0, 0.01, 0.1, 0.5, 1], format="%g", label="attention weight", aspect=40)
         figure.suptitle(title)
-        figure.supxlabel("looked at")
-        figure.supylabel("looking")
+        figure.supxlabel("attended to", fontsize=9)
+        figure.supylabel("attending", fontsize=9)
     return figure

@@ -36,7 +36,7 @@ class MetricsFile(RunLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.rows.append({"step": step} | dict(metrics))
+        self.rows.append({"step": step} | {name: value for name, value in metrics.items() if name != "epoch"})  # always 0
 
     def save(self) -> None:
         """Do nothing: Lightning calls this after each logged step, which is too often to write a whole file."""

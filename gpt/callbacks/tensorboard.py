@@ -1,4 +1,4 @@
-"""TensorBoard: the event files of a run, its hyperparameters, and the best loss so far."""
+"""TensorBoard: the event files of a run, the chart of its losses, and its line in the HParams tab."""
 
 import secrets
 from collections.abc import Iterator, Mapping
@@ -15,22 +15,42 @@ from torch.utils.tensorboard.summary import hparams
 from gpt.callbacks.context import is_training
 from gpt.callbacks.run_logger import RunLogger
 from gpt.callbacks.state import check_state
+from gpt.settings import UserError, shorten
 
-LOSSES = {"train/loss": "loss/train", "val/loss": "loss/val"}  # TensorBoard sorts its cards by their names
-BEST = "loss/val_best_bits_per_char"  # HParams shows the first five names of the alphabet unless it is asked for more
+LOSSES = {"train/loss": "train", "val/loss": ""}  # by the run, within a run, that draws them in the chart called loss
 
 
 class TensorBoard(TensorBoardLogger, RunLogger):
-    """Lightning's logger for TensorBoard, straight in the run's folder and without hparams.yaml, which repeats config.yaml."""
+    """Lightning's logger for TensorBoard, straight in the run's folder and without hparams.yaml, which repeats config.yaml.
+
+    TensorBoard sorts its charts by the first word of their names, and draws two lines in one chart only if they come from two
+    runs. So the losses are written once more under the name "loss": the training loss by a run called train, within this one.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         # Nobody can foresee the name of the file, and so nobody can place a link there that it would be written through
         suffix = f".{secrets.token_hex(8)}"
         super().__init__(run_dir.absolute(), name="", version="", default_hp_metric=False, filename_suffix=suffix)
+        for path in (run_dir / "train", run_dir / "best"):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"file = {path}: not a folder, which TensorBoard needs there; move it away")
+        self.writers: dict[str, SummaryWriter] = {}  # of the runs within this one
         self.resume(0)
 
     def resume(self, step: int) -> None:
         self._kwargs["purge_step"] = step  # TensorBoard hides what earlier files hold of this step and later ones
+
+    def writer(self, name: str) -> SummaryWriter:
+        """The writer of a run within this one, or of this one for "". It makes its folder when it is first asked for."""
+        if name and name not in self.writers:
+            self.writers[name] = SummaryWriter(str(Path(self.log_dir, name)), **self._kwargs)
+        return self.writers[name] if name else self.experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)  # there is only one
+        for name in LOSSES.keys() & metrics.keys():
+            self.writer(LOSSES[name]).add_scalar("loss", metrics[name], step)
 
     @property
     def log_dir(self) -> str:
@@ -38,29 +58,34 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
     @rank_zero_only
     def write(self) -> None:
-        self.experiment.flush()
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log all metrics but Lightning's `epoch`, which is always 0. The losses are named so that their cards come first."""
-        names = {name: LOSSES.get(name, name) for name in metrics if name != "epoch"}
-        super().log_metrics({shown: metrics[name] for name, shown in names.items()}, step)
+        for writer in (self.experiment, *self.writers.values()):
+            writer.flush()
 
     def save(self) -> None:
         self.write()
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        for writer in self.writers.values():
+            writer.close()
+
 
 class HParams(Callback):
-    """The HParams tab: `settings`, and the best bits per character so far. Also a chart of both losses in Custom Scalars.
+    """The HParams tab: `settings`, and `val/best_bits_per_char`, the fewest bits per character so far.
 
-    Bits per character compare between tokenizers. They are logged after each validation, so a run that was killed has them too.
+    Both belong to a run called best within this one: TensorBoard lists every number that a run with settings has logged, and
+    runs on other texts or tokenizers have only this one in common. The columns are those of all runs together, as long as no
+    run writes a list of columns ("experiment") itself. The number is logged after each validation, so a run that was killed
+    has one too.
     """
 
     state_key = "hparams"
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = {key: value if type(value) in (int, float) else str(value) for key, value in settings.items()}
-        self.best: float | None = None
+        self.settings = {key: value if isinstance(value, (int, float)) else shorten(value) for key, value in settings.items()}
+        self.best: float | None = None  # the lowest val/loss, in nats per token
+        self.has_settings = False  # whether this process has written them
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -68,23 +93,25 @@ class HParams(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = check_state("hparams", state_dict, {"best": float | None})["best"]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for writer in writers(trainer):
-            writer.add_custom_scalars({"loss": {"train and validation": ["Multiline", [*LOSSES.values()]]}})
-            # Without the summary of an experiment, TensorBoard shows the settings of all runs rather than those of the first
-            _, session, _ = hparams(self.settings, {})
-            writer._get_file_writer().add_summary(session)
-
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loss = trainer.callback_metrics["val/loss"].item()
+        loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
         self.best = loss if self.best is None else min(self.best, loss)
-        bits = trainer.callback_metrics["val/bits_per_char"].item()  # a multiple of the loss
-        best_bits = bits * self.best / loss if loss else bits
-        for writer in writers(trainer):
-            writer.add_scalar(BEST, best_bits, trainer.global_step - 1)  # Lightning counts losses from 0 too
+        for logger in loggers(trainer):
+            writer = logger.writer("best")
+            if not self.has_settings:
+                _, start, _ = hparams(self.settings, {})
+                writer._get_file_writer().add_summary(start)
+            best = self.best * bits / loss if loss else 0.0  # a text has the same number of characters in each validation
+            writer.add_scalar("val/best_bits_per_char", best, trainer.global_step - 1)  # Lightning counts from 0 too
+        self.has_settings = True
+
+
+def loggers(trainer: L.Trainer) -> Iterator[TensorBoard]:
+    """The run's TensorBoard logger, if it has one, in the first process of a training run."""
+    if trainer.is_global_zero and is_training(trainer):
+        yield from (logger for logger in trainer.loggers if isinstance(logger, TensorBoard))
 
 
 def writers(trainer: L.Trainer) -> Iterator[SummaryWriter]:
-    """The writer of the run's TensorBoard logger, if it has one, in the first process of a training run."""
-    if trainer.is_global_zero and is_training(trainer):
-        yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoard))
+    """The writer of the run's TensorBoard logger, as `loggers` gives it."""
+    yield from (logger.experiment for logger in loggers(trainer))

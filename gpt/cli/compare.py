@@ -18,7 +18,6 @@ from gpt.cli.table import (
     make_lines,
     markdown,
     render,
-    show,
     sort_lines,
 )
 from gpt.files import write_text
@@ -47,7 +46,7 @@ def compare(
     chosen = list(columns) or choose_columns(lines)
     width = width or shutil.get_terminal_size((140, 24)).columns
     cells, dropped = (render(lines, chosen), []) if columns else fit(lines, chosen, width)
-    notes, unfinished = explain(groups, reference), [f"{run.name}: {run.problem}" for run in runs if not run.result]
+    notes, unfinished = explain(groups, baseline or "the best"), [f"{run.name}: {run.problem}" for run in runs if not run.result]
     whole = "\n\n".join([markdown(render(lines, chosen)), *notes, *unfinished])
     written = write(folder, whole, lines, groups, x)
     if dropped:
@@ -72,23 +71,25 @@ def read_groups(folder: Path) -> tuple[list[RunRecord], list[Group]]:
     return runs, groups
 
 
-def explain(groups: Sequence[Group], baseline: Group) -> list[str]:
-    """How to read the table."""
+def explain(groups: Sequence[Group], baseline: str) -> list[str]:
+    """How to read the table, whose differences are to the group that `baseline` describes."""
     has_seeds = any(len(group.runs) > 1 for group in groups)
     is_converted = any(run.settings.get("data.tokenizer", "char") != "char" for group in groups for run in group.runs)
     note = "loss: the lowest val/loss of a run, in nats per character"
     note += " (converted, for runs that read bytes or byte pairs)" if is_converted else ""
     notes = [note + (", mean ± standard deviation over seeds." if has_seeds else ".")]
     if len(groups) > 1:
-        what = ",".join(f"{name}={show(value)}" for name, value in baseline.settings.items())
-        to = "the best" if baseline is groups[0] else shorten(what, 100)
         if has_seeds:
             interval = "± its 95 % confidence interval (Welch's t test)"
-            notes.append(f"difference: to {to}, {interval}. It exceeds the noise if the interval does not contain 0.")
+            notes.append(
+                f"difference: to {shorten(baseline, 100)}, {interval}. It exceeds the noise if the interval does not contain 0."
+            )
             if any(len(group.runs) == 1 for group in groups):
                 notes[-1] += " It is unknown where one of the two has a single seed."
         else:
-            notes.append(f"difference: to {to}. Each line is one seed, so the noise is not known: try seed=1,2,3.")
+            notes.append(
+                f"difference: to {shorten(baseline, 100)}. Each line is one seed, so the noise is not known: try seed=1,2,3."
+            )
     return notes
 
 

@@ -1,6 +1,7 @@
 """A page about a run or a sweep that any browser opens: one file, which loads nothing from anywhere."""
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -187,9 +188,9 @@ def machine_facts(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def command(about: Mapping[str, Any]) -> str:
-    """What was typed to train, quoted for the shell."""
+    """What was typed to train, quoted for the shell. A stranger's folder must not offer another command to be pasted."""
     words = about.get("command")
-    if not isinstance(words, list) or not words:
+    if not (isinstance(words, list) and words and re.fullmatch(r"[^-].*\.py", str(words[0]))):
         return '<p class="note">The command was not recorded.</p>'
     return f'<pre class="command">{escape(printable("python " + shlex.join(map(str, words))))}</pre>'
 
