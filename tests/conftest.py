@@ -9,11 +9,14 @@ from unittest import mock
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tensorboard.summary.writer import event_file_writer
 
 import train
 from gpt.model import GPT, CausalConv, GPTConfig
 
 ROOT = Path(__file__).parents[1]
+# Event files of one process and one second are read in the order of their numbers as texts, in which 10 comes before 9
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 ARCHITECTURES = {path.stem: dict(OmegaConf.load(path)) for path in sorted((ROOT / "conf" / "model" / "arch").glob("*.yaml"))}
 ARCHITECTURES["rmsnorm"] = ARCHITECTURES["modern"] | {"norm": "rmsnorm"}
 

@@ -21,24 +21,31 @@ SCREENSHOTS = ROOT / "outputs" / "screenshots"
 
 
 @pytest.fixture
-def sweep(call, text) -> Path:
-    given = ["model.n_head=1,2", "model.context_length=8,16", "trainer.max_steps=4", "trainer.val_check_interval=2"]
-    code, _, err = call("-m", *TINY, *given, "callbacks.attention.text=ROMEO", f"data.path={text}")
-    assert code == 0, err
-    return next(Path("outputs/sweeps").iterdir())
+def outputs(call, text) -> Path:
+    """A sweep, and two runs that have little in common with it."""
+    common = [*TINY, "trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
+    common += ["callbacks.attention.text=ROMEO", f"data.path={text}"]
+    for given in (
+        ["-m", *common, "model.n_head=1,2"],
+        [*common, "model/arch=gpt1", "hydra.run.dir=outputs/gpt1"],
+        [*common, "data.tokenizer=byte", "optimizer=adamw", "seed=7", "hydra.run.dir=outputs/bytes"],
+    ):
+        code, _, err = call(*given)
+        assert code == 0, err
+    return Path("outputs").resolve()
 
 
 @pytest.fixture
-def board(sweep) -> Iterator[str]:
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(sweep), "--host", "localhost", "--port", "0"]
+def board(outputs) -> Iterator[str]:
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(outputs), "--host", "localhost", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         yield next(found[1] for line in process.stderr if (found := re.search(r"(http://localhost:\d+/)", line)))
         process.terminate()
 
 
-def test_a_sweep_in_tensorboard(sweep, board):
-    results = {path.parent.name: json.loads(path.read_text()) for path in sweep.glob("*/result.json")}
-    assert len(results) == 4
+def test_runs_of_different_kinds_in_tensorboard(outputs, board):
+    found = {str(path.parent.relative_to(outputs)): json.loads(path.read_text()) for path in outputs.glob("**/result.json")}
+    assert len(found) == 4
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
@@ -51,15 +58,18 @@ def test_a_sweep_in_tensorboard(sweep, board):
             page.goto("about:blank")  # or only the fragment would change, and old cards stay
             page.goto(board + place)
 
-        show("?tagFilter=%5Eval%2Floss&smoothing=0#timeseries")
-        card = page.locator("scalar-card").first
-        for run, result in results.items():  # the table below the curves, at the last step
-            see(card).to_contain_text(run)
+        show("?smoothing=0#timeseries")
+        see(page.locator("mat-toolbar, .group-title").filter(has_text="loss").first).to_be_visible()
+        card = page.locator("scalar-card").first  # nothing comes before it, and the table below it names its lines
+        see(card).to_contain_text("loss")
+        card.get_by_label("Expand Table").or_(card.locator(".expand-button")).first.click()
+        for run, result in found.items():
+            see(card).to_contain_text(f"{run}/train")
             see(card).to_contain_text(f"{result['final_val_loss']:.5g}")
         page.screenshot(path=SCREENSHOTS / "curves.png")
 
         show("#text")
-        line = max((sweep / next(iter(results)) / "sample.txt").read_text().split(), key=len)  # it knows no words yet
+        line = max((outputs / next(iter(found)) / "sample.txt").read_text().split(), key=len)  # it knows no words yet
         see(page.get_by_text("sample/temperature 0.8/text_summary").first).to_be_visible()
         see(page.locator("tf-text-loader pre").filter(has_text=line).first).to_be_visible()
 
@@ -70,11 +80,12 @@ def test_a_sweep_in_tensorboard(sweep, board):
 
         show("#hparams")
         cells = page.locator("vaadin-grid-cell-content")
-        for result in results.values():
-            see(cells.filter(has_text=f"{result['best_val_loss']:.5g}").first).to_be_visible()
-        shown = set(cells.all_inner_texts())
-        assert {"model.n_head", "model.context_length", "val/best_bits_per_char", "16.000"} <= shown
-        assert "trainer.max_steps" not in shown  # which does not vary
+        for run in found:
+            see(cells.filter(has_text=f"{run}/best").first).to_be_visible()
+        assert {"arch", "val/best_bits_per_char"} <= set(cells.all_inner_texts())
+        for name in ("optimizer", "model.n_head", "model.norm_position", "optimizer.muon_lr", "data.tokenizer", "seed"):
+            see(page.get_by_text(name, exact=True).first).to_be_visible()
+        assert page.get_by_text("val/loss", exact=True).count() == 0  # which cannot be compared between tokenizers
         page.get_by_text("PARALLEL COORDINATES VIEW").click()
         see(page.locator("tf-hparams-parallel-coords-plot svg").first).to_be_visible()
         page.screenshot(path=SCREENSHOTS / "hparams.png")

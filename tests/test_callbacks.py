@@ -210,7 +210,7 @@ HOSTILE_STATES = [
 def all_stateful() -> list[Callback]:
     samples = Samples(prompt="a", tokens=1, temperatures=[1.0])
     attention, stopping = AttentionMaps(text="a", every=1), EarlyStopping(patience=2)
-    return [BestCheckpoint(), Throughput(), samples, attention, stopping, EMA(decay=0.5), HParams({})]
+    return [BestCheckpoint(), Throughput(), samples, attention, stopping, EMA(decay=0.5), HParams({}, {})]
 
 
 @pytest.mark.parametrize(("name", "state"), HOSTILE_STATES)

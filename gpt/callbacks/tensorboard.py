@@ -17,6 +17,8 @@ from gpt.callbacks.run_logger import RunLogger
 from gpt.callbacks.state import check_state
 from gpt.settings import UserError, shorten
 
+# Of which a file can be chosen. A group that nobody chose from has a "-", or TensorBoard would not see that it differs
+CHOICES = ("ablation", "callbacks", "data", "experiment", "model", "model/arch", "optimizer", "scheduler", "trainer")
 LOSSES = {"train/loss": "train", "val/loss": ""}  # by the run, within a run, that draws them in the chart called loss
 
 
@@ -72,9 +74,9 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
 
 class HParams(Callback):
-    """The HParams tab: `settings`, and `val/best_bits_per_char`, the fewest bits per character so far.
+    """The HParams tab: `settings`, the choices among `overrides`, and `val/best_bits_per_char`, the fewest so far.
 
-    Both belong to a run called best within this one: TensorBoard lists every number that a run with settings has logged, and
+    All belong to a run called best within this one: TensorBoard lists every number that a run with settings has logged, and
     runs on other texts or tokenizers have only this one in common. The columns are those of all runs together, as long as no
     run writes a list of columns ("experiment") itself. The number is logged after each validation, so a run that was killed
     has one too.
@@ -82,8 +84,11 @@ class HParams(Callback):
 
     state_key = "hparams"
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = {key: value if isinstance(value, (int, float)) else shorten(value) for key, value in settings.items()}
+    def __init__(self, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+        # TensorBoard shows the first five that differ, in the order of their names: arch comes before what it sets
+        choices = {key.rpartition("/")[2]: overrides.get(key, "-") for key in CHOICES}
+        shown = choices | dict(settings)
+        self.settings = {key: value if isinstance(value, (int, float)) else shorten(value) for key, value in shown.items()}
         self.best: float | None = None  # the lowest val/loss, in nats per token
         self.has_settings = False  # whether this process has written them
 

@@ -57,7 +57,7 @@ def make_trainer(config: RunConfig, run: Run, metadata: dict[str, Any], options:
     own += [
         StepSeed(config.seed),
         ResumeAtStep(),
-        HParams(config.flat() | {key: value for key, value in options.overrides.items() if "." not in key}),
+        HParams(config.flat(), options.overrides),
         StoreMetadata(metadata),
         GracefulStop(options.resume_hint),
     ]
