@@ -28,8 +28,8 @@ ELSEWHERE = {
     "hydra/launcher=submitit_slurm": "it needs Slurm",
     "hydra/launcher=ray": "test_launchers.py, where Ray is installed",
 }
-PROGRAMS = ("train", "sample", "evaluate", "compare", "tune", "export_hf")
-OTHER_TOOLS = ("make", "pip", "source", "tensorboard", "torchrun", ".venv/bin/pytest", "srun", "[", "#SBATCH", "#!/bin/bash")
+PROGRAMS = ("train", "sample", "evaluate", "compare", "report", "tune", "export_hf")
+OTHER_TOOLS = ("make", "pip", "source", "tensorboard", "torchrun", ".venv/bin/", "srun", "[", "#SBATCH", "#!/bin/bash")
 
 
 def commands(text: str) -> list[str]:
