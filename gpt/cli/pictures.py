@@ -1,7 +1,5 @@
 """What a comparison draws: validation loss during training, and the best loss against the settings that vary."""
 
-import csv
-import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +9,8 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli.layout import Axis, Layout, Point, arrange, locate, show
-from gpt.cli.records import Group, RunRecord
-from gpt.files import atomic, read_text
-from gpt.settings import UserError
+from gpt.cli.records import Group, RunRecord, read_metric
+from gpt.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,23 +52,12 @@ def our_style() -> Iterator[None]:
         yield
 
 
-def read_metric(path: Path, name: str) -> list[tuple[int, float]]:
-    """Steps taken and values from a metrics.csv, whose steps count from 0. Raises UserError if it is missing or damaged."""
-    try:
-        rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        found = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
-    except (csv.Error, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"file = {path}: {name} or step is no number somewhere; restore it, or draw another run") from None
-    return [(step, value) for step, value in found if math.isfinite(value)]
-
-
 def draw_run(path: Path, unit: str, baselines: Mapping[str, float] | None = None) -> "Figure | None":
     """Training and validation loss of one run's metrics.csv, and those of the baselines that are near. None without losses."""
     from matplotlib.figure import Figure
 
-    train, validation = read_metric(path, "train/loss"), read_metric(path, "val/loss")
+    metrics = [read_metric(path, name) for name in ("train/loss", "val/loss")]
+    train, validation = ([(step, loss) for step, loss in points if math.isfinite(loss)] for points in metrics)
     figure = Figure(figsize=(7.5, 3.8), layout="constrained")
     axes = figure.subplots()
     window = max(1, len(train) // 100)

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from gpt.cli.naming import short_names
 from gpt.files import read_json, read_text
 from gpt.settings import LARGEST_INT, UserError, build, one_line, shorten
 
@@ -80,12 +81,6 @@ class Group:
         return stdev(self.losses) if len(self.runs) > 1 else None
 
 
-def short_names(keys: Sequence[str]) -> list[str]:
-    """n_layer for model.n_layer and arch for model/arch, where these differ."""
-    short = [key.replace("/", ".", 1).split(".", 1)[-1] for key in keys]
-    return [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
-
-
 def read_runs(folder: Path) -> list[RunRecord]:
     """All runs under a folder, in the order of their names. Raises UserError if none has finished."""
     folders = {path.parent for name in ("config.yaml", "error.txt") for path in folder.glob(f"**/{name}")}
@@ -145,16 +140,24 @@ def describe(value: Any) -> str:
     return shorten(value, 1000)
 
 
-def read_curve(path: Path) -> list[tuple[int, float]]:
-    """Steps taken and validation losses from a metrics.csv, whose steps count from 0. Raises UserError if it is damaged."""
+def read_metric(path: Path, name: str) -> list[tuple[int, float]]:
+    """Steps taken and values from a metrics.csv, whose steps count from 0. Raises UserError if it is missing or damaged."""
     try:
         rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        curve = [(int(row["step"]) + 1, float(row["val/loss"])) for row in rows if row.get("val/loss")]
+        points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"file = {path}: damaged; restore it, or remove it") from None
-    if not all(0 < step <= LARGEST_INT and 0 <= loss <= LARGEST for step, loss in curve):  # false for nan
+    if not all(0 < step <= LARGEST_INT for step, _ in points):
+        raise UserError(f"file = {path}: damaged; restore it, or remove it")
+    return points
+
+
+def read_curve(path: Path) -> list[tuple[int, float]]:
+    """Steps taken and validation losses. Raises UserError as `read_metric` does, and for a loss that none can be."""
+    curve = read_metric(path, "val/loss")
+    if not all(0 <= loss <= LARGEST for _, loss in curve):  # false for nan
         raise UserError(f"file = {path}: damaged; restore it, or remove it")
     return curve
 
