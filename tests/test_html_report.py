@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import report
-from gpt.cli.html_report import write_report
+from gpt.cli.html_report import command, write_report
 from gpt.cli.pictures import our_style
 from gpt.cli.svg import inline_svg
 from gpt.settings import UserError
@@ -104,6 +104,20 @@ def test_page_of_a_sweep(trained, tmp_path):
     assert f"broken: {HOSTILE}" in page.text
     links = [target for target in page.values("href") if target.startswith("./")]
     assert sorted(links) == ["./%3Cimg%20onerror%3Dalert%281%29%3E%20%27x%27/", "./lr%3D0.1/"]
+
+
+@pytest.mark.parametrize(
+    ("words", "is_shown"),
+    [
+        (["scripts/train.py", "seed=2"], True),
+        (["-c", "import os"], False),
+        (["-m", "x.py"], False),
+        ("train.py", False),
+        ([], False),
+    ],
+)
+def test_only_a_training_command_is_offered_for_pasting(words, is_shown):
+    assert ("<pre" in command({"command": words})) is is_shown
 
 
 def test_picture_takes_on_the_colours_of_the_page_and_no_tag_from_a_name():
