@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -13,8 +13,9 @@ from urllib.parse import quote
 
 from gpt.cli.layout import Point, find_axes, locate, show
 from gpt.cli.pictures import draw_axes, draw_curves, draw_run, our_style
-from gpt.cli.records import RunRecord, group_runs, read_run, read_runs
+from gpt.cli.records import Group, RunRecord, group_runs, read_run, read_runs
 from gpt.cli.svg import inline_svg
+from gpt.cli.table import choose_columns, make_lines, render
 from gpt.files import read_json, read_text, write_text
 from gpt.settings import UserError, printable, shorten
 
@@ -28,6 +29,7 @@ TEXT = "ROMEO:\nO, speak again, bright angel"  # what attention is shown on, if 
 MOST_TOKENS, MOST_LAYERS, MOST_HEADS = 24, 12, 16  # of attention
 MOST_SAMPLES, LONGEST_SAMPLE = 12, 2_000  # texts, and characters of each
 MOST_UNFINISHED = 50
+BEST = '<tr class="best">'
 CURVES = "Training and validation loss"
 ATTENTION = (
     "How much each token (row) takes from itself and from those before it (columns), in each head. "
@@ -98,7 +100,7 @@ def describe_sweep(folder: Path, runs: list[RunRecord]) -> str:
     parts = [
         heading("sweep", folder.resolve().name),
         section("What varied", what_varied(points, runs)),
-        section("Results", result_table(folder, points)),
+        section("Results", result_table(folder, groups)),
         section("Pictures", *drawn),
         section("Command", command(about)),
         section("Machine and versions", fact_table(machine_facts(about))),
@@ -266,29 +268,17 @@ def list_values(values: list[Any]) -> str:
     return ", ".join(map(show, values)) if len(values) <= 16 else f"{len(values):,} values"
 
 
-def result_table(folder: Path, points: list[Point]) -> str:
-    """A line for each group of runs, best first, with links to their folders."""
-    has_seeds = any(len(point.group.runs) > 1 for point in points)
-    names = [*points[0].at, "val loss", *(["sd", "seeds"] if has_seeds else []), "parameters", "seconds", "folders"]
-    lines = []
-    for place, point in enumerate(points):
-        group = point.group
-        cells = [(cell(show(value)), not isinstance(value, str)) for value in point.at.values()]
-        cells.append((f"{group.loss:.4f}", True))
-        if has_seeds:
-            cells += [("" if group.spread is None else f"{group.spread:.4f}", True), (f"{len(group.runs):,}", True)]
-        cells += [(f"{group.average(key):,.0f}", True) for key in ("parameters", "seconds")]
-        cells.append((", ".join(link(folder, run) for run in group.runs), False))
-        lines.append((' class="best"' if place == 0 else "", cells))
-    is_number = [all(number for _, number in column) for column in zip(*(cells for _, cells in lines), strict=True)]
-    align = ['class="number"' if number else "" for number in is_number]
-    header = "".join(f'<th scope="col" {style}>{cell(name)}</th>' for name, style in zip(names, align, strict=True))
-    rows = [f"<tr{kind}>{row(cells, align)}</tr>" for kind, cells in lines]
+def result_table(folder: Path, groups: list[Group]) -> str:
+    """The table of `compare.py`, best first, with links to the runs' folders."""
+    lines = make_lines(groups, groups[0])
+    columns = [name for name in choose_columns(lines) if name != "run"]
+    header = "".join(f'<th scope="col">{cell(name)}</th>' for name in [*columns, "folders"])
+    rows: list[str] = []
+    for group, texts in zip(groups, render(lines, columns), strict=True):
+        cells = [f'<td class="number">{cell(text)}</td>' for text in texts.values()]
+        cells.append(f"<td>{', '.join(link(folder, run) for run in group.runs)}</td>")
+        rows.append(f"{'<tr>' if rows else BEST}{''.join(cells)}</tr>")
     return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def row(cells: Iterable[tuple[str, bool]], align: list[str]) -> str:
-    return "".join(f"<td {style}>{text}</td>" for (text, _), style in zip(cells, align, strict=True))
 
 
 def link(folder: Path, run: RunRecord) -> str:
