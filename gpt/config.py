@@ -23,7 +23,6 @@ GROUPS = ("model", "data", "optimizer", "scheduler", "trainer")  # that every ru
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 # float16 would need a scaled loss, and in pure bfloat16 a loss has only three significant digits
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
-STRATEGIES = ("auto", "ddp", "fsdp")
 PROFILERS = ("simple", "advanced")
 # Callbacks that change what is validated, or when a run ends. All others only watch
 DECISIVE_CALLBACKS = ("ema", "early_stopping")
@@ -36,7 +35,7 @@ class TrainerConfig:
     accelerator: str
     devices: str  # a number, or auto
     num_nodes: int
-    strategy: str  # auto for one device, ddp or fsdp for several
+    strategy: str  # how several devices share the work; gpt.runs.strategies lists the choices
     precision: str
     compile: bool | None  # None here and below, like "auto" above, is decided by RunConfig.resolve
     max_steps: int
@@ -57,7 +56,7 @@ class TrainerConfig:
                 raise ValueError(f"{field} = {value}: must be from 1 to {largest:,}; set a number in this range")
         if self.gradient_clip_val < 0:
             raise ValueError(f"gradient_clip_val = {self.gradient_clip_val}: must not be negative; set 0 for no clipping")
-        choices = {"accelerator": ACCELERATORS, "precision": PRECISIONS, "strategy": STRATEGIES, "profiler": (None, *PROFILERS)}
+        choices = {"accelerator": ACCELERATORS, "precision": PRECISIONS, "profiler": (None, *PROFILERS)}
         for field, allowed in choices.items():
             if (value := getattr(self, field)) not in allowed:
                 words = ", ".join("null" if choice is None else choice for choice in allowed)

@@ -43,7 +43,7 @@ def check_training_state(content: Mapping[str, Any]) -> None:
             model = GPT(config)
             optimizer = build_optimizer(model, optimizer_config(metadata["config"]["optimizer"]))
         (state,) = content["optimizer_states"]
-        check_optimizer(state, model, optimizer, step, metadata["config"]["trainer"]["strategy"])
+        check_optimizer(state, model, optimizer, step)
         are_dictionaries = all(isinstance(state, dict) for state in content["callbacks"].values())
         require(are_dictionaries, "the state of a callback is not a dictionary")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -89,23 +89,14 @@ def check_tensors(tensors: Any, expected: Mapping[str, Tensor]) -> None:
         require(bool(tensor.isfinite().all()), f"{shorten(name)} has values that are not finite")
 
 
-def check_optimizer(state: Mapping[str, Any], model: GPT, optimizer: torch.optim.Optimizer, steps: int, strategy: str) -> None:
-    """Raises Damaged unless `state` fits the optimizer of a model, both on the meta device, after so many steps.
-
-    A state calls parameters by their number: in the order of the optimizer's groups, or in that of the
-    model if the strategy shares out the weights.
-    """
+def check_optimizer(state: Mapping[str, Any], model: GPT, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Raises Damaged unless `state` fits the optimizer of a model, both on the meta device, after so many steps."""
     require(set(state) == {"state", "param_groups"}, "the state of the optimizer has other parts")
     require(len(state["param_groups"]) == len(optimizer.param_groups), "the optimizer has other parameter groups")
-    in_groups = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    is_sharded = strategy not in ("auto", "ddp")
-    numbers = {parameter: number for number, parameter in enumerate(model.parameters() if is_sharded else in_groups)}
+    numbers = find_numbers(state, model, optimizer)
     for group, expected in zip(state["param_groups"], optimizer.param_groups, strict=True):
         unknown = group.keys() - expected.keys() - {"initial_lr"}
         require(not unknown, f"a parameter group has {shorten(next(iter(unknown), ''))}")
-        has_numbers = all(type(number) is int for number in group["params"])
-        is_same = has_numbers and group["params"] == sorted(numbers[p] for p in expected["params"])
-        require(is_same, "a group has other parameters")
         names = {"step", "exp_avg", "exp_avg_sq"} if "betas" in expected else {"momentum_buffer"}
         for parameter in expected["params"]:
             values = state["state"][numbers[parameter]]
@@ -113,3 +104,18 @@ def check_optimizer(state: Mapping[str, Any], model: GPT, optimizer: torch.optim
             taken = int(values.get("step", steps))
             require(taken == steps, f"global_step = {steps}, but the optimizer has taken {taken} steps")
     require(len(state["state"]) == len(numbers), "the optimizer has states of other parameters")
+
+
+def find_numbers(state: Mapping[str, Any], model: GPT, optimizer: torch.optim.Optimizer) -> dict[Tensor, int]:
+    """The number by which `state` calls each parameter. Raises Damaged if a group has others than the optimizer's.
+
+    Parameters are counted in the order of the groups, or in that of the model if processes have shared out the weights.
+    """
+    stored = [group["params"] for group in state["param_groups"]]
+    require(all(type(number) is int for group in stored for number in group), "a parameter has no number")
+    groups = [group["params"] for group in optimizer.param_groups]
+    for order in ([parameter for group in groups for parameter in group], model.parameters()):
+        numbers = {parameter: number for number, parameter in enumerate(order)}
+        if stored == [sorted(numbers[parameter] for parameter in group) for group in groups]:
+            return numbers
+    raise Damaged("a group has other parameters")

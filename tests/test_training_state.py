@@ -35,7 +35,7 @@ class Metadata(L.Callback):
             "model": asdict(self.module.model.config),
             "tokenizer": CharTokenizer("abcdefghijk").state,
             "text_sha256": "",
-            "config": {"optimizer": asdict(self.module.optimizer_config), "trainer": {"strategy": "auto"}},
+            "config": {"optimizer": asdict(self.module.optimizer_config)},
         }
 
 
@@ -146,7 +146,6 @@ EDITS = {
     ),
     "model is a list": lambda c: c["gpt"].update(model=[]),
     "model has other sizes": lambda c: c["gpt"]["model"].update(n_layer=1),
-    "no strategy": lambda c: c["gpt"]["config"].pop("trainer"),
 }
 OTHER = {"adamw": MUON, "muon": ADAMW}
 

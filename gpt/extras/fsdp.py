@@ -1,7 +1,6 @@
 """Fully sharded data parallel training (trainer=fsdp): each process keeps only its share of every weight."""
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -10,8 +9,6 @@ from torch.distributed.tensor import DTensor
 from gpt.config import RunConfig
 from gpt.module import GPTModule
 from gpt.settings import UserError
-
-NEED_WHOLE_MODEL = {"samples", "attention"}  # callbacks by which one process calls the model alone
 
 
 class ShardedGPTModule(GPTModule):
@@ -43,8 +40,3 @@ def check_supported(config: RunConfig) -> None:
             "trainer.strategy = fsdp: gives each process a part of every weight, and Muon and averaging need all of it; "
             "set optimizer=adamw, and callbacks=default"
         )
-
-
-def without_whole_model(callbacks: list[Callback]) -> list[Callback]:
-    """The callbacks that can run although no process has the whole model."""
-    return [callback for callback in callbacks if callback.state_key not in NEED_WHOLE_MODEL]

@@ -13,13 +13,14 @@ from gpt.data import open_text
 from gpt.files import read_json
 from gpt.runs.folder import Run, read_run_config
 from gpt.runs.machine import describe_machine
+from gpt.runs.strategies import distribution_of
 from gpt.settings import UserError, shorten
 from gpt.tokenizer import tokenizer_class
 
 # Settings that may change on resume. None of them changes the batches or the model. Other devices change the last digits.
 MAY_CHANGE_ON_RESUME = {"trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "trainer.profiler"}
 MAY_CHANGE_ON_RESUME |= {"trainer.detect_anomaly", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"}
-MAY_CHANGE_ON_RESUME |= {"trainer.strategy"}  # but not from or to fsdp, which keeps the optimizer's state in another order
+MAY_CHANGE_ON_RESUME |= {"trainer.strategy"}  # unless the optimizer's state is stored in another order
 MAY_CHANGE_ON_RESUME |= {"data.path", "data.folder"}  # where the text is. That it is the same text is checked by its SHA-256
 
 
@@ -110,8 +111,8 @@ def check_resumable(run: Run, config: RunConfig, stored: RunConfig, text_sha256:
 
 def check_same(place: Path, asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Raises UserError that names the settings in which `asked` differs from what is `stored` at a place."""
-    strategies = {asked.get("trainer.strategy"), stored.get("trainer.strategy")}
-    may_change = MAY_CHANGE_ON_RESUME - ({"trainer.strategy"} if "fsdp" in strategies and len(strategies) > 1 else set())
+    orders = {distribution_of(str(values.get("trainer.strategy"))).shares_weights for values in (asked, stored)}
+    may_change = MAY_CHANGE_ON_RESUME - ({"trainer.strategy"} if len(orders) > 1 else set())
     keys = [key for key in dict.fromkeys((*asked, *stored)) if key not in may_change and asked.get(key) != stored.get(key)]
     if keys:
         now, before = (", ".join(shorten(values.get(key)) for key in keys[:5]) for values in (asked, stored))

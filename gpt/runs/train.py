@@ -19,13 +19,13 @@ from gpt.callbacks.throughput import Throughput
 from gpt.checkpoint import FORMAT
 from gpt.config import RunConfig
 from gpt.data import CharData
-from gpt.extras.fsdp import ShardedGPTModule
 from gpt.hardware import keep_freed_memory
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
 from gpt.runs.folder import Run
 from gpt.runs.machine import describe_origin, silence_lightning
 from gpt.runs.resume import check_resumable, check_same_text, keep_resolved, note_differences
+from gpt.runs.strategies import distribution_of
 from gpt.runs.trainer import RunOptions, make_trainer
 from gpt.settings import UserError, one_line
 
@@ -64,7 +64,7 @@ def resolve(config: RunConfig, run: Run) -> tuple[RunConfig, CharData, list[str]
     config = keep_resolved(config, stored) if stored else config
     if stored:
         check_same_text(run, config)
-    shares = config.trainer.strategy != "fsdp"
+    shares = not distribution_of(config.trainer.strategy).shares_weights
     data = CharData(config.data, config.model.context_length, config.seed, run.tokenizer, share_validation=shares)
     config, reasons = config.resolve(data)
     if stored:
@@ -94,7 +94,7 @@ def make_module(config: RunConfig, data: CharData) -> GPTModule:
     model = GPT(config.model)
     if config.trainer.compile:
         model.compile()  # in place, so that the names in checkpoints stay as they are
-    kind = ShardedGPTModule if config.trainer.strategy == "fsdp" else GPTModule
+    kind = distribution_of(config.trainer.strategy).module
     return kind(model, config.optimizer, config.scheduler, data.tokenizer.lengths)
 
 

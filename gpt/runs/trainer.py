@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,6 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from gpt.callbacks import make_callbacks, make_loggers
 from gpt.callbacks.checkpoints import StoreMetadata
@@ -20,17 +19,11 @@ from gpt.callbacks.stopping import GracefulStop, ValidateAtEnd
 from gpt.callbacks.tensorboard import HParams
 from gpt.checkpoint import AtomicCheckpointIO
 from gpt.config import RunConfig
-from gpt.extras import fsdp
 from gpt.hardware import device_type, free_space, memory_size
 from gpt.model import parameter_count
 from gpt.runs.folder import Run
+from gpt.runs.strategies import NEED_WHOLE_MODEL, distribution_of
 from gpt.settings import UserError, one_line
-
-STRATEGIES: dict[str, Callable[[], str | Strategy]] = {
-    "auto": lambda: "auto",
-    "ddp": lambda: DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True),  # our buffers are constants
-    "fsdp": fsdp.make_strategy,
-}
 
 
 @dataclass(frozen=True)
@@ -50,10 +43,11 @@ def make_trainer(config: RunConfig, run: Run, metadata: dict[str, Any], options:
     `metadata` is what its checkpoints say about themselves.
     """
     check_resources(config, run)
+    distribution = distribution_of(config.trainer.strategy)
+    distribution.check(config)
     own = make_callbacks(config.callbacks)
-    if config.trainer.strategy == "fsdp":
-        fsdp.check_supported(config)
-        own = fsdp.without_whole_model(own)
+    if distribution.shares_weights:
+        own = [callback for callback in own if callback.state_key not in NEED_WHOLE_MODEL]
     own += [
         StepSeed(config.seed),
         ResumeAtStep(),
@@ -79,7 +73,7 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
             accelerator=settings.accelerator,
             devices=int(settings.devices) if settings.devices.isdigit() else settings.devices,
             num_nodes=settings.num_nodes,
-            strategy=STRATEGIES[settings.strategy](),
+            strategy=distribution_of(settings.strategy).make(),
             precision=settings.precision,  # type: ignore[arg-type]
             max_steps=settings.max_steps,
             max_epochs=-1,
