@@ -65,11 +65,12 @@ class Dropout(nn.Module):
 def fastest_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
     """The mixed values (B, H, T, D) of `attention`, computed in the fastest way.
 
-    Use PyTorch's fused kernel, except for CPU dropout (slow there) and for a cached prefix, which `is_causal` cannot express.
+    Use PyTorch's fused kernel, except for a cached prefix, which `is_causal` cannot express, and on a CPU for dropout, which is
+    slow there, and for bfloat16, whose backward pass is.
     """
     T, S = q.size(-2), k.size(-2)
     p = dropout.p if dropout.training else 0.0
-    if (p and q.device.type == "cpu") or 1 < T < S:
+    if (q.device.type == "cpu" and (p or q.dtype == torch.bfloat16)) or 1 < T < S:
         return blockwise_attention(q, k, v, dropout)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn as nn
 from torch.optim import AdamW, Optimizer
 
@@ -94,8 +95,11 @@ def lr_multiplier(step: int, max_steps: int, config: SchedulerConfig) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * remaining
 
 
-def build_optimizer(model: nn.Module, config: AdamWConfig) -> Optimizer:
-    """The optimizer that `config` describes, for all parameters of `model`. Its first group runs at `config.lr`."""
+def build_optimizer(model: nn.Module, config: AdamWConfig, dtype: torch.dtype = torch.float32) -> Optimizer:
+    """The optimizer that `config` describes, for all parameters of `model`. Its first group runs at `config.lr`.
+
+    `dtype` is for the matrix products of the optimizer itself, which Muon has. Parameters and states stay as they are.
+    """
     matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim == 2}
     in_blocks = [parameter for name, parameter in matrices.items() if name.startswith("blocks.")]
     elsewhere = [parameter for name, parameter in matrices.items() if not name.startswith("blocks.")]
@@ -107,5 +111,5 @@ def build_optimizer(model: nn.Module, config: AdamWConfig) -> Optimizer:
     adamw = AdamW([decaying, others], lr=config.lr, betas=config.betas, fused=True)
     if not isinstance(config, MuonConfig):
         return adamw
-    muon = Muon(in_blocks, lr=config.muon_lr, momentum=config.muon_momentum, weight_decay=config.weight_decay)
+    muon = Muon(in_blocks, dtype, lr=config.muon_lr, momentum=config.muon_momentum, weight_decay=config.weight_decay)
     return CombinedOptimizer(adamw, muon)
