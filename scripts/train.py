@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> float | None:
     """Train one job of a sweep, inside Hydra, and return the loss by which a sweeper may choose."""
     from gpt.cli.jobs import run_sweep_job  # torch and Lightning are imported only when something is trained
 
-    return run_sweep_job(cfg)["best_val_loss"]
+    return run_sweep_job(cfg).best_val_loss
 
 
 def cli() -> None:

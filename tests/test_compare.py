@@ -275,7 +275,7 @@ def test_impossible_number_is_damage(tmp_path, key, value):
     run = make_run(tmp_path / "broken", 1.0)
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(result | {key: value}))
-    assert f"broken: damaged: file = result.json: {key} is " in compare(tmp_path)
+    assert f"broken: damaged: file = result.json: {key} = " in compare(tmp_path)
 
 
 def test_device_file_in_a_run_folder_is_not_read(tmp_path):

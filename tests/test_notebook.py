@@ -6,6 +6,7 @@ import re
 import nbformat
 import pytest
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
 
 from run_notebook import NOTEBOOK, code_cells, code_sha256, execute
 
@@ -13,6 +14,7 @@ STORED = nbformat.read(NOTEBOOK, as_version=4)
 CODE = code_cells(STORED)
 SOURCES = "\n".join(cell.source for cell in CODE)
 MARKDOWN = "\n".join(cell.source for cell in STORED.cells if cell.cell_type == "markdown")
+SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n</details>", re.DOTALL)
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 
 
@@ -34,14 +36,27 @@ def is_same(ours: str, theirs: str) -> bool:
     return all(math.isclose(a, b, rel_tol=0.02, abs_tol=2e-3) for a, b in zip(*numbers, strict=True))
 
 
+def with_solutions(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """The cells, and after each exercise its solution, which leaves the notebook's variables and random numbers alone."""
+    result = []
+    for cell in cells:
+        result.append(cell)
+        if cell.cell_type == "markdown":
+            for solution in SOLUTION.findall(cell.source):
+                code = f"with torch.random.fork_rng():\n    exec({solution!r}, dict(globals()))"
+                result.append(new_code_cell(code, metadata={"tags": ["solution"]}))
+    return result
+
+
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory) -> list[NotebookNode]:
-    """The code cells of a copy that has run with short trainings. An error or a failing assert in it fails here."""
+    """The code cells of a copy that has run with short trainings. An error or a failing assert fails here, also in a solution."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in code_cells(notebook):
         cell.outputs = []
+    notebook.cells = with_solutions(notebook.cells)
     execute(notebook, tmp_path_factory.mktemp("notebook"), STEPS="12")
-    return code_cells(notebook)
+    return [cell for cell in code_cells(notebook) if "solution" not in cell.metadata.get("tags", [])]
 
 
 def test_notebook_runs_and_prints_what_is_stored(executed):
@@ -78,7 +93,7 @@ def test_every_cell_has_its_outputs():
 
 
 def test_cells_are_short_and_steps_are_checked():
-    assert all(len(cell.source.splitlines()) <= 15 for cell in CODE)
+    assert all(len(cell.source.splitlines()) <= 15 for cell in CODE if "drawing" not in cell.metadata.get("tags", []))
     assert SOURCES.count("assert ") >= 50
 
 
@@ -89,6 +104,11 @@ def test_function_is_defined_once(name):
 
 def test_there_are_thirteen_steps():
     assert re.findall(r"^## (\d+)\. ", MARKDOWN, re.MULTILINE) == [str(step) for step in range(1, 14)]
+
+
+def test_every_step_ends_with_an_exercise():
+    steps = re.split(r"^## (?=\d+\. )", MARKDOWN, flags=re.MULTILINE)[1:]
+    assert [len(SOLUTION.findall(step)) for step in steps] == [1] * 13
 
 
 def test_links_lead_somewhere():

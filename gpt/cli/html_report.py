@@ -17,6 +17,7 @@ from gpt.cli.records import Group, RunRecord, group_runs, read_run, read_runs
 from gpt.cli.svg import inline_svg
 from gpt.cli.table import choose_columns, make_lines, render
 from gpt.files import read_json, read_text, write_text
+from gpt.runs.result import Result
 from gpt.settings import UserError, printable, shorten
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def report_line(folder: Path) -> str:
         return f"report: (none), because of {error}"
 
 
-def describe_run(folder: Path, run: RunRecord, result: Mapping[str, Any]) -> str:
+def describe_run(folder: Path, run: RunRecord, result: Result) -> str:
     """The parts of a run's page. A part for which the folder has nothing says so."""
     about = read_about(folder)
     finished = datetime.fromtimestamp((folder / "result.json").stat().st_mtime)
@@ -144,18 +145,18 @@ def fact_table(facts: Mapping[str, str]) -> str:
     return f'<table class="facts">{"".join(rows)}</table>'
 
 
-def numbers(result: Mapping[str, Any]) -> str:
+def numbers(result: Result) -> str:
     """The most important results of a run, in large print."""
-    best = result.get("best_val_loss")
-    tiles = [("final val loss", f"{result['final_val_loss']:.4f}", "nats per character")]
+    best = result.best_val_loss
+    tiles = [("final val loss", f"{result.final_val_loss:.4f}", "nats per character")]
     if best is not None:
-        tiles.append(("best val loss", f"{best:.4f}", f"at step {result['best_step']:,}"))
+        tiles.append(("best val loss", f"{best:.4f}", f"at step {result.best_step:,}"))
     tiles += [
-        ("parameters", f"{result['parameters']:,}", f"vocabulary of {result['vocab_size']:,}"),
-        ("steps", f"{result['step']:,}", ""),
-        ("time", duration(result["seconds"]), ""),
+        ("parameters", f"{result.parameters:,}", f"vocabulary of {result.vocab_size:,}"),
+        ("steps", f"{result.step:,}", ""),
+        ("time", duration(result.seconds), ""),
     ]
-    if (speed := result.get("chars_per_second")) is not None:
+    if (speed := result.chars_per_second) is not None:
         tiles.append(("speed", f"{speed:,.0f}", "characters per second"))
     shown = [f"<div><dt>{name}</dt><dd>{value}<small>{unit}</small></dd></div>" for name, value, unit in tiles]
     return f'<dl class="numbers">{"".join(shown)}</dl>'

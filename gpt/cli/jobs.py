@@ -16,6 +16,7 @@ from gpt.cli.sweep import Sweep
 from gpt.config import RunConfig
 from gpt.runs.folder import unused_folder
 from gpt.runs.machine import is_first_process
+from gpt.runs.result import Result
 from gpt.runs.resume import find_run, load_run_config
 from gpt.runs.train import train
 from gpt.runs.trainer import RunOptions
@@ -54,7 +55,7 @@ def train_and_report(config: RunConfig, folder: Path, overrides: Mapping[str, An
         report(folder, result, config)
 
 
-def run_sweep_job(cfg: DictConfig) -> dict[str, Any]:
+def run_sweep_job(cfg: DictConfig) -> Result:
     """Train one job of a sweep in the folder that Hydra has made for it. Its line is printed by `gpt.cli.sweep`."""
     hydra_config = HydraConfig.get()
     values = {str(key): plain(cfg, str(key)) for key in cfg}

@@ -251,7 +251,7 @@ def place_of(point: Point, axis: Axis, x: str) -> float:
 
 def group_cost(group: Group, x: str) -> float:
     """What a group's training took on average, in tokens or seconds."""
-    return mean(cost(run, x, run.result["step"]) for run in group.runs if run.result)
+    return mean(cost(run, x, run.result.step) for run in group.runs if run.result)
 
 
 def label_x(axes: "Axes", axis: Axis, x: str) -> None:

@@ -4,16 +4,15 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from gpt.cli.naming import short_names
 from gpt.files import read_json, read_text
+from gpt.runs.result import LARGEST, Result
 from gpt.settings import LARGEST_INT, UserError, build, one_line, shorten
-
-LARGEST = 1e15  # of any number in a result
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class RunRecord:
 
     name: str  # its folder, relative to the one that is compared
     settings: Mapping[str, Any]  # those that decide the result: {"model.n_layer": 2, ...}
-    result: Mapping[str, Any] | None  # the content of result.json, losses in nats per character; None if it did not finish
+    result: Result | None  # losses are in nats per character; None if the run did not finish
     curve: list[tuple[int, float]]  # steps taken, and the validation loss then in nats per character
     problem: str = "not finished"  # why there is no result
     overrides: Mapping[str, Any] = field(default_factory=dict)  # what was typed; empty for runs of earlier versions
@@ -47,7 +46,7 @@ class RunRecord:
     def seconds(self, steps: int) -> float:
         """How long the run took for so many steps. Validation is spread evenly over them."""
         assert self.result is not None
-        return self.result["seconds"] * steps / max(self.result["step"], 1)
+        return self.result.seconds * steps / max(self.result.step, 1)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Group:
 
     def values(self, key: str) -> list[float]:
         """What the results of the runs have under `key`, without those that have nothing there."""
-        found = [run.result.get(key) for run in self.runs if run.result is not None]
+        found = [getattr(run.result, key) for run in self.runs if run.result is not None]
         return [value for value in found if value is not None]
 
     def average(self, key: str) -> float:
@@ -93,7 +92,6 @@ def read_runs(folder: Path) -> list[RunRecord]:
 def read_run(folder: Path, name: str) -> RunRecord:
     """A run's record. One that is damaged has no result, and says why."""
     from gpt.config import flatten, read_config_file
-    from gpt.runs.folder import check_result
 
     files = ("config.yaml", "run.json", "result.json", "metrics.csv", "error.txt")
     config, origin, result, metrics, error = (folder / file for file in files)
@@ -105,16 +103,16 @@ def read_run(folder: Path, name: str) -> RunRecord:
         curve = read_curve(metrics) if metrics.exists() else []
         if not result.exists():
             return RunRecord(name, settings, None, curve, overrides=overrides)
-        numbers = check_result(read_json(result), result)
-        check_numbers(numbers, result)
+        numbers = Result.read(result)
     except UserError as reason:
         return RunRecord(name, {}, None, [], f"damaged: {one_line(reason).replace(f'{folder}/', '')}")
     if settings.get("data.tokenizer", "char") == "char":
         return RunRecord(name, settings, numbers, curve, overrides=overrides)
     # A loss per token cannot be compared with another tokenizer's. The same validation text has as many characters as ever
-    scale = numbers["final_bits_per_char"] * math.log(2) / numbers["final_val_loss"]
-    losses = {key: scale * numbers[key] for key in ("best_val_loss", "final_val_loss") if numbers.get(key) is not None}
-    return RunRecord(name, settings, numbers | losses, [(step, scale * loss) for step, loss in curve], overrides=overrides)
+    scale = numbers.final_bits_per_char * math.log(2) / numbers.final_val_loss
+    best = None if numbers.best_val_loss is None else scale * numbers.best_val_loss
+    numbers = replace(numbers, best_val_loss=best, final_val_loss=scale * numbers.final_val_loss)
+    return RunRecord(name, settings, numbers, [(step, scale * loss) for step, loss in curve], overrides=overrides)
 
 
 def read_overrides(path: Path) -> dict[str, Any]:
@@ -123,16 +121,6 @@ def read_overrides(path: Path) -> dict[str, Any]:
     if not isinstance(overrides, dict):
         raise UserError(f"file = {path}: overrides are no dictionary; restore it, or remove it")
     return overrides
-
-
-def check_numbers(result: Mapping[str, Any], path: Path) -> None:
-    """Raises UserError if a number of a result is none that a run can have."""
-    for key, value in result.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if is_number and not 0 <= value <= LARGEST:  # true for nan
-            raise UserError(f"file = {path}: {shorten(key)} is {shorten(value)}; restore it, or remove it and resume the run")
-    if result["final_val_loss"] < 1e-9:
-        raise UserError(f"file = {path}: final_val_loss is 0; restore it, or remove it and resume the run")
 
 
 def describe(value: Any) -> str:
@@ -167,7 +155,7 @@ def group_runs(runs: list[RunRecord]) -> list[Group]:
 
     Runs are of one group if all of their settings but the seed agree, whatever was typed to get them.
     """
-    finished = [run for run in runs if run.result and run.result.get("best_val_loss") is not None]
+    finished = [run for run in runs if run.result and run.result.best_val_loss is not None]
     keys = [key for key in dict.fromkeys(key for run in finished for key in run.settings) if key != "seed"]
     varying = [key for key in keys if len({describe(run.settings.get(key)) for run in finished}) > 1]
     gathered: dict[str, list[RunRecord]] = {}

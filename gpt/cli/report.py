@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,20 +14,21 @@ from gpt.cli.overrides import quote_override
 from gpt.config import RunConfig
 from gpt.files import read_text
 from gpt.generate import generate
+from gpt.runs.result import Result
 from gpt.settings import build, printable, shorten
 from gpt.tokenizer import tokenizer_class
 
 PLAY, TEMPERATURE = 300, 0.8  # how many tokens are written for a run that took no samples, and how
 
 
-def report(folder: Path, result: dict[str, Any], config: RunConfig) -> None:
+def report(folder: Path, result: Result, config: RunConfig) -> None:
     """Print what the model writes, the losses, the run's folder, and commands that go on from here."""
     print(f"\n{show_sample(folder, result, config)}{describe_result(result, config.data.tokenizer)}")
     print(f"run folder: {shell_path(folder)}\n{report_line(folder)}\n\nnext:")
     print("\n".join(f"  {command}" for command in next_commands(folder, config)), flush=True)
 
 
-def show_sample(folder: Path, result: dict[str, Any], config: RunConfig) -> str:
+def show_sample(folder: Path, result: Result, config: RunConfig) -> str:
     """The run's last sample under a heading that says what wrote it.
 
     A run that took none has its best model write now, when its clock has stopped. Empty if it has kept no model either.
@@ -36,10 +36,10 @@ def show_sample(folder: Path, result: dict[str, Any], config: RunConfig) -> str:
     sample, best = folder / "sample.txt", folder / "checkpoints" / "best.ckpt"
     if "samples" in config.callbacks and sample.exists():
         samples = build(Samples, config.callbacks["samples"], "callbacks.samples")
-        step, temperature, prompt, text = result["step"], samples.temperatures[0], samples.prompt, read_text(sample)
-    elif result["best_step"] is not None and best.exists():
+        step, temperature, prompt, text = result.step, samples.temperatures[0], samples.prompt, read_text(sample)
+    elif result.best_step is not None and best.exists():
         model, tokenizer, _ = load(best)
-        step, temperature, prompt = result["best_step"], TEMPERATURE, tokenizer.default_prompt
+        step, temperature, prompt = result.best_step, TEMPERATURE, tokenizer.default_prompt
         ids = generate(model, tokenizer.encode(prompt)[None], PLAY, temperature, generator=torch.Generator().manual_seed(0))
         text = prompt + tokenizer.decode(int(i) for i in ids)
     else:
@@ -75,15 +75,15 @@ def script(name: str) -> str:
     return shlex.quote(str(path if path.is_file() else Path("scripts", path.name)))
 
 
-def describe_result(result: dict[str, Any], tokenizer: str) -> str:
+def describe_result(result: Result, tokenizer: str) -> str:
     """The losses on one or two lines, by the unit that they are means over."""
-    bits = result["final_bits_per_char"]
+    bits = result.final_bits_per_char
     unit = tokenizer_class(tokenizer).loss_unit
     per_character = "" if unit == "character" else f" ({bits:.4f} bits per character)"
-    text = f"val loss {result['final_val_loss']:.4f} nats per {unit}{per_character}"
-    text += f" after {result['step']:,} steps, {result['seconds']:,.0f} s"
-    if (best := result["best_val_loss"]) is not None:
-        text += f"; the best was {best:.4f} at step {result['best_step']:,}"
+    text = f"val loss {result.final_val_loss:.4f} nats per {unit}{per_character}"
+    text += f" after {result.step:,} steps, {result.seconds:,.0f} s"
+    if (best := result.best_val_loss) is not None:
+        text += f"; the best was {best:.4f} at step {result.best_step:,}"
     return text
 
 

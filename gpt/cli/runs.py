@@ -48,7 +48,7 @@ def trained_at(run: Path) -> float:
 def steps_taken(run: Path | RunRecord) -> int:
     """How many steps a run has taken up to its end or, if it has not finished, its last validation."""
     record = read_run(run, run.name) if isinstance(run, Path) else run
-    return int(record.result["step"]) if record.result else max((step for step, _ in record.curve), default=0)
+    return record.result.step if record.result else max((step for step, _ in record.curve), default=0)
 
 
 def list_runs(outputs: Path = OUTPUTS) -> str:
@@ -57,7 +57,7 @@ def list_runs(outputs: Path = OUTPUTS) -> str:
     for run in sorted(read_runs(outputs), key=lambda run: trained_at(outputs / run.name), reverse=True):
         if written := trained_at(outputs / run.name):
             losses = [loss for _, loss in run.curve]
-            lowest = (run.result or {}).get("best_val_loss") or min(losses, default=None)
+            lowest = (run.result and run.result.best_val_loss) or min(losses, default=None)
             loss = "-" if lowest is None else f"{lowest:.4f}"
             lines.append(f"{loss:>6}  {steps_taken(run):>7,}  {age(time.time() - written):>7}  {outputs / run.name}")
     return "\n".join([*lines, "loss: the lowest validation loss, in nats per character"])

@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from gpt.cli.leftovers import is_refusal, outermost_missing, remove_refused
 from gpt.cli.naming import short_names
 from gpt.cli.overrides import explained, plain
-from gpt.files import read_json, read_text, write_text
+from gpt.files import read_text, write_text
+from gpt.runs.result import Result
 from gpt.settings import UserError, one_line, printable, shorten, user_errors
 
 if TYPE_CHECKING:
@@ -227,10 +228,9 @@ def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str
     if job_return.status == JobStatus.COMPLETED:
         (folder / "error.txt").unlink(missing_ok=True)
         path = folder / "result.json"
-        result = read_json(path)
+        result = Result.read(path)
         before = " (done before)" if path.stat().st_mtime < started else ""
-        loss = result["final_val_loss"] if result["best_val_loss"] is None else result["best_val_loss"]
-        return f"val loss {loss:.4f}, {result['seconds']:.0f} s{before}"
+        return f"val loss {result.loss:.4f}, {result.seconds:.0f} s{before}"
     error = job_return._return_value
     is_mistake = isinstance(error, UserError)
     reason = one_line(error if is_mistake else f"{type(error).__name__}: {error}")

@@ -205,9 +205,8 @@ def run_trial(trial: "optuna.Trial", search: Search) -> float:
         write_text(folder / "error.txt", f"{one_line(error)}\n")
         print(f"{folder.name}  {' '.join(overrides)}: {one_line(error)}", flush=True)
         raise
-    loss = result["final_val_loss"] if result["best_val_loss"] is None else result["best_val_loss"]
-    print(f"{folder.name}  {' '.join(overrides)}: val loss {loss:.4f}, {result['seconds']:.0f} s", flush=True)
-    return loss
+    print(f"{folder.name}  {' '.join(overrides)}: val loss {result.loss:.4f}, {result.seconds:.0f} s", flush=True)
+    return result.loss
 
 
 def report_to(trial: "optuna.Trial") -> "Callback":

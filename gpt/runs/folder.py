@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 
 from gpt.checkpoint import read
 from gpt.config import RunConfig, read_config_file
-from gpt.files import read_json, remove_staged, write_json, write_text
+from gpt.files import remove_staged, write_json, write_text
 from gpt.runs.machine import is_first_process
+from gpt.runs.result import Result
 from gpt.settings import UserError
 from gpt.tokenizer import Tokenizer, restore
 
@@ -70,10 +71,10 @@ class Run:
         return RunConfig.from_dict(read_run_config(self.config_file)) if self.config_file.exists() else None
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Result | None:
         """The numbers of a run that has ended. None if it has not."""
         path = self.folder / "result.json"
-        return check_result(read_json(path), path) if path.exists() else None
+        return Result.read(path) if path.exists() else None
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -151,14 +152,14 @@ class Run:
             write_json(origin, described)
         write_text(self.config_file, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
 
-    def finish(self, result: dict[str, Any], sample: str | None) -> None:
+    def finish(self, result: Result, sample: str | None) -> None:
         """Write result.json, which says that the run has ended, and sample.txt."""
         self.begin()  # if all steps had been taken before, and only the result was missing
         if not self.writes:
             return
         if sample is not None:
             write_text(self.folder / "sample.txt", sample)
-        write_json(self.folder / "result.json", result)
+        result.write(self.folder / "result.json")
         (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt left it
 
 
@@ -204,16 +205,3 @@ def read_run_config(path: Path) -> dict[str, Any]:
     if any(isinstance(node, dict) and "_target_" in node for node in nodes):
         raise UserError(f"file = {path}: written by an earlier version; resume the run with that one, or begin anew")
     return content
-
-
-def check_result(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The content of a result.json. Raises UserError unless it has what a result has."""
-    needed = {"final_val_loss", "final_bits_per_char", "step", "vocab_size", "parameters", "seconds"}
-    optional = {"best_val_loss", "best_step", "chars_per_second"}
-    absent = {key for key in optional if values.get(key) is None}
-    for key in needed | optional - absent:
-        if not isinstance(values.get(key), (int, float)) or isinstance(values[key], bool):
-            raise UserError(f"file = {path}: missing or damaged; restore it, or remove it and resume the run")
-    if len(absent & {"best_val_loss", "best_step"}) == 1:
-        raise UserError(f"file = {path}: missing or damaged; restore it, or remove it and resume the run")
-    return values

@@ -93,7 +93,7 @@ def check_resumable(run: Run, config: RunConfig, stored: RunConfig, text_sha256:
         raise UserError(f"trainer.max_steps = {asked}: the run in {run.folder} has taken {before} steps; set more")
     checkpoint, content = run.checkpoint, run.content
     if checkpoint is None or content is None:
-        if run.result and run.result["step"] < config.trainer.max_steps:
+        if run.result and run.result.step < config.trainer.max_steps:
             raise UserError(f"resume = {run.folder}: it has ended and has no checkpoint to go on from; begin anew elsewhere")
         return
     metadata = content["gpt"]

@@ -24,13 +24,14 @@ from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
 from gpt.runs.folder import Run
 from gpt.runs.machine import describe_origin, silence_lightning
+from gpt.runs.result import Result
 from gpt.runs.resume import check_resumable, check_same_text, keep_resolved, note_differences
 from gpt.runs.strategies import distribution_of
 from gpt.runs.trainer import RunOptions, make_trainer
 from gpt.settings import UserError, one_line
 
 
-def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> dict[str, Any]:  # noqa: B008 - frozen
+def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> Result:  # noqa: B008 - frozen
     """Train in `folder` as `config` says, or go on with what the folder has of this run, and return its result.
 
     Raises UserError, and leaves everything as it was, if the run cannot be done.
@@ -72,9 +73,9 @@ def resolve(config: RunConfig, run: Run) -> tuple[RunConfig, CharData, list[str]
     return config, data, reasons
 
 
-def has_ended(config: RunConfig, result: dict[str, Any]) -> bool:
+def has_ended(config: RunConfig, result: Result) -> bool:
     """Whether a result is that of the whole run, and not of one that `max_time` or a smaller `max_steps` had cut short."""
-    return result["step"] >= config.trainer.max_steps or "early_stopping" in config.callbacks
+    return result.step >= config.trainer.max_steps or "early_stopping" in config.callbacks
 
 
 def make_metadata(config: RunConfig, data: CharData) -> dict[str, Any]:
@@ -133,20 +134,20 @@ def fit(trainer: L.Trainer, module: GPTModule, data: CharData, checkpoint: Path 
         trainer.validate(module, datamodule=data, verbose=False)
 
 
-def collect_result(trainer: L.Trainer, module: GPTModule, seconds: float) -> tuple[dict[str, Any], str | None]:
+def collect_result(trainer: L.Trainer, module: GPTModule, seconds: float) -> tuple[Result, str | None]:
     """The numbers of a run that has ended, and the last text that the model wrote (None if it was not asked to)."""
     best, throughput, samples = (find_callback(trainer, kind) for kind in (BestCheckpoint, Throughput, Samples))
-    result = {
-        "best_val_loss": best.score if best else None,
-        "best_step": best.step if best else None,
-        "final_val_loss": trainer.callback_metrics["val/loss"].item(),
-        "final_bits_per_char": trainer.callback_metrics["val/bits_per_char"].item(),
-        "step": trainer.global_step,
-        "vocab_size": module.model.config.vocab_size,
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "seconds": round(throughput.elapsed if throughput else seconds, 1),
-        "chars_per_second": round(throughput.characters / throughput.seconds, 1) if throughput else None,
-    }
+    result = Result(
+        best_val_loss=best.score if best else None,
+        best_step=best.step if best else None,
+        final_val_loss=trainer.callback_metrics["val/loss"].item(),
+        final_bits_per_char=trainer.callback_metrics["val/bits_per_char"].item(),
+        step=trainer.global_step,
+        vocab_size=module.model.config.known_vocab_size(),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        seconds=round(throughput.elapsed if throughput else seconds, 1),
+        chars_per_second=round(throughput.characters / throughput.seconds, 1) if throughput else None,
+    )
     return result, samples.latest if samples else None
 
 

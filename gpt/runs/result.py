@@ -1,0 +1,51 @@
+"""The numbers of a run that has ended, as result.json holds them."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from gpt.files import read_json, write_json
+from gpt.settings import UserError, build, shorten
+
+LARGEST = 1e15  # of any number
+
+
+@dataclass(frozen=True)
+class Result:
+    """Losses are in nats per token, which usually is a character. Raises ValueError for numbers that no run can have."""
+
+    best_val_loss: float | None  # the best two and the speed are None if the configuration left out what measures them
+    best_step: int | None
+    final_val_loss: float
+    final_bits_per_char: float
+    step: int
+    vocab_size: int
+    parameters: int
+    seconds: float
+    chars_per_second: float | None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and not 0 <= value <= LARGEST:
+                raise ValueError(f"{name} = {shorten(value)}: not a number that a run can have")
+        if self.final_val_loss < 1e-9:
+            raise ValueError(f"final_val_loss = {self.final_val_loss}: nothing is predicted so well")
+        if (self.best_val_loss is None) != (self.best_step is None):
+            raise ValueError("best_val_loss, best_step = one of them: there are both or none")
+
+    @property
+    def loss(self) -> float:
+        """The validation loss by which runs are compared: the best one where it is known."""
+        return self.final_val_loss if self.best_val_loss is None else self.best_val_loss
+
+    @classmethod
+    def read(cls, path: Path) -> "Result":
+        """Raises UserError if the file does not hold the numbers of a run."""
+        values = read_json(path)
+        try:
+            return build(cls, {field.name: values.get(field.name) for field in fields(cls)}, "result")
+        except UserError as error:
+            reason = str(error).removeprefix("result.").partition(";")[0]
+            raise UserError(f"file = {path}: {reason}; restore it, or remove it and resume the run") from None
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self))
