@@ -13,6 +13,7 @@ from gpt.callbacks import CALLBACKS, LOGGERS
 from gpt.cli.overrides import compose
 from gpt.config import RunConfig, TrainerConfig
 from gpt.data import DataConfig
+from gpt.finetune.config import FinetuneConfig
 from gpt.model import GPTConfig, parameter_count
 from gpt.optim import OPTIMIZERS, SchedulerConfig
 
@@ -23,6 +24,7 @@ CHOICES = [
     for path in FILES
     if path.parent != CONF and not path.is_relative_to(CONF / "hydra") and path.stem != "base"  # base is part of all trainers
 ]
+FINE_TUNING = ("task=", "callbacks=finetune")  # choices for scripts/finetune.py, whose tasks are trained in test_finetune.py
 SEVERAL_DEVICES = ("trainer=ddp", "trainer=fsdp")  # trained in test_distributed.py
 
 
@@ -43,8 +45,12 @@ def names(cls: type) -> set[str]:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_keys_are_the_fields_of_the_dataclasses(choice):
-    values = composed(choice)
-    assert values.keys() == names(RunConfig)
+    is_fine_tuning = choice.startswith(FINE_TUNING)
+    values = dict(compose([choice], "finetune" if is_fine_tuning else "train").values)
+    del values["resume"]
+    assert values.keys() == names(RunConfig) - (set() if is_fine_tuning else {"task", "finetune"})
+    if is_fine_tuning:
+        assert values["finetune"].keys() == names(FinetuneConfig)
     optimizer = OPTIMIZERS[values["optimizer"]["name"]]
     groups = {"model": GPTConfig, "data": DataConfig, "optimizer": optimizer, "scheduler": SchedulerConfig}
     for group, cls in (groups | {"trainer": TrainerConfig}).items():
@@ -54,7 +60,7 @@ def test_keys_are_the_fields_of_the_dataclasses(choice):
     RunConfig.from_dict(values)  # raises UserError for what does not fit
 
 
-@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice not in SEVERAL_DEVICES])
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith((*SEVERAL_DEVICES, *FINE_TUNING))])
 def test_choice_trains_two_steps(choice, call, text):
     is_sweep = choice.startswith("experiment=sweep")
     sizes = [] if choice.startswith(("model=", "experiment=")) and not is_sweep else TINY

@@ -46,8 +46,7 @@ def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -
             return result
         with refusals_before_first_step(run):
             trainer = make_trainer(config, run, make_metadata(config, data, recipe), options)
-            L.seed_everything(config.seed, verbose=False)
-            module = recipe.make_module(config, data, weights)
+            module = make_module(config, data, weights)
             restore_loggers(trainer, run)
             origin = describe_origin(trainer, options.command, options.overrides, data.sha256)
             run.plan(config, origin | ({"init_sha256": weights.sha256} if weights else {}))
@@ -93,6 +92,12 @@ def make_metadata(config: RunConfig, data: Data, recipe: Recipe) -> dict[str, An
         "config": config.to_dict(),
         **recipe.metadata(data),
     }
+
+
+def make_module(config: RunConfig, data: Data, weights: Weights | None = None) -> GPTModule:
+    """The model as Lightning trains it. What does not come from other weights is drawn from the run's seed."""
+    L.seed_everything(config.seed, verbose=False)
+    return recipe_of(config).make_module(config, data, weights)
 
 
 def restore_loggers(trainer: L.Trainer, run: Run) -> None:
