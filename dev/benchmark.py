@@ -30,7 +30,7 @@ import torch
 from gpt.cli.jobs import compose_run
 from gpt.config import RunConfig
 from gpt.corpus import tiny_shakespeare
-from gpt.data import CharData, RandomWindows
+from gpt.data import CharData, ShuffledWindows
 from gpt.files import write_json, write_text
 from gpt.generate import generate, sample_next
 from gpt.hardware import choose_precision, keep_freed_memory
@@ -128,7 +128,7 @@ class BareStep:
         self.module = make_module(self.config, data).train()
         self.optimizer = build_optimizer(self.module.model, self.config.optimizer)
         sizes = self.config.model.context_length, self.config.data.batch_size
-        self.batches = iter(RandomWindows(data.train_ids, *sizes, seed=0, length=10**9))
+        self.batches = iter(ShuffledWindows(data.train_ids, *sizes, seed=0, length=10**9))
 
     def __call__(self) -> None:
         with autocast(self.config.trainer.precision):
