@@ -126,7 +126,7 @@ class BareStep:
     def __init__(self, *overrides: str) -> None:
         self.config, data = compose(*overrides)
         self.module = make_module(self.config, data).train()
-        self.optimizer = build_optimizer(self.module.model, self.config.optimizer)
+        self.optimizer = build_optimizer(self.module.model, self.config.optimizer, self.config.trainer.precision)
         sizes = self.config.model.context_length, self.config.data.batch_size
         self.batches = iter(ShuffledWindows(data.train_ids, *sizes, seed=0, length=10**9))
 
@@ -209,7 +209,7 @@ def loop(options: argparse.Namespace) -> Iterator[Row]:
         in_loop, alone = [], []
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
-                speed = train(bare.config, Path(folder, "run"), RunOptions(quiet=True))["chars_per_second"]
+                speed = train(bare.config, Path(folder, "run"), RunOptions(quiet=True)).chars_per_second
             in_loop.append(1000 * bare.config.tokens_per_batch / speed)
             alone.append(1000 * mean(take_turns({"step": bare}, rounds=steps)["step"]))
         yield Row(f"{name}, a bare step", median(alone), "ms")
