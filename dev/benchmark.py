@@ -30,7 +30,7 @@ import torch
 from gpt.cli.jobs import compose_run
 from gpt.config import RunConfig
 from gpt.corpus import tiny_shakespeare
-from gpt.data import CharData, RandomWindows
+from gpt.data import CharData, ShuffledWindows
 from gpt.files import write_json, write_text
 from gpt.generate import generate, sample_next
 from gpt.hardware import choose_precision, keep_freed_memory
@@ -126,9 +126,9 @@ class BareStep:
     def __init__(self, *overrides: str) -> None:
         self.config, data = compose(*overrides)
         self.module = make_module(self.config, data).train()
-        self.optimizer = build_optimizer(self.module.model, self.config.optimizer)
+        self.optimizer = build_optimizer(self.module.model, self.config.optimizer, self.config.trainer.precision)
         sizes = self.config.model.context_length, self.config.data.batch_size
-        self.batches = iter(RandomWindows(data.train_ids, *sizes, seed=0, length=10**9))
+        self.batches = iter(ShuffledWindows(data.train_ids, *sizes, seed=0, length=10**9))
 
     def __call__(self) -> None:
         with autocast(self.config.trainer.precision):
@@ -209,7 +209,7 @@ def loop(options: argparse.Namespace) -> Iterator[Row]:
         in_loop, alone = [], []
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
-                speed = train(bare.config, Path(folder, "run"), RunOptions(quiet=True))["chars_per_second"]
+                speed = train(bare.config, Path(folder, "run"), RunOptions(quiet=True)).chars_per_second
             in_loop.append(1000 * bare.config.tokens_per_batch / speed)
             alone.append(1000 * mean(take_turns({"step": bare}, rounds=steps)["step"]))
         yield Row(f"{name}, a bare step", median(alone), "ms")

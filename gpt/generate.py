@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gpt.attention import KVCache
 from gpt.decode import Decoder
+from gpt.ensemble import Ensemble, average
 from gpt.model import GPT
 from gpt.settings import UserError
 
@@ -76,7 +77,7 @@ def draw(probabilities: Tensor, generator: Generator) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    model: GPT,
+    model: GPT | Ensemble,
     ids: Tensor,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -114,11 +115,14 @@ def generate(
         model.train(was_training)
 
 
-def read(model: GPT, ids: Tensor, capacity: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def read(model: GPT | Ensemble, ids: Tensor, capacity: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Read ids (B, T) into a new cache for `capacity` positions, T at least. All of its memory is taken at once.
 
     Returns: logits (B, V) after the last position, and a function that reads one more position, ids (B, 1) to logits (B, V).
     """
+    if isinstance(model, Ensemble):
+        logits_of_members, readers = zip(*(read(member, ids, capacity) for member in model.members), strict=True)
+        return average(logits_of_members), lambda last: average([reader(last) for reader in readers])
     # model.forward rather than model(...) goes past torch.compile, which would compile anew for each length of the cache
     weight = model.head.weight
     if len(ids) <= FEW_ROWS and weight.device.type == "cpu" and weight.dtype == torch.float32:

@@ -128,8 +128,7 @@ class GPTModule(L.LightningModule):
         if self.optimizer_config is None or self.scheduler_config is None:
             raise ValueError("GPTModule needs the settings of an optimizer and a schedule to train")
         scheduler, max_steps = self.scheduler_config, self.trainer.max_steps
-        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
-        optimizer = build_optimizer(self.model, self.optimizer_config, dtype)
+        optimizer = build_optimizer(self.model, self.optimizer_config, self.trainer.precision)
         schedule = LambdaLR(optimizer, lambda step: lr_multiplier(step, max_steps, scheduler))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -95,10 +95,10 @@ def lr_multiplier(step: int, max_steps: int, config: SchedulerConfig) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * remaining
 
 
-def build_optimizer(model: nn.Module, config: AdamWConfig, dtype: torch.dtype = torch.float32) -> Optimizer:
+def build_optimizer(model: nn.Module, config: AdamWConfig, precision: str = "32-true") -> Optimizer:
     """The optimizer that `config` describes, for all parameters of `model`. Its first group runs at `config.lr`.
 
-    `dtype` is for the matrix products of the optimizer itself, which Muon has. Parameters and states stay as they are.
+    In the training precision "bf16-mixed", Muon's own matrix products are in bfloat16. Parameters and states stay in float32.
     """
     matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim == 2}
     in_blocks = [parameter for name, parameter in matrices.items() if name.startswith("blocks.")]
@@ -111,5 +111,6 @@ def build_optimizer(model: nn.Module, config: AdamWConfig, dtype: torch.dtype = 
     adamw = AdamW([decaying, others], lr=config.lr, betas=config.betas, fused=True)
     if not isinstance(config, MuonConfig):
         return adamw
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
     muon = Muon(in_blocks, dtype, lr=config.muon_lr, momentum=config.muon_momentum, weight_decay=config.weight_decay)
     return CombinedOptimizer(adamw, muon)

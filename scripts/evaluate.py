@@ -1,16 +1,16 @@
 """Print the exact loss of a trained model on all of the validation split and all of the training split:
 
 python scripts/evaluate.py outputs/RUN
+python scripts/evaluate.py outputs/RUN outputs/OTHER    the average of their probabilities
 """
 
 import argparse
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.cli.options import Parser, add_checkpoint
+from gpt.cli.options import Parser, add_checkpoint, whole_number
 from gpt.settings import UserError, build, shorten, user_errors
 
 if TYPE_CHECKING:
@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    add_checkpoint(parser)
+    add_checkpoint(parser, several=True)
     parser.add_argument("--data", metavar="FILE", help="another text, split like the run's own, which is the default")
+    windows = "cut the text into windows of so many tokens, to compare models of other contexts; default: the model's context"
+    parser.add_argument("--context-length", type=whole_number(1), metavar="T", help=windows)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every digit, in place of the table")
     return parser.parse_args(arguments)
 
 
-def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, Any]]:
-    """The losses of the checkpoint that `place` means, on the run's text or on the one at `path`, for each split.
+def evaluate(*places: str, path: str | None = None, context_length: int | None = None) -> dict[str, dict[str, Any]]:
+    """The losses of the checkpoint that a place means, or of the average of several, on the run's text or on the one at `path`.
 
+    Each split is cut into windows of `context_length` tokens, by default as many as the model sees.
     Returns {"val": {"loss": ..., "bits_per_char": ..., "bits_per_byte": ..., "unit": ...}, "train": ...}. Losses are in nats
     per unit (character, byte or token). They are computed in float32, as a run validates, so they are the same numbers.
     A terminal shows the progress on stderr.
@@ -36,8 +39,7 @@ def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, 
     import lightning as L
     from tqdm import tqdm
 
-    from gpt.checkpoint import load
-    from gpt.cli.runs import find_checkpoint
+    from gpt.cli.runs import load_models
     from gpt.data import CharData
     from gpt.hardware import keep_freed_memory
     from gpt.module import GPTModule
@@ -47,12 +49,14 @@ def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, 
         raise UserError("--data = (empty): not a text; give a file, or leave it out for the run's own text")
     silence_lightning()
     keep_freed_memory()
-    checkpoint = find_checkpoint(place)
-    model, tokenizer, metadata = load(checkpoint)
-    config = data_config(checkpoint, metadata, path)
+    model, tokenizer, metadata = load_models(places)
+    config = data_config(metadata, path)
     if path is None and not is_text(config, tokenizer, metadata["text_sha256"]):
-        raise UserError(f"data.path = {config.path}: no longer the text of {checkpoint}; give it with --data FILE")
-    data = CharData(config, model.config.context_length, seed=0, tokenizer=tokenizer)
+        raise UserError(f"data.path = {config.path}: no longer the text that this model has seen; give it with --data FILE")
+    length = model.config.context_length
+    if context_length is not None and context_length > length:
+        raise UserError(f"--context-length = {context_length}: the model sees at most {length} tokens; give no more")
+    data = CharData(config, context_length or length, seed=0, tokenizer=tokenizer)
     trainer = L.Trainer(
         accelerator="cpu" if trained_on_cpu(metadata) else "auto",
         devices=1,
@@ -73,13 +77,13 @@ def evaluate(place: str | None, path: str | None = None) -> dict[str, dict[str, 
     return losses
 
 
-def data_config(checkpoint: Path, metadata: dict[str, Any], path: str | None) -> "DataConfig":
+def data_config(metadata: dict[str, Any], path: str | None) -> "DataConfig":
     """Where the text is and how it is split. The folder that may be written to is never the one that a checkpoint names."""
     from gpt.data import DataConfig
 
     stored = metadata["config"].get("data")
     if not isinstance(stored, dict):
-        raise UserError(f"checkpoint = {checkpoint}: its metadata has no data ({shorten(stored)}); use another checkpoint")
+        raise UserError(f"checkpoint = (given): its metadata has no data ({shorten(stored)}); use another checkpoint")
     return build(DataConfig, stored | {"folder": "data"} | ({} if path is None else {"path": path}), "data")
 
 
@@ -121,7 +125,7 @@ def tabulate(losses: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    losses = evaluate(options.checkpoint, options.data)
+    losses = evaluate(*getattr(options, "checkpoint", []), path=options.data, context_length=options.context_length)
     print(json.dumps(losses) if options.json else tabulate(losses))
 
 

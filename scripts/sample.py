@@ -19,6 +19,7 @@ from gpt.settings import UserError, printable, user_errors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gpt.ensemble import Ensemble
     from gpt.model import GPT
     from gpt.tokenizer import Tokenizer
 
@@ -29,7 +30,7 @@ SEPARATOR = "-" * 20 + "\n"
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    add_checkpoint(parser)
+    add_checkpoint(parser, several=True)
     parser.add_argument("--list", action="store_true", help="list the runs under outputs/ with their losses, and end")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="the text to write on from; default: standard input if it is piped, or a line break")
@@ -69,7 +70,7 @@ def read_prompt(options: argparse.Namespace) -> str | None:
     return prompt if prompt or options.prompt_file else None
 
 
-def write_texts(model: "GPT", tokenizer: "Tokenizer", prompt: str, options: argparse.Namespace) -> None:
+def write_texts(model: "GPT | Ensemble", tokenizer: "Tokenizer", prompt: str, options: argparse.Namespace) -> None:
     """Print the first text while it grows, then the others, many of which are sampled at once.
 
     Each text has random numbers of its own. So the first does not depend on how many there are, and the others do only as far
@@ -122,17 +123,16 @@ def up_to_line_end(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
-    from gpt.cli.runs import find_checkpoint, list_runs
+    from gpt.cli.runs import list_runs, load_models
 
     if options.list:
         print(list_runs())
         return
 
-    from gpt.checkpoint import load
     from gpt.generate import check_sampling
 
     check_sampling(options.temperature, options.top_k, options.top_p)
-    model, tokenizer, _ = load(find_checkpoint(options.checkpoint))
+    model, tokenizer, _ = load_models(getattr(options, "checkpoint", []))
     prompt = read_prompt(options)
     write_texts(model, tokenizer, tokenizer.default_prompt if prompt is None else prompt, options)
 

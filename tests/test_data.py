@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from gpt import data
 from gpt.corpus import find_files, tiny_shakespeare
-from gpt.data import AllWindows, CharData, DataConfig, RandomWindows
+from gpt.data import AllWindows, CharData, DataConfig, ShuffledWindows
 from gpt.settings import UserError, build
 from gpt.tokenizer import KINDS, ByteTokenizer, CharTokenizer, Tokenizer
 
@@ -23,8 +23,8 @@ IDS = torch.arange(1000)
 VALUES = dict(path=None, folder="none", val_fraction=0.1, batch_size=4, tokenizer="char", bpe_vocab_size=280)
 
 
-def windows(**changes) -> RandomWindows:
-    return RandomWindows(**(dict(ids=IDS, context_length=16, batch_size=6, seed=3, length=20) | changes))
+def windows(**changes) -> ShuffledWindows:
+    return ShuffledWindows(**(dict(ids=IDS, context_length=16, batch_size=6, seed=3, length=20) | changes))
 
 
 def test_targets_are_the_inputs_one_position_later():
@@ -42,6 +42,20 @@ def test_batch_depends_on_seed_and_number_alone():
     assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[13:], late, strict=True))
     assert not torch.equal(whole[0][0], whole[1][0])
     assert not torch.equal(whole[0][0], windows(seed=4).batch(0)[0])
+
+
+@pytest.mark.parametrize("length", [17, 20, 40, 1000])  # one window, windows that overlap, a few, and many
+def test_an_epoch_reads_every_window_once(length):
+    batches = windows(ids=torch.arange(length), batch_size=3)
+    per_epoch = max(1, (length - 16) // 16)
+    rows = [row for k in range(2 * per_epoch) for row in batches.batch(k)[0][:, 0].tolist()]  # where each window starts
+    epochs = [rows[start : start + per_epoch] for start in range(0, 6 * per_epoch, per_epoch)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(min(epoch), min(epoch) + 16 * per_epoch, 16))
+        assert max(epoch) + 16 < length
+    if length == 1000:
+        assert len({min(epoch) for epoch in epochs}) > 1  # cut elsewhere
+        assert len({tuple(row - min(epoch) for row in epoch) for epoch in epochs}) == len(epochs)  # in another order
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

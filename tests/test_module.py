@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from conftest import make_model
-from gpt.data import AllWindows, RandomWindows
+from gpt.data import AllWindows, ShuffledWindows
 from gpt.hardware import has_compiler
 from gpt.module import Diverged, GPTModule, cross_entropy
 from gpt.optim import AdamWConfig, SchedulerConfig
@@ -57,7 +57,7 @@ def fit(module: GPTModule, steps: int = 10, every: int = 1, accumulate: int = 1,
         enable_model_summary=False,
         **settings,
     )
-    trainer.fit(module, RandomWindows(ids, 16, 4, seed=1, length=steps * accumulate))
+    trainer.fit(module, ShuffledWindows(ids, 16, 4, seed=1, length=steps * accumulate))
     return logger
 
 
@@ -95,7 +95,7 @@ def test_step_at_which_training_is_stopped_is_logged_with_its_own_numbers():
 
 def test_training_loss_is_the_mean_over_accumulated_batches():
     logged = fit(make_module(), steps=1, accumulate=3).rows[0]["train/loss"]
-    module, windows = make_module(), RandomWindows(IDS, 16, 4, seed=1, length=3)
+    module, windows = make_module(), ShuffledWindows(IDS, 16, 4, seed=1, length=3)
     assert logged == pytest.approx(sum(module.loss(windows.batch(k)).item() for k in range(3)) / 3, abs=1e-6)
 
 

@@ -19,7 +19,7 @@ from gpt.cli.naming import name_run
 from gpt.cli.overrides import compose, parse_overrides, quote_arguments
 from gpt.cli.report import next_commands, script
 from gpt.config import RunConfig, read_config_file
-from gpt.data import CharData, DataConfig, RandomWindows
+from gpt.data import CharData, DataConfig, ShuffledWindows
 from gpt.hardware import has_compiler
 from gpt.runs.folder import unused_folder
 from gpt.runs.train import make_module
@@ -248,7 +248,7 @@ def test_training_loss_is_the_mean_over_accumulated_batches(call, text):
     assert call(*settings, "data.batch_size=2", "trainer.accumulate_grad_batches=2", "hydra.run.dir=run")[0] == 0
     config = read_config_file(Path("run/config.yaml"))
     data = CharData(build(DataConfig, config["data"], "data"), 16, config["seed"])
-    windows = RandomWindows(data.train_ids, 16, 2, config["seed"], length=2)
+    windows = ShuffledWindows(data.train_ids, 16, 2, config["seed"], length=2)
     torch.manual_seed(0)
     module = make_module(RunConfig.from_dict(config), data)
     expected = sum(module.loss(windows.batch(number)).item() for number in range(2)) / 2

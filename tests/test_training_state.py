@@ -12,7 +12,7 @@ import torch
 from conftest import make_model
 from gpt.callbacks.averaging import EMA
 from gpt.checkpoint import FORMAT, AtomicCheckpointIO, read
-from gpt.data import RandomWindows
+from gpt.data import ShuffledWindows
 from gpt.module import GPTModule
 from gpt.optim import AdamWConfig, MuonConfig, SchedulerConfig
 from gpt.settings import UserError
@@ -55,7 +55,7 @@ def train(path, optimizer: AdamWConfig, *callbacks: L.Callback) -> dict:
         limit_val_batches=0,
     )
     ids = np.random.default_rng(0).integers(11, size=200, dtype=np.uint8)
-    trainer.fit(module, RandomWindows(ids, 16, 4, seed=1, length=STEPS), RandomWindows(ids, 16, 4, seed=1, length=1))
+    trainer.fit(module, ShuffledWindows(ids, 16, 4, seed=1, length=STEPS), ShuffledWindows(ids, 16, 4, seed=1, length=1))
     trainer.save_checkpoint(path)
     return read(path)
 

@@ -20,14 +20,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"options = {shorten(' '.join(sys.argv[1:]))}: {shorten(message, 200)}; --help lists all options")
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that says which trained model is meant. Its value, `checkpoint`, is for `gpt.cli.runs.find_checkpoint`."""
+def add_checkpoint(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the argument that says which trained model is meant. Its value, `checkpoint`, is for `gpt.cli.runs.find_checkpoint`.
+
+    With `several` it is a list of them, for `gpt.cli.runs.load_models`.
+    """
     which = parser.add_mutually_exclusive_group()
     what = "a run folder, of which the best checkpoint is taken, or a .ckpt file; by default the newest run that is no mere trial"
+    what += "; several are averaged" if several else ""
     # Suppressed, or else an argument that is not given would overwrite what --pretrained has set
-    which.add_argument("checkpoint", nargs="?", metavar="RUN", default=argparse.SUPPRESS, help=what)
+    which.add_argument("checkpoint", nargs="*" if several else "?", metavar="RUN", default=argparse.SUPPRESS, help=what)
+    shipped = [str(PRETRAINED)] if several else str(PRETRAINED)
     ships = "the small model that comes with this project, trained on Tiny Shakespeare"
-    which.add_argument("--pretrained", dest="checkpoint", action="store_const", const=str(PRETRAINED), help=ships)
+    which.add_argument("--pretrained", dest="checkpoint", action="store_const", const=shipped, help=ships)
 
 
 def whole_number(smallest: int) -> Callable[[str], int]:

@@ -2,10 +2,17 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gpt.cli.records import RunRecord, read_run, read_runs
 from gpt.settings import UserError, one_line
+
+if TYPE_CHECKING:
+    from gpt.ensemble import Ensemble
+    from gpt.model import GPT
+    from gpt.tokenizer import Tokenizer
 
 OUTPUTS = Path("outputs")
 TRIAL = 500  # steps. A run of fewer is taken for a mere trial if there is a longer one
@@ -16,6 +23,23 @@ def find_checkpoint(place: str | None) -> Path:
     from gpt.checkpoint import find
 
     return find(newest_run() if place is None else place)
+
+
+def load_models(places: Sequence[str]) -> tuple["GPT | Ensemble", "Tokenizer", dict[str, Any]]:
+    """The model that a place means, or the ensemble of several, with the tokenizer and the metadata of the first.
+
+    Without any place it is the newest run. Raises UserError if there is no checkpoint, or if they don't go together.
+    """
+    from gpt.checkpoint import load
+    from gpt.ensemble import Ensemble
+
+    checkpoints = [find_checkpoint(place) for place in places] or [find_checkpoint(None)]
+    models, tokenizers, metadata = zip(*map(load, checkpoints), strict=True)
+    for checkpoint, tokenizer, of_this in zip(checkpoints, tokenizers, metadata, strict=True):
+        if tokenizer.state != tokenizers[0].state or of_this["text_sha256"] != metadata[0]["text_sha256"]:
+            reason = f"has seen another text than {checkpoints[0]}, or has another tokenizer"
+            raise UserError(f"checkpoint = {checkpoint}: {reason}; average runs on one text")
+    return models[0] if len(models) == 1 else Ensemble(models).eval(), tokenizers[0], metadata[0]
 
 
 def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
