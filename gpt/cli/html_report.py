@@ -15,7 +15,8 @@ from gpt.cli.layout import Point, find_axes, locate, show
 from gpt.cli.pictures import draw_axes, draw_curves, draw_run, our_style
 from gpt.cli.records import Group, RunRecord, group_runs, read_run, read_runs
 from gpt.cli.svg import inline_svg
-from gpt.cli.table import choose_columns, make_lines, render
+from gpt.cli.table import choose_columns, make_lines, name_of, render
+from gpt.cli.task_table import are_tasks, draw_tasks, task_cells, task_lines
 from gpt.files import read_json, read_text, write_text
 from gpt.runs.result import Result
 from gpt.settings import UserError, printable, shorten
@@ -97,7 +98,10 @@ def describe_sweep(folder: Path, runs: list[RunRecord]) -> str:
     first = folder / groups[0].runs[0].name
     about = read_about(first)
     pictures = (("curves", "Validation loss during training", draw_curves), ("axes", "The best loss by setting", draw_axes))
-    drawn = [picture(draw(points, "steps"), name, text) for name, text, draw in pictures]
+    if are_tasks(groups):
+        drawn = [picture(draw_tasks(task_lines(groups)), "tasks", "Accuracy on the test part")]
+    else:
+        drawn = [picture(draw(points, "steps"), name, text) for name, text, draw in pictures]
     parts = [
         heading("sweep", folder.resolve().name),
         section("What varied", what_varied(points, runs)),
@@ -271,11 +275,18 @@ def list_values(values: list[Any]) -> str:
 
 def result_table(folder: Path, groups: list[Group]) -> str:
     """The table of `compare.py`, best first, with links to the runs' folders."""
-    lines = make_lines(groups, groups[0])
-    columns = [name for name in choose_columns(lines) if name != "run"]
+    if are_tasks(groups):
+        lines = task_lines(groups)
+        groups = [next(group for group in groups if name_of(group) == line["run"]) for line in lines]
+        texts_of = task_cells(lines)
+        columns = list(texts_of[0])
+    else:
+        lines = make_lines(groups, groups[0])
+        columns = [name for name in choose_columns(lines) if name != "run"]
+        texts_of = render(lines, columns)
     header = "".join(f'<th scope="col">{cell(name)}</th>' for name in [*columns, "folders"])
     rows: list[str] = []
-    for group, texts in zip(groups, render(lines, columns), strict=True):
+    for group, texts in zip(groups, texts_of, strict=True):
         cells = [f'<td class="number">{cell(text)}</td>' for text in texts.values()]
         cells.append(f"<td>{', '.join(link(folder, run) for run in group.runs)}</td>")
         rows.append(f"{'<tr>' if rows else BEST}{''.join(cells)}</tr>")
