@@ -90,10 +90,11 @@ def next_for_task(folder: Path, config: RunConfig) -> list[str]:
     run, commands = shell_path(folder), []
     assert config.task is not None
     if any((folder / "checkpoints").glob("*.ckpt")):
-        several = config.task.kind != "classification"
+        name, columns = config.task.name, config.task.columns
+        several = len(columns) > 1 if name == "csv" else name != "mark"
         text = "What say you,$'\\t'Nothing, my lord" if several else "What say you"
         commands.append(f"python {script('classify')} {run} --text {text if several else shlex.quote(text)}")
-    if config.init is not None and config.task.path is None:
+    if config.init is not None and config.task.name != "csv":
         places = f"{shell_path(Path(config.init))},null"
         commands.append(f"python {script('finetune')} -m init={places} task={config.task.name} seed=1,2,3")
     return commands

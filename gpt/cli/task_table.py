@@ -56,9 +56,9 @@ def are_tasks(groups: Sequence[Group]) -> bool:
 
 
 def task_lines(groups: Sequence[Group]) -> list[Line]:
-    """A line for each group, by task and then by accuracy, best first, with every column."""
+    """A line for each group, in the order of `sort_tasks`, with every column."""
     lines: list[Line] = []
-    for group in groups:
+    for group in sort_tasks(groups):
         accuracies = group.values("test_accuracy")
         settings = {name: "null" if value in (None, "None") else value for name, value in group.settings.items()}
         if isinstance(place := settings.get("init"), str):
@@ -72,7 +72,12 @@ def task_lines(groups: Sequence[Group]) -> list[Line]:
             "seconds": group.average("seconds"),
         }
         lines.append({"run": name_of(group), "task": task_of(group)} | settings | results)
-    return sorted(lines, key=lambda line: (line["task"], -line["accuracy"]))
+    return lines
+
+
+def sort_tasks(groups: Sequence[Group]) -> list[Group]:
+    """The groups by task, and those of a task by accuracy, best first."""
+    return sorted(groups, key=lambda group: (task_of(group), -group.average("test_accuracy")))
 
 
 def task_of(group: Group) -> str:

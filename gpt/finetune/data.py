@@ -21,7 +21,17 @@ BATCHES_SORTED = 16  # so many batches at a time have their examples sorted by l
 def source_text(task: TaskConfig, config: DataConfig) -> Text:
     """The text that a task is made from: its own file, or that of the run. Raises UserError if there is none."""
     raw = tokenizer_class(config.tokenizer).reads_bytes
-    return open_text(config if task.path is None else replace(config, path=task.path), raw)
+    if not is_from_file(task):
+        return open_text(config, raw)
+    try:
+        return open_text(replace(config, path=task.path), raw)
+    except UserError as error:
+        raise UserError(str(error).replace("data.path", "task.path", 1)) from None
+
+
+def is_from_file(task: TaskConfig) -> bool:
+    """Whether the examples are in a file of their own, rather than made from the text of the run."""
+    return task.name == "csv" and task.path is not None
 
 
 class ExampleBatches:
@@ -96,7 +106,7 @@ class TaskData(Data):
             tokenizer = tokenizer_class(config.tokenizer).fit(text, train_fraction, config.bpe_vocab_size)
         self.tokenizer, self.unit, self.context_length = tokenizer, tokenizer.unit, context_length
         train_text = test_text = ""
-        if task.path is None:
+        if not is_from_file(task):
             whole = "".join(open_text(config, raw=False))
             split = int(len(whole) * train_fraction)  # where pre-training splits it
             train_text, test_text = whole[:split], whole[split:]

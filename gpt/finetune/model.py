@@ -12,11 +12,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt.finetune.inputs import SPECIAL
+from gpt.finetune.tasks import KINDS
 from gpt.model import GPT, GPTConfig
 from gpt.settings import UserError, convert, shorten
-
-KINDS = ("classification", "entailment", "similarity", "choice")
-SPECIAL_TOKENS = 3  # start, delimiter and extract, whose ids are V, V + 1 and V + 2
 
 
 class ExtendedEmbedding(nn.Embedding):
@@ -25,7 +24,7 @@ class ExtendedEmbedding(nn.Embedding):
     def __init__(self, tokens: nn.Embedding) -> None:
         super().__init__(tokens.num_embeddings, tokens.embedding_dim, _weight=tokens.weight)
         self.weight = tokens.weight  # the same parameter, which a tied head shares too
-        self.special = nn.Parameter(torch.empty(SPECIAL_TOKENS, tokens.embedding_dim))
+        self.special = nn.Parameter(torch.empty(SPECIAL, tokens.embedding_dim))
 
     def forward(self, ids: Tensor) -> Tensor:
         V = self.num_embeddings
@@ -91,7 +90,7 @@ def describe_classifier(metadata: Mapping[str, Any], config: GPTConfig) -> tuple
     Raises UserError, or whatever wrong types lead to: the metadata may come from anybody.
     """
     kind, labels = check_task(metadata["task"])
-    extra = (SPECIAL_TOKENS + answer_size(kind, len(labels))) * config.n_embd
+    extra = (SPECIAL + answer_size(kind, len(labels))) * config.n_embd
     return partial(Classifier, kind=kind, labels=len(labels), dropout=0.0), extra
 
 
