@@ -17,10 +17,11 @@ SOURCES = {
 MAY_IMPORT = {  # a folder, and the folders that it may import from; the core is "gpt" itself
     "gpt": {"gpt"},
     "gpt.extras": {"gpt", "gpt.extras"},
-    "gpt.callbacks": {"gpt", "gpt.callbacks"},
-    "gpt.runs": {"gpt", "gpt.extras", "gpt.callbacks", "gpt.runs"},
-    "gpt.cli": {"gpt", "gpt.extras", "gpt.callbacks", "gpt.runs", "gpt.cli"},
-    "scripts": {"gpt", "gpt.extras", "gpt.callbacks", "gpt.runs", "gpt.cli", "scripts"},
+    "gpt.finetune": {"gpt", "gpt.finetune"},
+    "gpt.callbacks": {"gpt", "gpt.finetune", "gpt.callbacks"},
+    "gpt.runs": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs"},
+    "gpt.cli": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs", "gpt.cli"},
+    "scripts": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs", "gpt.cli", "scripts"},
 }
 FOREIGN_TO_THE_CORE = {"hydra", "omegaconf", "tensorboard", "transformers", "tokenizers", "matplotlib", "optuna", "onnx"}
 DOORS = {"gpt.convert": {"gpt.extras"}}  # a short name for what users import from an extra
