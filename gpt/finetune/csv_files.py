@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt.finetune.tasks import Example, Task, TaskConfig
+from gpt.finetune.task import Example, Task, TaskConfig
 from gpt.settings import UserError, shorten
 
 PARTS = ("train", "test")  # what the split column says

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 # A line that ends in a colon after a blank line, as in "\n\nFirst Citizen:\n". No name is as long as a line of verse
-HEADING = re.compile(r"(?:\A|\n\n)\n*([^\n:]{1,40}):\n")
+HEADING = re.compile(r"(?:\A|(?<=\n\n))([^\n:]{1,40}):\n")
 
 
 @dataclass(frozen=True)

@@ -5,59 +5,17 @@ training split of the text and those for testing from the validation split, so n
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from gpt.finetune.csv_files import read_task
 from gpt.finetune.speeches import Speech, parse_speeches
+from gpt.finetune.task import Example, Task, TaskConfig
 from gpt.settings import UserError, shorten
 
-KINDS = ("classification", "entailment", "similarity", "choice")
 MARKS = (".", "?", "!")
 CANDIDATES = 4  # of next_speech
 NEAR = 20  # speeches: those no further away are taken to be of the same scene
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """The settings in `conf/task`. Raises ValueError for values outside their range."""
-
-    name: str  # a task of TASKS, or csv
-    kind: str | None  # for csv: one of KINDS; None: by the number of columns
-    path: str | None  # for csv: the file
-    columns: list[str]  # for csv: those that hold the texts
-    label: str | None  # for csv: the column that holds the label
-    symmetric: bool  # for csv: whether two texts may be exchanged, as in similarity
-    split_column: str | None  # for csv: the column that says train or test; None: the seed decides
-    test_fraction: float  # for csv without a split column
-    max_train: int  # the most examples; 0: all there are
-    max_test: int
-
-    def __post_init__(self) -> None:
-        if self.kind is not None and self.kind not in KINDS:
-            raise ValueError(f"kind = {shorten(self.kind)}: unknown; choose one of {', '.join(KINDS)}")
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"test_fraction = {self.test_fraction}: leaves a part empty; set it between 0 and 1, such as 0.2")
-        for field in ("max_train", "max_test"):
-            if (value := getattr(self, field)) < 0:
-                raise ValueError(f"{field} = {value}: must not be negative; set 0 for all examples")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One or two texts, or for a choice the context and its candidates, and the number of the right label or candidate."""
-
-    texts: tuple[str, ...]
-    label: int
-
-
-@dataclass(frozen=True)
-class Task:
-    name: str
-    kind: str  # one of KINDS, which says how an example becomes sequences (gpt.finetune.inputs)
-    labels: tuple[str, ...]
-    train: list[Example]
-    test: list[Example]
 
 
 def make_task(config: TaskConfig, train_text: str, test_text: str, seed: int) -> Task:
@@ -66,24 +24,24 @@ def make_task(config: TaskConfig, train_text: str, test_text: str, seed: int) ->
     Raises UserError for an unknown task, and for a text or file that does not make one.
     """
     if config.name == "csv":
-        from gpt.finetune.csv_files import read_task
-
         task = read_task(config, seed)
     elif config.name in TASKS:
-        kind, labels, make = TASKS[config.name]
-        parts = []
-        for number, text in enumerate((train_text, test_text)):
-            examples = make(parse_speeches(text), np.random.default_rng([seed, number]))
-            if len(examples) < 2:
-                part = ("training", "validation")[number]
-                reason = f"the {part} split makes {len(examples)} examples, too few"
-                raise UserError(f"task = {config.name}: {reason}; give a play in which each speech follows its speaker's name")
-            parts.append(examples)
-        task = Task(config.name, kind, labels, *parts)
+        kind, labels, _ = TASKS[config.name]
+        train, test = (make_examples(config.name, text, [seed, number]) for number, text in enumerate((train_text, test_text)))
+        task = Task(config.name, kind, labels, train, test)
     else:
         raise UserError(f"task = {shorten(config.name)}: unknown; choose one of {', '.join(TASKS)}, csv")
     train, test = (shuffled(part, seed, limit) for part, limit in ((task.train, config.max_train), (task.test, config.max_test)))
     return Task(task.name, task.kind, task.labels, train, test)
+
+
+def make_examples(name: str, text: str, seed: Sequence[int]) -> list[Example]:
+    """The examples of one of TASKS that a text makes. Raises UserError if there are fewer than two."""
+    examples = TASKS[name][2](parse_speeches(text), np.random.default_rng(seed))
+    if len(examples) < 2:
+        reason = f"a split of {len(text):,} characters makes {len(examples)} examples"
+        raise UserError(f"task = {name}: {reason}; give a play in which each speech follows its speaker's name")
+    return examples
 
 
 def shuffled(examples: Sequence[Example], seed: int, limit: int) -> list[Example]:
