@@ -15,7 +15,7 @@ import yaml
 from gpt.data import Data, DataConfig, why_no_file_name
 from gpt.files import read_text
 from gpt.finetune.config import FinetuneConfig
-from gpt.finetune.tasks import TaskConfig
+from gpt.finetune.task import TaskConfig
 from gpt.hardware import choose_compilation, choose_precision, device_type, has_compiler
 from gpt.model import GPTConfig, flops_per_token
 from gpt.optim import AdamWConfig, SchedulerConfig, optimizer_config
@@ -83,9 +83,9 @@ class RunConfig:
     trainer: TrainerConfig
     callbacks: dict[str, dict[str, Any]]  # a callback's name and its settings, as gpt.callbacks knows them
     logger: dict[str, dict[str, Any]]
-    init: str | None = None  # the weights that it starts from; gpt.runs.init says what it may name. None: random ones
-    task: TaskConfig | None = None  # a run with a task fine-tunes; one without pre-trains
-    finetune: FinetuneConfig | None = None
+    init: str | None  # the weights that it starts from; gpt.runs.init says what it may name. None: random ones
+    task: TaskConfig | None  # a run with a task fine-tunes; one without pre-trains
+    finetune: FinetuneConfig | None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":

@@ -24,6 +24,7 @@ CHOICES = [
     for path in FILES
     if path.parent != CONF and not path.is_relative_to(CONF / "hydra") and path.stem != "base"  # base is part of all trainers
 ]
+NEEDS_A_PLAY = "callbacks=zero_shot"  # trained in test_zero_shot.py
 FINE_TUNING = ("task=", "callbacks=finetune")  # choices for scripts/finetune.py, whose tasks are trained in test_finetune.py
 SEVERAL_DEVICES = ("trainer=ddp", "trainer=fsdp")  # trained in test_distributed.py
 
@@ -60,7 +61,9 @@ def test_keys_are_the_fields_of_the_dataclasses(choice):
     RunConfig.from_dict(values)  # raises UserError for what does not fit
 
 
-@pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith((*SEVERAL_DEVICES, *FINE_TUNING))])
+@pytest.mark.parametrize(
+    "choice", [choice for choice in CHOICES if not choice.startswith((*SEVERAL_DEVICES, *FINE_TUNING, NEEDS_A_PLAY))]
+)
 def test_choice_trains_two_steps(choice, call, text):
     is_sweep = choice.startswith("experiment=sweep")
     sizes = [] if choice.startswith(("model=", "experiment=")) and not is_sweep else TINY
@@ -144,7 +147,7 @@ def test_only_hydra_instantiates_classes(path):
     """Callbacks, loggers and all other parts of a run are chosen by name, so no configuration can name a class to call."""
     lines = path.read_text(encoding="utf-8").splitlines()
     targets = [re.split(r"_target_:\s*", line)[1] for line in lines if "_target_" in line]
-    if path == CONF / "train.yaml":
+    if path in (CONF / "train.yaml", CONF / "finetune.yaml"):
         assert targets == ["gpt.cli.sweep.Sweep"]
     elif path.parent == CONF / "hydra" / "launcher":
         assert len(targets) == 1

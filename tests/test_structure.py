@@ -18,7 +18,6 @@ MAY_IMPORT = {  # a folder, and the folders that it may import from; the core is
     "gpt": {"gpt"},
     "gpt.finetune": {"gpt", "gpt.finetune"},
     "gpt.extras": {"gpt", "gpt.extras"},
-    "gpt.finetune": {"gpt", "gpt.finetune"},
     "gpt.callbacks": {"gpt", "gpt.finetune", "gpt.callbacks"},
     "gpt.runs": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs"},
     "gpt.cli": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs", "gpt.cli"},

@@ -10,7 +10,8 @@ from gpt.corpus import Text
 from gpt.data import VALIDATION_BATCH, Data, DataConfig, open_text, print_note
 from gpt.finetune.config import FinetuneConfig
 from gpt.finetune.inputs import Inputs, collate, to_sequences
-from gpt.finetune.tasks import Example, Task, TaskConfig, make_task
+from gpt.finetune.task import Example, Task, TaskConfig
+from gpt.finetune.tasks import make_task
 from gpt.settings import UserError
 from gpt.tokenizer import Tokenizer, tokenizer_class
 

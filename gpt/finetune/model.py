@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.finetune.inputs import SPECIAL
-from gpt.finetune.tasks import KINDS
+from gpt.finetune.task import KINDS
 from gpt.model import GPT, GPTConfig
 from gpt.settings import UserError, convert, shorten
 

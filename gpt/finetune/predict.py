@@ -12,7 +12,7 @@ from gpt.checkpoint import assemble, read, refusal
 from gpt.finetune.inputs import Inputs, collate, to_sequences
 from gpt.finetune.model import Classifier, check_task
 from gpt.finetune.module import task_scores
-from gpt.finetune.tasks import Example
+from gpt.finetune.task import Example
 from gpt.settings import UserError, shorten
 from gpt.tokenizer import Tokenizer
 

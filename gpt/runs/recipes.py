@@ -15,7 +15,7 @@ from gpt.finetune.data import AllExamples, TaskData, source_text
 from gpt.finetune.model import Classifier
 from gpt.finetune.module import ClassifierModule
 from gpt.finetune.predict import count_correct
-from gpt.finetune.tasks import TaskConfig
+from gpt.finetune.task import TaskConfig
 from gpt.model import GPT
 from gpt.module import GPTModule
 from gpt.runs.init import Weights
