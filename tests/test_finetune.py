@@ -129,7 +129,7 @@ def play(tmp_path: Path) -> Path:
     """A play whose questions begin with Why, its exclamations with O, and all else with So."""
     path, lines = tmp_path / "play.txt", []
     words = ["be", "it", "done", "not", "now", "all", "day", "for", "ever", "we", "go", "on"]
-    for n in range(300):
+    for n in range(600):
         start, end = (("So", "."), ("Why", "?"), ("O", "!"))[n * 7 % 3]
         speaker = ("ROMEO", "JULIET", "NURSE")[n % 3]
         lines.append(f"{speaker}:\n{start} {words[n % 11]} {words[n * 5 % 11]}{end}\n")
@@ -150,7 +150,7 @@ def tune(call, play: Path, monkeypatch):
     """Call scripts/finetune.py, as `call` calls scripts/train.py."""
     monkeypatch.setattr(train, "cli", finetune.cli)
     fixed = [f"data.path={play}", "trainer.accelerator=cpu", f"trainer.precision={PRECISION}"]
-    return lambda *arguments: call(*(() if any("resume=" in word for word in arguments) else fixed), *arguments)
+    return lambda *arguments: call(*arguments, *(() if any("resume=" in word for word in arguments) else fixed))
 
 
 def answers(capsys, *arguments: str) -> list[dict]:
@@ -189,13 +189,24 @@ def test_every_kind_of_task_trains(task, pretrained, tune, capsys):
     assert len(answer["probabilities"]) == 2
 
 
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(pretrained, tune):
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(pretrained, tune, monkeypatch):
     whole = ["init=pre", "task=mark", "finetune.epochs=2", "trainer.val_check_interval=3", "model.dropout=0.1"]
     assert tune(*whole, "hydra.run.dir=whole")[0] == 0
     steps = json.loads(Path("whole/result.json").read_text())["step"]
-    assert tune(*whole, "hydra.run.dir=parts", "trainer.max_time='00:00:00:00'")[0] == 0
+    training_step = ClassifierModule.training_step
+
+    def stop_at_the_second(self, batch, batch_idx):
+        if self.trainer.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return training_step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifierModule, "training_step", stop_at_the_second)
+        code, _, err = tune(*whole, "hydra.run.dir=parts")
+    assert (code, read(Path("parts/checkpoints/last.ckpt"))["global_step"]) == (143, 2), err
+    assert "finetune.py resume=parts" in err
     Path("pre").rename("moved")  # a run that has begun needs its own checkpoint alone
-    code, _, err = tune("resume=parts", "trainer.max_time=null")
+    code, _, err = tune("resume=parts")
     assert code == 0, err
     assert json.loads(Path("parts/result.json").read_text())["step"] == steps
     first, second = (read(Path(run, "checkpoints", "last.ckpt"))["state_dict"] for run in ("whole", "parts"))

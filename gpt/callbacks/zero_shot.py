@@ -1,9 +1,12 @@
 """How much a language model knows of tasks that it was never trained for, while it is trained."""
 
+from typing import cast
+
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gpt.callbacks.context import data_of, is_training, model_of
+from gpt.data import CharData
 from gpt.finetune.task import Task
 from gpt.finetune.tasks import TASKS, make_examples, shuffled
 from gpt.finetune.zero_shot import zero_shot_accuracy
@@ -30,7 +33,7 @@ class ZeroShot(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the examples. Raises UserError for a text that is not a play."""
-        data = data_of(trainer)
+        data = cast(CharData, data_of(trainer))
         text = data.tokenizer.decode(data.val_ids)
         for name in self.names:
             examples = shuffled(make_examples(name, text, [SEED, 1]), SEED, self.examples)
