@@ -1,6 +1,7 @@
 """Fine-tuning: the model and its losses, runs from start to end, and what is refused."""
 
 import json
+import signal
 from pathlib import Path
 
 import classify
