@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -53,6 +54,8 @@ class TensorBoard(TensorBoardLogger, RunLogger):
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)  # there is only one
         for name in LOSSES.keys() & metrics.keys():
             self.writer(LOSSES[name]).add_scalar("loss", metrics[name], step)
+        if "val/loss" in metrics:  # which is the mean over the whole split; the mean of each batch's perplexity would differ
+            self.experiment.add_scalar("val/perplexity", float(np.exp(metrics["val/loss"])), step)
 
     @property
     def log_dir(self) -> str:
