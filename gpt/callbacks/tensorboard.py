@@ -1,12 +1,12 @@
 """TensorBoard: the event files of a run, the chart of its losses, and its line in the HParams tab."""
 
+import math
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -55,7 +55,8 @@ class TensorBoard(TensorBoardLogger, RunLogger):
         for name in LOSSES.keys() & metrics.keys():
             self.writer(LOSSES[name]).add_scalar("loss", metrics[name], step)
         if "val/loss" in metrics:  # which is the mean over the whole split; the mean of each batch's perplexity would differ
-            self.experiment.add_scalar("val/perplexity", float(np.exp(metrics["val/loss"])), step)
+            loss = metrics["val/loss"]
+            self.experiment.add_scalar("val/perplexity", math.exp(loss) if loss < 700 else math.inf, step)
 
     @property
     def log_dir(self) -> str:
