@@ -1,7 +1,7 @@
 """Sampling: the model writes on from a prompt, one token after another, each drawn from what it expects next."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -131,3 +131,22 @@ def read(model: GPT | Ensemble, ids: Tensor, capacity: int) -> tuple[Tensor, Cal
         return torch.cat(logits), Decoder(model, KVCache.stack(caches))
     cache = KVCache(capacity)
     return model.forward(ids, cache)[:, -1], lambda last: model.forward(last, cache)[:, -1]
+
+
+def until(pieces: Iterable[bytes], stop: bytes) -> Iterator[bytes]:
+    """A text in pieces, up to where it first contains `stop`, which must not be empty and is left out.
+
+    What may be the beginning of `stop` is held back until the next pieces decide.
+    """
+    held = b""
+    for piece in pieces:
+        before, found, _ = (held + piece).partition(stop)
+        if found:
+            yield before
+            return
+        longest = min(len(stop) - 1, len(before))
+        undecided = next((n for n in range(longest, 0, -1) if stop.startswith(before[-n:])), 0)
+        end = len(before) - undecided
+        yield before[:end]
+        held = before[end:]
+    yield held

@@ -39,6 +39,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=whole_number(0), default=500, help=length)
     exact = "end after exactly so many; otherwise a text goes on to the end of its line, at most a fifth longer"
     parser.add_argument("--exact", action="store_true", help=exact)
+    stop = "end a text before this string, wherever the model writes it; the prompt may hold it"
+    parser.add_argument("--stop", metavar="STRING", help=stop)
     temperature = "0: always the likeliest token; 1: the model's own odds (0.8)"
     parser.add_argument("--temperature", type=float, default=0.8, help=temperature)
     parser.add_argument("--top-k", type=whole_number(1), help="choose among the k likeliest tokens")
@@ -76,7 +78,7 @@ def write_texts(model: "GPT | Ensemble", tokenizer: "Tokenizer", prompt: str, op
     Each text has random numbers of its own. So the first does not depend on how many there are, and the others do only as far
     as batches of other sizes round differently.
     """
-    from gpt.generate import generate, generator_of_text
+    from gpt.generate import generate, generator_of_text, until
 
     context = tokenizer.encode(prompt or tokenizer.default_prompt)  # the model cannot start from nothing
     if len(context) > (limit := model.config.context_length):
@@ -85,6 +87,7 @@ def write_texts(model: "GPT | Ensemble", tokenizer: "Tokenizer", prompt: str, op
     if options.seed is None:
         print(f"seed {seed}", file=sys.stderr)
     exact = options.exact or not tokenizer.knows("\n")
+    stop = (options.stop or "").encode(errors="surrogateescape")
     longest = options.tokens + (0 if exact else options.tokens // 5)
 
     def sample(indices: range) -> Iterator["Tensor"]:
@@ -93,7 +96,8 @@ def write_texts(model: "GPT | Ensemble", tokenizer: "Tokenizer", prompt: str, op
         return generate(model, context.expand(len(indices), -1), *settings, generators)
 
     def shorten(pieces: Iterable[bytes]) -> Iterable[bytes]:
-        return pieces if exact else up_to_line_end(pieces, options.tokens)
+        pieces = pieces if exact else up_to_line_end(pieces, options.tokens)
+        return until(pieces, stop) if stop else pieces
 
     show = printable if sys.stdout.isatty() else str  # a vocabulary may hold what would command a terminal
     sys.stdout.write(show(prompt))
@@ -104,9 +108,14 @@ def write_texts(model: "GPT | Ensemble", tokenizer: "Tokenizer", prompt: str, op
     print(show(characters.decode(b"", final=True)), flush=True)
     for start in range(1, options.num_samples, TEXTS_AT_ONCE):
         texts: list[list[bytes]] = [[] for _ in range(min(TEXTS_AT_ONCE, options.num_samples - start))]
+        growing = texts
         for ids in sample(range(start, start + len(texts))):
             for text, id in zip(texts, ids.tolist(), strict=True):
                 text.append(tokenizer.pieces[id])
+            if stop:  # a piece that completes it makes the last pieces, one for each of its bytes, contain it
+                growing = [text for text in growing if stop not in b"".join(text[-len(stop) :])]
+                if not growing:
+                    break
         for text in texts:
             print(SEPARATOR + show(prompt + b"".join(shorten(text)).decode(errors="replace")), flush=True)
 
@@ -132,6 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     from gpt.generate import check_sampling
 
     check_sampling(options.temperature, options.top_k, options.top_p)
+    if options.stop == "":
+        raise UserError("stop = '': every text contains it; give at least one character, or leave it out")
     model, tokenizer, _ = load_models(getattr(options, "checkpoint", []))
     prompt = read_prompt(options)
     write_texts(model, tokenizer, tokenizer.default_prompt if prompt is None else prompt, options)

@@ -7,7 +7,7 @@ import torch
 import gpt.generate
 from conftest import make_model
 from gpt.attention import KVCache
-from gpt.generate import check_sampling, generate, generator_of_text, sample_next
+from gpt.generate import check_sampling, generate, generator_of_text, sample_next, until
 from gpt.model import GPT
 from gpt.settings import UserError
 
@@ -174,3 +174,17 @@ def test_meaningless_settings_are_refused(settings):
         generated(make_model(), **settings)
     with pytest.raises(UserError, match=next(iter(settings))):
         check_sampling(**({"temperature": 1.0} | settings))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+@pytest.mark.parametrize("stop", [b"\n\n", b"aab", b"aaab", b"x", b"abaac", b"no such"])
+def test_text_ends_before_the_stop_string_however_it_is_cut_into_pieces(stop, size):
+    text = b"abaab aaaaab\n\nx abaabaac"
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    assert b"".join(until(pieces, stop)) == text.partition(stop)[0]
+
+
+def test_nothing_is_drawn_after_the_stop_string():
+    pieces = iter([b"a", b"b", b"c", b"d"])
+    shown = [piece for piece in until(pieces, b"bc") if piece]
+    assert (shown, list(pieces)) == ([b"a"], [b"d"])

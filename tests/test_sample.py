@@ -257,3 +257,17 @@ def test_help_does_not_import_torch():
     program = "import sys, sample\ntry: sample.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "scripts", capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize("stop", ["e", "th", "\n"])
+def test_stop_ends_each_text_before_the_string(write, stop):
+    """The first text grows before the reader's eyes, the others are sampled together."""
+    several = ("--prompt", f"O{stop}O", "--tokens", "200", "--temperature", "2", "--num-samples", "3")
+    whole, stopped = (write(*several, *more)[0].split(sample.SEPARATOR) for more in ((), ("--stop", stop)))
+    start = len(f"O{stop}O")
+    assert [text[start:].rstrip("\n") for text in stopped] == [text[start:].split(stop)[0].rstrip("\n") for text in whole]
+
+
+def test_empty_stop_string_is_refused(write):
+    with pytest.raises(sample.UserError, match="stop = '': every text contains it; give"):
+        write("--stop", "")

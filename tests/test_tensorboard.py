@@ -1,6 +1,7 @@
 """What a run shows in TensorBoard, and what it never writes there."""
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,8 @@ def test_losses_are_one_chart_and_nothing_sorts_before_it(events):
     assert tags[0] == "loss"
     assert not [tag for tag in tags if "epoch" in tag]
     assert [event.value for event in events.Scalars("loss")] == [event.value for event in events.Scalars("val/loss")]
+    perplexities = [math.exp(event.value) for event in events.Scalars("val/loss")]
+    assert [event.value for event in events.Scalars("val/perplexity")] == pytest.approx(perplexities)
     train = read_events("run/train")
     assert train.Tags()["scalars"] == ["loss"]
     assert [event.value for event in train.Scalars("loss")] == [event.value for event in events.Scalars("train/loss")]

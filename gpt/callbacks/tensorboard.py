@@ -1,5 +1,6 @@
 """TensorBoard: the event files of a run, the chart of its losses, and its line in the HParams tab."""
 
+import math
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,6 +54,9 @@ class TensorBoard(TensorBoardLogger, RunLogger):
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)  # there is only one
         for name in LOSSES.keys() & metrics.keys():
             self.writer(LOSSES[name]).add_scalar("loss", metrics[name], step)
+        if "val/loss" in metrics:  # which is the mean over the whole split; the mean of each batch's perplexity would differ
+            loss = metrics["val/loss"]
+            self.experiment.add_scalar("val/perplexity", math.exp(loss) if loss < 700 else math.inf, step)
 
     @property
     def log_dir(self) -> str:
