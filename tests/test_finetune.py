@@ -203,9 +203,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(pretrained, tune, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(ClassifierModule, "training_step", stop_at_the_second)
-        code, _, err = tune(*whole, "hydra.run.dir=parts")
+        code, out, err = tune(*whole, "hydra.run.dir=parts")
     assert (code, read(Path("parts/checkpoints/last.ckpt"))["global_step"]) == (143, 2), err
-    assert "finetune.py resume=parts" in err
+    assert "finetune.py resume=parts" in out + err
     Path("pre").rename("moved")  # a run that has begun needs its own checkpoint alone
     code, _, err = tune("resume=parts")
     assert code == 0, err
