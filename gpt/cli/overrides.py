@@ -92,6 +92,8 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str) -> Use
             return UserError(f"{key} = (missing): a run needs this group; choose a file of conf/{key}/")
         if options and not (override.is_delete() or override.is_sweep_override() or value in options):
             return UserError(f"{key} = {value}: no such file in conf/{key}/; choose one of {', '.join(options)}")
+        if key.partition(".")[0] in ("task", "finetune") and config_name == "train":
+            return UserError(f"{key} = {value}: a setting of fine-tuning; start scripts/finetune.py")
         if not (override.is_delete() or override.is_add() or override.is_hydra_override() or key in settings):
             return UserError(f"{key} = {value}: no such setting; {did_you_mean(key, settings)}")
     several = [override.input_line for override in parsed if override.is_sweep_override()]

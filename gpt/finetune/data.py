@@ -27,7 +27,8 @@ def source_text(task: TaskConfig, config: DataConfig) -> Text:
     try:
         return open_text(replace(config, path=task.path), raw)
     except UserError as error:
-        raise UserError(str(error).replace("data.path", "task.path", 1)) from None
+        reason = str(error).replace("data.path", "task.path", 1).rpartition(";")[0]
+        raise UserError(f"{reason}; give a CSV or TSV file in UTF-8") from None
 
 
 def is_from_file(task: TaskConfig) -> bool:
