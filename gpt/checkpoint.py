@@ -1,7 +1,8 @@
 """Checkpoints: finding, reading and loading them. Nothing in them is executed, and everything is checked before it is used.
 
 A checkpoint is Lightning's, with the run's metadata under "gpt", from which the model can be made again:
-    format (3), model (the fields of GPTConfig), tokenizer (its state), text_sha256, config (all settings of the run)
+    format (3), model (the fields of GPTConfig), tokenizer (its state), text_sha256, config (all settings of the run),
+    and for a fine-tuned model task (its name, kind and labels)
 """
 
 import os
@@ -20,9 +21,9 @@ from gpt.files import PRETRAINED, atomic
 from gpt.model import GPT, GPTConfig
 from gpt.settings import UserError, build, shorten
 from gpt.tokenizer import Tokenizer, restore
-from gpt.training_state import PREFIX, check_training_state, compare_weights
+from gpt.training_state import PREFIX, check_training_state, compare_weights, describe_model
 
-__all__ = ["FORMAT", "AtomicCheckpointIO", "check_training_state", "find", "load", "read", "tensors_in"]
+__all__ = ["FORMAT", "AtomicCheckpointIO", "assemble", "check_training_state", "find", "load", "read", "tensors_in"]
 
 FORMAT = 3
 LARGEST_ROTARY_TABLE = 2**25  # numbers. It is the only large tensor of a model that is not in its checkpoint
@@ -77,21 +78,33 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """The model of a checkpoint in eval mode, its tokenizer, and the run's metadata.
+    """The language model of a checkpoint in eval mode, its tokenizer, and the run's metadata.
+
+    Raises UserError as `assemble` does, and for a fine-tuned model, which `gpt.finetune.predict.load_classifier` loads.
+    """
+    content = read(path)
+    if content["gpt"].get("task") is not None:
+        advice = "python scripts/classify.py RUN uses it; give the run of a language model here"
+        raise refusal(path, "a model that was fine-tuned for a task, not a language model", advice)
+    return assemble(path, content)
+
+
+def assemble(path: Path, content: dict[str, Any]) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """The model in what `read(path)` has found, of either kind, in eval mode, its tokenizer, and the run's metadata.
 
     Raises UserError for a file that is damaged or does not fit together. The sizes that it claims are compared with its
     tensors before a model is made, so that its weights take no more memory than the file. Its rotary table, which no file
     holds, takes at most 256 MiB, and 0.7 GB while it is computed (LARGEST_ROTARY_TABLE).
     """
-    content = read(path)
     metadata = content["gpt"]
     try:
         config, tokenizer = check_metadata(metadata)
+        _, make, extra = describe_model(metadata)
     except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise refusal(path, f"its metadata makes no model ({shorten(error, 200)})") from None
-    if difference := compare_weights(content["state_dict"], config):
+    if difference := compare_weights(content["state_dict"], config, make, extra):
         raise refusal(path, difference, "use an earlier one, or one that was not altered")
-    model = GPT(config)
+    model = make(config)
     model.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items()})
     return model.eval(), tokenizer, metadata
 

@@ -12,14 +12,17 @@ from typing import Any
 
 import yaml
 
-from gpt.data import CharData, DataConfig
+from gpt.data import Data, DataConfig, why_no_file_name
 from gpt.files import read_text
+from gpt.finetune.config import FinetuneConfig
+from gpt.finetune.task import TaskConfig
 from gpt.hardware import choose_compilation, choose_precision, device_type, has_compiler
 from gpt.model import GPTConfig, flops_per_token
 from gpt.optim import AdamWConfig, SchedulerConfig, optimizer_config
 from gpt.settings import UserError, build, convert, did_you_mean, shorten
 
 GROUPS = ("model", "data", "optimizer", "scheduler", "trainer")  # that every run needs
+OF_FINE_TUNING = ("task", "finetune")  # groups that a run has if it fine-tunes
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 # float16 would need a scaled loss, and in pure bfloat16 a loss has only three significant digits
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -80,6 +83,9 @@ class RunConfig:
     trainer: TrainerConfig
     callbacks: dict[str, dict[str, Any]]  # a callback's name and its settings, as gpt.callbacks knows them
     logger: dict[str, dict[str, Any]]
+    init: str | None  # the weights that it starts from; gpt.runs.init says what it may name. None: random ones
+    task: TaskConfig | None  # a run with a task fine-tunes; one without pre-trains
+    finetune: FinetuneConfig | None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
@@ -92,6 +98,11 @@ class RunConfig:
             if not isinstance(values.get(group), Mapping):
                 given = "(missing)" if values.get(group) is None else shorten(values[group])
                 raise UserError(f"{group} = {given}: a run needs this group; choose a file of conf/{group}/")
+        has_task = any(values.get(group) is not None for group in OF_FINE_TUNING)
+        for group in OF_FINE_TUNING if has_task else ():
+            if not isinstance(values.get(group), Mapping):
+                advice = "choose a file of conf/task/" if group == "task" else "start scripts/finetune.py"
+                raise UserError(f"{group} = {shorten(values.get(group))}: fine-tuning needs this group; {advice}")
         return cls(
             name=check_name(values.get("name")),
             seed=check_seed(values.get("seed")),
@@ -102,17 +113,21 @@ class RunConfig:
             trainer=build(TrainerConfig, normalise_precision(values["trainer"]), "trainer"),
             callbacks=check_named_settings(values.get("callbacks"), "callbacks"),
             logger=check_named_settings(values.get("logger"), "logger"),
+            init=check_init(values.get("init")),
+            task=build(TaskConfig, values["task"], "task") if has_task else None,
+            finetune=build(FinetuneConfig, values["finetune"], "finetune") if has_task else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` takes: dictionaries, lists, numbers, text."""
-        return to_plain(asdict(self))
+        values: dict[str, Any] = to_plain(asdict(self))
+        return {key: value for key, value in values.items() if not (value is None and key in ("init", *OF_FINE_TUNING))}
 
     def flat(self) -> dict[str, Any]:
         """The settings that affect the result, under their command-line names: {"model.n_layer": 5, ..., "seed": 1}."""
         return flatten(self.to_dict())
 
-    def resolve(self, data: CharData) -> tuple["RunConfig", list[str]]:
+    def resolve(self, data: Data) -> tuple["RunConfig", list[str]]:
         """This configuration with everything decided, and the reasons for the precision and compilation that were chosen.
 
         Raises UserError if the text has another vocabulary than was asked for.
@@ -147,13 +162,14 @@ class RunConfig:
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide a result, from the plain values of a configuration, whatever else is in them."""
     flat: dict[str, Any] = {}
-    for group in GROUPS:
+    for group in (*GROUPS, *OF_FINE_TUNING):
         values = config.get(group)
         flat |= {f"{group}.{key}": value for key, value in values.items()} if isinstance(values, Mapping) else {}
     callbacks = config.get("callbacks")
     for name in DECISIVE_CALLBACKS:
         values = callbacks.get(name) if isinstance(callbacks, Mapping) else None
         flat |= {f"callbacks.{name}.{key}": value for key, value in values.items()} if isinstance(values, Mapping) else {}
+    flat |= {} if config.get("init") is None else {"init": config["init"]}
     return flat | {"seed": config.get("seed")}
 
 
@@ -168,6 +184,16 @@ def check_name(value: Any) -> str:
     if not 1 <= len(name.encode()) <= 100 or not name.isprintable() or re.search(r"[/\\:]|^\.", name):
         raise UserError(f"name = {shorten(name)}: it becomes part of a folder's name; choose a word such as name=first_try")
     return name
+
+
+def check_init(value: Any) -> str | None:
+    """Where the weights come from. Raises UserError for what names no file or folder."""
+    if value is None:
+        return None
+    place = convert(value, str, "init")
+    if why := why_no_file_name(place):
+        raise UserError(f"init = {shorten(place) or '(empty)'}: {why}; give a run folder or a .ckpt file, or null for none")
+    return place
 
 
 def check_seed(value: Any) -> int:

@@ -184,7 +184,16 @@ def print_note(message: str) -> None:
     print(f"note: {one_line(message)}", file=sys.stderr)
 
 
-class CharData(L.LightningDataModule):
+class Data(L.LightningDataModule):
+    """What any run trains on."""
+
+    tokenizer: Tokenizer
+    sha256: str  # of the text or file that it was made from
+    unit: str  # what a token is
+    characters_per_id: float  # the mean length of a token, in characters
+
+
+class CharData(Data):
     """A text as ids, split in order into a training and a validation part.
 
     Without a `tokenizer` the one that `config` asks for is made for the text. `share_validation` divides the validation

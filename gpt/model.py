@@ -217,10 +217,11 @@ class GPT(nn.Module):
                 nn.init.normal_(module.proj.weight, std=0.02 / math.sqrt(2 * config.n_layer))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) for ids (B, T). With a cache, ids continue the positions that it holds, and it grows by T.
+        """Logits (B, T, V) for ids (B, T). With a cache, ids continue the positions that it holds, and it grows by T."""
+        return self.head(self.activations(ids, cache))
 
-        Raises ValueError if more than context_length positions would be needed.
-        """
+    def activations(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the output head reads (B, T, C). Raises ValueError if more than context_length positions would be needed."""
         start = cache.length if cache is not None else 0
         end = start + ids.size(1)
         if end > self.config.context_length:
@@ -235,7 +236,7 @@ class GPT(nn.Module):
             x = block(x, rotary, cache)
         if cache is not None:
             cache.length = end
-        return self.head(self.norm(x))
+        return self.norm(x)
 
 
 @contextlib.contextmanager

@@ -82,13 +82,17 @@ class GPTModule(L.LightningModule):
         Logging every step would take a quarter of the time of model=tiny. Lightning writes one step in `log_every_n_steps`,
         and the one at which something has told it to stop.
         """
-        trainer = self.trainer
-        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if ends_step and (trainer.global_step % interval == 0 or trainer.should_stop):
+        if self.is_logged(batch_idx):
             self.log("train/loss", self.step_loss, prog_bar=True, sync_dist=True)
             self.log("train/grad_norm", self.grad_norm)
             self.log("lr", self.lr)  # of the first group: one schedule multiplies all rates, so one curve shows them all
+
+    def is_logged(self, batch_idx: int) -> bool:
+        """Whether this batch ends a step that Lightning is about to write."""
+        trainer = self.trainer
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        return ends_step and (trainer.global_step % interval == 0 or trainer.should_stop)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch

@@ -5,7 +5,8 @@ compared with those of an optimizer that the metadata describe. What Lightning c
 follows from the number of steps (gpt.callbacks.step_seed).
 """
 
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from gpt.settings import LARGEST_INT, UserError, build, shorten
 PREFIX = "model."  # of the names of the weights: they are attributes of GPTModule.model
 REQUIRED = {"global_step", "state_dict", "callbacks", "gpt", "optimizer_states"}
 UNUSED = {"epoch", "pytorch-lightning_version", "loops", "lr_schedulers"}  # Lightning writes them
+CLASSIFIER = "gpt.finetune.model:describe_classifier"  # imported for the checkpoint of a fine-tuned model
 OF_AVERAGES = {"current_model_state", "averaging_state"}  # what callbacks=ema adds, and checks itself
 
 
@@ -36,11 +38,11 @@ def check_training_state(content: Mapping[str, Any]) -> None:
         require(not unknown, f"it has {shorten(next(iter(unknown), ''))}, which no run here has")
         metadata, step = content["gpt"], content["global_step"]
         require(type(step) is int and 0 <= step <= LARGEST_INT, f"global_step = {shorten(step)}: not a count")
-        config = build(GPTConfig, metadata["model"], "model")
-        difference = compare_weights(content["state_dict"], config)
+        config, make, extra = describe_model(metadata)
+        difference = compare_weights(content["state_dict"], config, make, extra)
         require(not difference, difference or "")
         with torch.device("meta"):  # shapes without memory
-            model = GPT(config)
+            model = make(config)
             optimizer = build_optimizer(model, optimizer_config(metadata["config"]["optimizer"]))
         (state,) = content["optimizer_states"]
         check_optimizer(state, model, optimizer, step)
@@ -59,16 +61,33 @@ def require(condition: bool, otherwise: str) -> None:
         raise Damaged(otherwise)
 
 
-def compare_weights(weights: Mapping[str, Any], config: GPTConfig) -> str | None:
-    """How `weights` differ from finite weights of a GPTModule of these sizes, which is not made for it. None if they don't."""
+def describe_model(metadata: Mapping[str, Any]) -> tuple[GPTConfig, Callable[[GPTConfig], GPT], int]:
+    """The sizes of a checkpoint's model, what makes it, and how many parameters it has beside those of a language model.
+
+    Raises UserError, or whatever wrong types lead to.
+    """
+    config = build(GPTConfig, metadata["model"], "model")
+    if metadata.get("task") is None:
+        return config, GPT, 0
+    make, extra = pkgutil.resolve_name(CLASSIFIER)(metadata, config)
+    return config, make, extra
+
+
+def compare_weights(
+    weights: Mapping[str, Any], config: GPTConfig, make: Callable[[GPTConfig], GPT] = GPT, extra: int = 0
+) -> str | None:
+    """How `weights` differ from finite weights of a GPTModule of these sizes, which is not made for it. None if they don't.
+
+    `make` and `extra` are as `describe_model` returns them.
+    """
     tensors = {str(name).removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     if wrong := [name for name, tensor in tensors.items() if not (isinstance(tensor, Tensor) and tensor.is_floating_point())]:
         return f"{shorten(wrong[0])} is no tensor of weights"
     unique = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in tensors.values()}  # a tied head counts once
-    if (held := sum(unique.values())) != (needed := parameter_count(config)):
+    if (held := sum(unique.values())) != (needed := parameter_count(config) + extra):
         return f"holds {held:,} parameters, where its sizes ask for {needed:,}"
     with torch.device("meta"):  # shapes without memory
-        expected = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+        expected = {name: tensor.shape for name, tensor in make(config).state_dict().items()}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if different := sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name)):
         return f"another architecture than its metadata says: {shorten(different[0])} does not fit"

@@ -13,6 +13,7 @@ from gpt.callbacks import CALLBACKS, LOGGERS
 from gpt.cli.overrides import compose
 from gpt.config import RunConfig, TrainerConfig
 from gpt.data import DataConfig
+from gpt.finetune.config import FinetuneConfig
 from gpt.model import GPTConfig, parameter_count
 from gpt.optim import OPTIMIZERS, SchedulerConfig
 
@@ -23,6 +24,8 @@ CHOICES = [
     for path in FILES
     if path.parent != CONF and not path.is_relative_to(CONF / "hydra") and path.stem != "base"  # base is part of all trainers
 ]
+NEEDS_A_PLAY = "callbacks=zero_shot"  # trained in test_zero_shot.py
+FINE_TUNING = ("task=", "callbacks=finetune")  # choices for scripts/finetune.py, whose tasks are trained in test_finetune.py
 SEVERAL_DEVICES = ("trainer=ddp", "trainer=fsdp")  # trained in test_distributed.py
 
 
@@ -43,8 +46,12 @@ def names(cls: type) -> set[str]:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_keys_are_the_fields_of_the_dataclasses(choice):
-    values = composed(choice)
-    assert values.keys() == names(RunConfig)
+    is_fine_tuning = choice.startswith(FINE_TUNING)
+    values = dict(compose([choice], "finetune" if is_fine_tuning else "train").values)
+    del values["resume"]
+    assert values.keys() == names(RunConfig) - (set() if is_fine_tuning else {"task", "finetune"})
+    if is_fine_tuning:
+        assert values["finetune"].keys() == names(FinetuneConfig)
     optimizer = OPTIMIZERS[values["optimizer"]["name"]]
     groups = {"model": GPTConfig, "data": DataConfig, "optimizer": optimizer, "scheduler": SchedulerConfig}
     for group, cls in (groups | {"trainer": TrainerConfig}).items():
@@ -54,7 +61,9 @@ def test_keys_are_the_fields_of_the_dataclasses(choice):
     RunConfig.from_dict(values)  # raises UserError for what does not fit
 
 
-@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice not in SEVERAL_DEVICES])
+@pytest.mark.parametrize(
+    "choice", [choice for choice in CHOICES if not choice.startswith((*SEVERAL_DEVICES, *FINE_TUNING, NEEDS_A_PLAY))]
+)
 def test_choice_trains_two_steps(choice, call, text):
     is_sweep = choice.startswith("experiment=sweep")
     sizes = [] if choice.startswith(("model=", "experiment=")) and not is_sweep else TINY
@@ -138,7 +147,7 @@ def test_only_hydra_instantiates_classes(path):
     """Callbacks, loggers and all other parts of a run are chosen by name, so no configuration can name a class to call."""
     lines = path.read_text(encoding="utf-8").splitlines()
     targets = [re.split(r"_target_:\s*", line)[1] for line in lines if "_target_" in line]
-    if path == CONF / "train.yaml":
+    if path in (CONF / "train.yaml", CONF / "finetune.yaml"):
         assert targets == ["gpt.cli.sweep.Sweep"]
     elif path.parent == CONF / "hydra" / "launcher":
         assert len(targets) == 1

@@ -16,14 +16,18 @@ SOURCES = {
 }
 MAY_IMPORT = {  # a folder, and the folders that it may import from; the core is "gpt" itself
     "gpt": {"gpt"},
+    "gpt.finetune": {"gpt", "gpt.finetune"},
     "gpt.extras": {"gpt", "gpt.extras"},
-    "gpt.callbacks": {"gpt", "gpt.callbacks"},
-    "gpt.runs": {"gpt", "gpt.extras", "gpt.callbacks", "gpt.runs"},
-    "gpt.cli": {"gpt", "gpt.extras", "gpt.callbacks", "gpt.runs", "gpt.cli"},
-    "scripts": {"gpt", "gpt.extras", "gpt.callbacks", "gpt.runs", "gpt.cli", "scripts"},
+    "gpt.callbacks": {"gpt", "gpt.finetune", "gpt.callbacks"},
+    "gpt.runs": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs"},
+    "gpt.cli": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs", "gpt.cli"},
+    "scripts": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs", "gpt.cli", "scripts"},
 }
 FOREIGN_TO_THE_CORE = {"hydra", "omegaconf", "tensorboard", "transformers", "tokenizers", "matplotlib", "optuna", "onnx"}
-DOORS = {"gpt.convert": {"gpt.extras"}}  # a short name for what users import from an extra
+DOORS = {
+    "gpt.convert": {"gpt.extras"},  # a short name for what users import from an extra
+    "gpt.config": {"gpt.finetune"},  # the settings of a task are settings of a run
+}
 
 
 def folder_of(module: str) -> str:

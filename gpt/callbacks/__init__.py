@@ -28,6 +28,7 @@ from gpt.callbacks.state import check_state
 from gpt.callbacks.stopping import EarlyStopping
 from gpt.callbacks.tensorboard import HParams, TensorBoard
 from gpt.callbacks.throughput import Throughput
+from gpt.callbacks.zero_shot import ZeroShot
 from gpt.settings import UserError, build, did_you_mean, shorten
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ CALLBACKS: dict[str, type[Callback]] = {
     "throughput": Throughput,
     "samples": Samples,
     "attention": AttentionMaps,
+    "zero_shot": ZeroShot,
     "early_stopping": EarlyStopping,
     "ema": EMA,  # after samples and attention, which then show the averaged weights
 }

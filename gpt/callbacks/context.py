@@ -5,7 +5,7 @@ from typing import cast
 
 import lightning as L
 
-from gpt.data import CharData
+from gpt.data import Data
 from gpt.model import GPT
 
 
@@ -24,6 +24,6 @@ def model_of(module: L.LightningModule) -> GPT:
     return cast(GPT, module.model)
 
 
-def data_of(trainer: L.Trainer) -> CharData:
+def data_of(trainer: L.Trainer) -> Data:
     """The data that a run trains on."""
-    return cast(CharData, trainer.datamodule)  # type: ignore[attr-defined]
+    return cast(Data, trainer.datamodule)  # type: ignore[attr-defined]

@@ -80,6 +80,8 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 class HParams(Callback):
     """The HParams tab: `settings`, the choices among `overrides`, and `val/best_bits_per_char`, the fewest so far.
 
+    For a run that is fine-tuned, that is `val/best_accuracy`, the accuracy where `val/loss` was lowest.
+
     All belong to a run called best within this one: TensorBoard lists every number that a run with settings has logged, and
     runs on other texts or tokenizers have only this one in common. The columns are those of all runs together, as long as no
     run writes a list of columns ("experiment") itself. The number is logged after each validation, so a run that was killed
@@ -104,14 +106,20 @@ class HParams(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
+        accuracy, is_lowest = trainer.callback_metrics.get("val/accuracy"), self.best is None or loss < self.best
+        if accuracy is not None and not is_lowest:
+            return
         self.best = loss if self.best is None else min(self.best, loss)
         for logger in loggers(trainer):
             writer = logger.writer("best")
             if not self.has_settings:
                 _, start, _ = hparams(self.settings, {})
                 writer._get_file_writer().add_summary(start)
-            best = self.best * bits / loss if loss else 0.0  # a text has the same number of characters in each validation
-            writer.add_scalar("val/best_bits_per_char", best, trainer.global_step - 1)  # Lightning counts from 0 too
+            if accuracy is None:  # a text has the same number of characters in each validation
+                name, best = "val/best_bits_per_char", self.best * bits / loss if loss else 0.0
+            else:
+                name, best = "val/best_accuracy", accuracy.item()
+            writer.add_scalar(name, best, trainer.global_step - 1)  # Lightning counts from 0 too
         self.has_settings = True
 
 

@@ -20,6 +20,7 @@ from gpt.cli.table import (
     render,
     sort_lines,
 )
+from gpt.cli.task_table import are_tasks, compare_tasks, task_lines
 from gpt.files import write_text
 from gpt.settings import UserError, shorten
 
@@ -40,6 +41,8 @@ def compare(
     Runs that did not finish or are damaged are named below the table. Raises UserError if no run has finished.
     """
     runs, groups = read_groups(folder)
+    if are_tasks(groups):
+        return compare_tasks(folder, runs, groups)
     reference = find_baseline(groups, baseline) if baseline else groups[0]
     lines = sort_lines(make_lines(groups, reference), sort)
     check_columns(columns, lines[0])
@@ -58,6 +61,8 @@ def compare(
 def print_csv(folder: Path, sort: str = "loss", baseline: str | None = None) -> str:
     """The whole table as CSV. Nothing is written. Raises UserError if no run has finished."""
     _, groups = read_groups(folder)
+    if are_tasks(groups):
+        return comma_separated(task_lines(groups))
     reference = find_baseline(groups, baseline) if baseline else groups[0]
     return comma_separated(sort_lines(make_lines(groups, reference), sort))
 

@@ -16,8 +16,9 @@ from gpt.cli.pictures import draw_axes, draw_curves, draw_run, our_style
 from gpt.cli.records import Group, RunRecord, group_runs, read_run, read_runs
 from gpt.cli.svg import inline_svg
 from gpt.cli.table import choose_columns, make_lines, render
+from gpt.cli.task_table import are_tasks, draw_tasks, sort_tasks, task_cells, task_lines
 from gpt.files import read_json, read_text, write_text
-from gpt.runs.result import Result
+from gpt.runs.result import Result, TaskResult
 from gpt.settings import UserError, printable, shorten
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("report_template.html")
 TEXT = "ROMEO:\nO, speak again, bright angel"  # what attention is shown on, if the tokenizer knows it
 MOST_TOKENS, MOST_LAYERS, MOST_HEADS = 24, 12, 16  # of attention
-MOST_SAMPLES, LONGEST_SAMPLE = 12, 2_000  # texts, and characters of each
-MOST_UNFINISHED = 50
+MOST_SAMPLES, LONGEST_SAMPLE, MOST_UNFINISHED = 12, 2_000, 50  # texts, characters of each, and runs
 BEST = '<tr class="best">'
 CURVES = "Training and validation loss"
 ATTENTION = (
@@ -72,7 +72,8 @@ def describe_run(folder: Path, run: RunRecord, result: Result) -> str:
     about = read_about(folder)
     finished = datetime.fromtimestamp((folder / "result.json").stat().st_mtime)
     facts = {"finished": f"{finished:%Y-%m-%d %H:%M}"} | machine_facts(about)
-    unit = "character" if run.settings.get("data.tokenizer", "char") == "char" else "token"
+    is_task = isinstance(result, TaskResult)
+    unit = "example" if is_task else "character" if run.settings.get("data.tokenizer", "char") == "char" else "token"
     curves = attempt(lambda: picture(draw_run(folder / "metrics.csv", unit), "curves", CURVES))
     return "\n".join(
         [
@@ -80,8 +81,8 @@ def describe_run(folder: Path, run: RunRecord, result: Result) -> str:
             numbers(result),
             section("Command", command(about)),
             section("Curves", curves),
-            section("Samples", attempt(lambda: show_samples(folder, dict(run.curve)))),
-            section("Attention", attempt(lambda: show_attention(folder))),
+            "" if is_task else section("Samples", attempt(lambda: show_samples(folder, dict(run.curve)))),
+            "" if is_task else section("Attention", attempt(lambda: show_attention(folder))),
             section("Machine and versions", fact_table(facts)),
             section("Configuration", attempt(lambda: show_configuration(folder))),
         ]
@@ -97,7 +98,10 @@ def describe_sweep(folder: Path, runs: list[RunRecord]) -> str:
     first = folder / groups[0].runs[0].name
     about = read_about(first)
     pictures = (("curves", "Validation loss during training", draw_curves), ("axes", "The best loss by setting", draw_axes))
-    drawn = [picture(draw(points, "steps"), name, text) for name, text, draw in pictures]
+    if are_tasks(groups):
+        drawn = [picture(draw_tasks(task_lines(groups)), "tasks", "Accuracy on the test part")]
+    else:
+        drawn = [picture(draw(points, "steps"), name, text) for name, text, draw in pictures]
     parts = [
         heading("sweep", folder.resolve().name),
         section("What varied", what_varied(points, runs)),
@@ -147,8 +151,10 @@ def fact_table(facts: Mapping[str, str]) -> str:
 
 def numbers(result: Result) -> str:
     """The most important results of a run, in large print."""
-    best = result.best_val_loss
-    tiles = [("final val loss", f"{result.final_val_loss:.4f}", "nats per character")]
+    best, unit = result.best_val_loss, "example" if isinstance(result, TaskResult) else "character"
+    tiles = [("final val loss", f"{result.final_val_loss:.4f}", f"nats per {unit}")]
+    if isinstance(result, TaskResult):
+        tiles.insert(0, ("accuracy", f"{result.test_accuracy:.4f}", f"of {result.test_examples:,} test examples"))
     if best is not None:
         tiles.append(("best val loss", f"{best:.4f}", f"at step {result.best_step:,}"))
     tiles += [
@@ -271,11 +277,14 @@ def list_values(values: list[Any]) -> str:
 
 def result_table(folder: Path, groups: list[Group]) -> str:
     """The table of `compare.py`, best first, with links to the runs' folders."""
-    lines = make_lines(groups, groups[0])
-    columns = [name for name in choose_columns(lines) if name != "run"]
-    header = "".join(f'<th scope="col">{cell(name)}</th>' for name in [*columns, "folders"])
+    if are_tasks(groups):
+        texts_of = task_cells(task_lines(groups := sort_tasks(groups)))
+    else:
+        lines = make_lines(groups, groups[0])
+        texts_of = render(lines, [name for name in choose_columns(lines) if name != "run"])
+    header = "".join(f'<th scope="col">{cell(name)}</th>' for name in [*texts_of[0], "folders"])
     rows: list[str] = []
-    for group, texts in zip(groups, render(lines, columns), strict=True):
+    for group, texts in zip(groups, texts_of, strict=True):
         cells = [f'<td class="number">{cell(text)}</td>' for text in texts.values()]
         cells.append(f"<td>{', '.join(link(folder, run) for run in group.runs)}</td>")
         rows.append(f"{'<tr>' if rows else BEST}{''.join(cells)}</tr>")

@@ -10,11 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from gpt.cli.naming import name_run
-from gpt.cli.overrides import Composition, compose, parse_overrides, plain, quote_override
+from gpt.cli.overrides import Composition, asked_of_model, compose, parse_overrides, plain, quote_override
 from gpt.cli.report import describe_resuming, report
+from gpt.cli.runs import newest_run
 from gpt.cli.sweep import Sweep
 from gpt.config import RunConfig
 from gpt.runs.folder import unused_folder
+from gpt.runs.init import fit_to_weights
 from gpt.runs.machine import is_first_process
 from gpt.runs.result import Result
 from gpt.runs.resume import find_run, load_run_config
@@ -35,7 +37,7 @@ def run_single(composition: Composition, arguments: Sequence[str]) -> None:
         data = values.get("data")
         config = load_run_config(folder, overrides, data["folder"] if isinstance(data, dict) else "data")
         return train_and_report(config, folder, overrides, "resume")
-    config = RunConfig.from_dict(values)
+    config = RunConfig.from_dict(with_init(values, overrides))
     if has_own_folder:
         return train_and_report(config, folder, overrides)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -50,7 +52,7 @@ def train_and_report(config: RunConfig, folder: Path, overrides: Mapping[str, An
     others = [argument for argument in command[1:] if not argument.startswith(f"{place}=")]
     sys.argv[1:] = [*others, f"{place}={folder.absolute()}"]
     given = {key: value for key, value in overrides.items() if not key.startswith("hydra")}
-    result = train(config, folder, RunOptions(command, describe_resuming(folder), given))
+    result = train(config, folder, RunOptions(command, describe_resuming(folder, config), given))
     if is_first_process():
         report(folder, result, config)
 
@@ -63,8 +65,25 @@ def run_sweep_job(cfg: DictConfig) -> Result:
         raise UserError(f"resume = {shorten(resume)}: not for sweeps; repeat the command to continue one")
     folder, sweep = Path(hydra_config.runtime.output_dir), Sweep.started_here
     live = sweep.live_line(hydra_config.job.num, folder.name) if sweep else []
-    options = RunOptions(sys.argv, overrides=parse_overrides(hydra_config.overrides.task), callbacks=live, quiet=True)
-    return train(RunConfig.from_dict(values), folder, options)
+    overrides = parse_overrides(hydra_config.overrides.task)
+    options = RunOptions(sys.argv, overrides=overrides, callbacks=live, quiet=True)
+    return train(RunConfig.from_dict(with_init(values, overrides)), folder, options)
+
+
+def with_init(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the model and the tokenizer of the weights that `init=` names, if it names any.
+
+    Raises UserError for an override that contradicts them.
+    """
+    if values.get("init") is None:
+        return dict(values)
+    place = newest_run() if values["init"] == "last" else values["init"]
+    fitted = fit_to_weights(dict(values) | {"init": place}, asked_of_model(overrides))
+    data = fitted.get("data")
+    if "data.tokenizer" in overrides and isinstance(data, dict) and overrides["data.tokenizer"] != data["tokenizer"]:
+        given = shorten(overrides["data.tokenizer"])
+        raise UserError(f"data.tokenizer = {given}: the weights of init={shorten(place)} have {data['tokenizer']}; leave it out")
+    return fitted
 
 
 def compose_run(arguments: Sequence[str], name: str) -> RunConfig:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli.overrides import CONF
@@ -33,6 +34,8 @@ def name_run(start: str, overrides: Mapping[str, Any], config: "RunConfig") -> s
         for key, value in overrides.items()
         if value is not None and (key in named or ((CONF / key).is_dir() and key != "logger" and value != config.name))
     }
+    if isinstance(place := chosen.get("init"), str):
+        chosen["init"] = Path(place).name  # of a path, the end tells most
     while chosen and len(f"{start}_{name_settings(chosen)}".encode()) > LONGEST:
         chosen.popitem()  # the last one
     return f"{start}_{name_settings(chosen)}" if chosen else start

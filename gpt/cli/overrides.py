@@ -31,10 +31,13 @@ class Composition:
     is_sweep: bool
 
 
-def compose(overrides: Sequence[str]) -> Composition:
-    """Compose `conf/train.yaml` with `overrides`, without making a folder. Raises UserError for overrides that do not fit."""
-    with explained(overrides), initialized():
-        cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
+def compose(overrides: Sequence[str], config_name: str = "train") -> Composition:
+    """Compose one of the top configurations of `conf/` with `overrides`, without making a folder.
+
+    Raises UserError for overrides that do not fit.
+    """
+    with explained(overrides, config_name), initialized():
+        cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
         return read_composition(cfg)
 
 
@@ -65,23 +68,23 @@ def initialized() -> Iterator[None]:
 
 
 @contextmanager
-def explained(overrides: Sequence[str]) -> Iterator[None]:
+def explained(overrides: Sequence[str], config_name: str = "train") -> Iterator[None]:
     """Turn whatever Hydra raises about `overrides`, which are many kinds of exception, into UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise explain(error, overrides) from None
+        raise explain(error, overrides, config_name) from None
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> UserError:
+def explain(error: Exception, overrides: Sequence[str], config_name: str) -> UserError:
     """The one line for what Hydra complains about: the setting or file that was probably meant, or else Hydra's own words."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as parse_error:
         parsed, error = [], parse_error
-    settings = known_settings() if parsed else []
+    settings = known_settings(config_name) if parsed else []
     for override in parsed:
         key, value = override.key_or_group, shorten(str(override.input_line).partition("=")[2].strip("'\""))
         options = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
@@ -97,11 +100,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     return UserError(f"override = {shorten(' '.join(overrides))}: {shorten(error, 200)}; see python scripts/train.py --help")
 
 
-def known_settings() -> list[str]:
-    """The names that can be overridden: groups, and settings as the default configuration has them."""
+def known_settings(config_name: str = "train") -> list[str]:
+    """The names that can be overridden: groups, and settings as a top configuration has them."""
     with initialized():
-        config = OmegaConf.to_container(hydra.compose("train"))
+        config = OmegaConf.to_container(hydra.compose(config_name))
     groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
+    if config_name == "train":
+        groups -= {"task"}
     return sorted(groups | set(flatten_keys(config)))
 
 
@@ -126,6 +131,17 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return {override.key_or_group: None if override.is_delete() else override.value() for override in parsed}
 
 
+def asked_of_model(overrides: Mapping[str, Any]) -> set[str]:
+    """The fields of the model that overrides ask for, one by one or by the choice of a file of conf/."""
+    asked = {key.removeprefix("model.") for key in overrides if key.startswith("model.")}
+    for group in ("model", "model/arch", "ablation", "experiment"):
+        if (path := CONF / group / f"{overrides.get(group)}.yaml").is_file():
+            values = OmegaConf.to_container(OmegaConf.load(path))
+            chosen = values.get("model") if group == "experiment" and isinstance(values, dict) else values
+            asked |= set(map(str, chosen)) if isinstance(chosen, dict) else set()
+    return asked
+
+
 def quote_override(key: str, value: str) -> str:
     """An override as Hydra reads it, whatever is in the value."""
     if re.fullmatch(r"[A-Za-z0-9_./-]+", value):
@@ -141,6 +157,9 @@ def quote_arguments(arguments: Sequence[str]) -> list[str]:
 def quote_argument(argument: str) -> str:
     key, equals, value = argument.partition("=")
     is_folder = key in ("resume", "hydra.run.dir") and value[:1] not in ("'", '"')  # its name may have = and , in it
+    if key == "init" and not re.search(r"""['"\\]""", value):  # of several, each is a folder, and none has a comma
+        several = [value] if Path(value).exists() else value.split(",")
+        return "init=" + ",".join(quote_override(key, place).partition("=")[2] for place in several)
     if is_folder or (equals and not argument.isascii() and not re.search(r"""['"\\\[\]{}(),$]""", value)):
         return quote_override(key, value)
     return argument  # Hydra's own syntax is left alone

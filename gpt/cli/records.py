@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt.cli.naming import short_names
 from gpt.files import read_json, read_text
-from gpt.runs.result import LARGEST, Result
+from gpt.runs.result import LARGEST, Result, TaskResult
 from gpt.settings import LARGEST_INT, UserError, build, one_line, shorten
 
 
@@ -106,7 +106,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
         numbers = Result.read(result)
     except UserError as reason:
         return RunRecord(name, {}, None, [], f"damaged: {one_line(reason).replace(f'{folder}/', '')}")
-    if settings.get("data.tokenizer", "char") == "char":
+    if settings.get("data.tokenizer", "char") == "char" or isinstance(numbers, TaskResult):
         return RunRecord(name, settings, numbers, curve, overrides=overrides)
     # A loss per token cannot be compared with another tokenizer's. The same validation text has as many characters as ever
     scale = numbers.final_bits_per_char * math.log(2) / numbers.final_val_loss

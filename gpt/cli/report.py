@@ -13,8 +13,9 @@ from gpt.cli.html_report import report_line
 from gpt.cli.overrides import quote_override
 from gpt.config import RunConfig
 from gpt.files import read_text
+from gpt.finetune.baselines import wilson_interval
 from gpt.generate import generate
-from gpt.runs.result import Result
+from gpt.runs.result import Result, TaskResult
 from gpt.settings import build, printable, shorten
 from gpt.tokenizer import tokenizer_class
 
@@ -22,8 +23,11 @@ PLAY, TEMPERATURE = 300, 0.8  # how many tokens are written for a run that took 
 
 
 def report(folder: Path, result: Result, config: RunConfig) -> None:
-    """Print what the model writes, the losses, the run's folder, and commands that go on from here."""
-    print(f"\n{show_sample(folder, result, config)}{describe_result(result, config.data.tokenizer)}")
+    """Print what the model has learnt, the run's folder, and commands that go on from here."""
+    if isinstance(result, TaskResult):
+        print(f"\n{describe_task_result(result, config)}")
+    else:
+        print(f"\n{show_sample(folder, result, config)}{describe_result(result, config.data.tokenizer)}")
     print(f"run folder: {shell_path(folder)}\n{report_line(folder)}\n\nnext:")
     print("\n".join(f"  {command}" for command in next_commands(folder, config)), flush=True)
 
@@ -53,7 +57,9 @@ def next_commands(folder: Path, config: RunConfig) -> list[str]:
     run, commands = shell_path(folder), []
     if not (sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ):  # the shell does not find this Python by itself
         commands.append(f"source {shell_path(Path(sys.prefix))}/bin/activate")
-    if any((folder / "checkpoints").glob("*.ckpt")):
+    if config.task is not None:
+        commands += next_for_task(folder, config)
+    elif any((folder / "checkpoints").glob("*.ckpt")):
         prompt = ' --prompt "ROMEO:"' if config.data.path is None else ""  # another text may lack these characters
         commands += [f"python {script('sample')} {run}{prompt}", f"python {script('evaluate')} {run}"]
     if "tensorboard" in config.logger:
@@ -61,6 +67,36 @@ def next_commands(folder: Path, config: RunConfig) -> list[str]:
         commands.append(
             f"tensorboard --logdir {shell_path(outputs if outputs.absolute() in folder.absolute().parents else folder)}"
         )
+    return commands
+
+
+def describe_task_result(result: TaskResult, config: RunConfig) -> str:
+    """The accuracy on the test part with its interval, and what it has to beat, a line each."""
+    correct = round(result.test_accuracy * result.test_examples)
+    low, high = wilson_interval(correct, result.test_examples)
+    start = "from scratch" if config.init is None else f"from {config.init}"
+    bayes = result.naive_bayes_accuracy
+    lines = [
+        f"task {config.name}, {start}: {result.step:,} steps, {result.seconds:,.0f} s",
+        f"accuracy        {result.test_accuracy:.4f}  ({correct:,} of {result.test_examples:,} test examples; "
+        f"95 % interval {low:.4f} to {high:.4f})",
+        f"majority class  {result.majority_accuracy:.4f}",
+    ]
+    return "\n".join([*lines, *([] if bayes is None else [f"naive Bayes     {bayes:.4f}"])])
+
+
+def next_for_task(folder: Path, config: RunConfig) -> list[str]:
+    """Commands that use a fine-tuned run, and one that trains what it should be compared with."""
+    run, commands = shell_path(folder), []
+    assert config.task is not None
+    if any((folder / "checkpoints").glob("*.ckpt")):
+        name, columns = config.task.name, config.task.columns
+        several = len(columns) > 1 if name == "csv" else name != "mark"
+        text = "What say you,$'\\t'Nothing, my lord" if several else "What say you"
+        commands.append(f"python {script('classify')} {run} --text {text if several else shlex.quote(text)}")
+    if config.init is not None and config.task.name != "csv":
+        places = f"{shell_path(Path(config.init))},null"
+        commands.append(f"python {script('finetune')} -m init={places} task={config.task.name} seed=1,2,3")
     return commands
 
 
@@ -87,8 +123,8 @@ def describe_result(result: Result, tokenizer: str) -> str:
     return text
 
 
-def describe_resuming(folder: Path) -> str:
+def describe_resuming(folder: Path, config: RunConfig) -> str:
     """The command that goes on with a run, quoted for the shell."""
     path = os.path.relpath(folder)
     override = quote_override("resume", path) if path[0] in "'\"" else f"resume={path}"
-    return f"To continue: python {script('train')} {shlex.quote(override)}"
+    return f"To continue: python {script('finetune' if config.task else 'train')} {shlex.quote(override)}"

@@ -42,18 +42,24 @@ def load_models(places: Sequence[str]) -> tuple["GPT | Ensemble", "Tokenizer", d
     return models[0] if len(models) == 1 else Ensemble(models).eval(), tokenizers[0], metadata[0]
 
 
-def newest_run(outputs: Path = OUTPUTS) -> str:
+def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
     """The newest run of at least TRIAL steps, or the newest of all if none has as many. It is named on stderr, with the reason.
+
+    It is one of a language model, or else one that was fine-tuned for a task.
 
     Raises UserError if there is no run.
     """
     names = ("best.ckpt", "last.ckpt")
-    runs = {path.parents[1] for name in names for path in outputs.glob(f"**/checkpoints/{name}")}
+    found = {path.parents[1] for name in names for path in outputs.glob(f"**/checkpoints/{name}")}
+    runs = [run for run in found if is_fine_tuned(run) == fine_tuned]
+    if not runs and fine_tuned:
+        advice = "fine-tune one first: python scripts/finetune.py init=last task=mark"
+        raise UserError(f"checkpoint = (newest): no fine-tuned run under {outputs}/; {advice}")
     if not runs:
         advice = "train one first: python scripts/train.py, or take the one that comes with this project: --pretrained"
         raise UserError(f"checkpoint = (newest): no run under {outputs}/; {advice}")
     newest, *others = sorted(runs, key=trained_at, reverse=True)
-    if steps_taken(newest) < TRIAL:
+    if steps_taken(newest) < TRIAL and not fine_tuned:
         for run in others:
             if (steps := steps_taken(run)) >= TRIAL:
                 why = f"the newest run of at least {TRIAL} steps ({steps:,}); {one_line(newest)} is newer, but shorter"
@@ -61,6 +67,11 @@ def newest_run(outputs: Path = OUTPUTS) -> str:
                 return str(run)
     print(f"note: {one_line(newest)} is the newest run", file=sys.stderr)
     return str(newest)
+
+
+def is_fine_tuned(run: Path) -> bool:
+    """Whether a run has a task, as far as its folder tells."""
+    return any(key.startswith("task.") for key in read_run(run, run.name).settings)
 
 
 def trained_at(run: Path) -> float:

@@ -230,7 +230,7 @@ def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str
         path = folder / "result.json"
         result = Result.read(path)
         before = " (done before)" if path.stat().st_mtime < started else ""
-        return f"val loss {result.loss:.4f}, {result.seconds:.0f} s{before}"
+        return f"{result.headline}, {result.seconds:.0f} s{before}"
     error = job_return._return_value
     is_mistake = isinstance(error, UserError)
     reason = one_line(error if is_mistake else f"{type(error).__name__}: {error}")

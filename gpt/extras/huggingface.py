@@ -16,9 +16,10 @@ import torch
 
 from gpt.extras.bpe import BPETokenizer, byte_letters, load_tokenizers
 from gpt.extras.onnx import write_onnx
+from gpt.files import read_json
 from gpt.model import GPT, GPTConfig, parameter_count
 from gpt.settings import UserError, one_line, shorten
-from gpt.tokenizer import CharTokenizer, Tokenizer
+from gpt.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -190,6 +191,30 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
         theirs.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         theirs.decoder = hf.decoders.ByteLevel()
     return theirs.to_str()
+
+
+def tokenizer_from_hf(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder's tokenizer.json, which is read as data.
+
+    Raises UserError unless its tokens are characters, bytes or pieces of bytes, as `tokenizer_json` and GPT-2 have them.
+    """
+    path = folder / "tokenizer.json"
+    content = read_json(path)
+    try:
+        model: dict[str, Any] = content["model"]
+        vocabulary, kind = sorted(model["vocab"], key=model["vocab"].get), model["type"]
+        if sorted(model["vocab"].values()) != list(range(len(vocabulary))):
+            raise ValueError("its ids are not consecutive")
+        if kind == "WordLevel" and all(len(piece) == 1 for piece in vocabulary):
+            return CharTokenizer("".join(vocabulary))
+        if kind == "BPE":
+            if model["vocab"] == byte_letters():
+                return ByteTokenizer()
+            merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+            return BPETokenizer(vocabulary, [(left, right) for left, right in merges])
+        raise ValueError("neither characters nor pieces of bytes")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"tokenizer = {path}: not one that can be used here ({shorten(error, 100)}); use another model") from None
 
 
 def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -> str:

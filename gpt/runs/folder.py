@@ -78,11 +78,16 @@ class Run:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer of a run that goes on, if it was learnt: another version of its library might find other pieces."""
-        if self.content is None:
+        """The tokenizer of a run that goes on, unless the text alone determines it.
+
+        One that was learnt is kept, because another version of its library might find other pieces, and so is one that came
+        with the weights that the run began with.
+        """
+        if self.content is None or self.config is None:
             return None
         state = self.content["gpt"].get("tokenizer")
-        return None if isinstance(state, Mapping) and state.get("kind") in ("char", "byte") else restore(state)
+        is_simple = isinstance(state, Mapping) and state.get("kind") in ("char", "byte")
+        return None if is_simple and self.config.init is None else restore(state)
 
     # Opening and closing
 

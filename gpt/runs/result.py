@@ -33,6 +33,11 @@ class Result:
             raise ValueError("best_val_loss, best_step = one of them: there are both or none")
 
     @property
+    def headline(self) -> str:
+        """The number that matters most, in words."""
+        return f"val loss {self.loss:.4f}"
+
+    @property
     def loss(self) -> float:
         """The validation loss by which runs are compared: the best one where it is known."""
         return self.final_val_loss if self.best_val_loss is None else self.best_val_loss
@@ -41,11 +46,29 @@ class Result:
     def read(cls, path: Path) -> "Result":
         """Raises UserError if the file does not hold the numbers of a run."""
         values = read_json(path)
+        kind = TaskResult if "test_accuracy" in values else Result
         try:
-            return build(cls, {field.name: values.get(field.name) for field in fields(cls)}, "result")
+            return build(kind, {field.name: values.get(field.name) for field in fields(kind)}, "result")
         except UserError as error:
             reason = str(error).removeprefix("result.").partition(";")[0]
             raise UserError(f"file = {path}: {reason}; restore it, or remove it and resume the run") from None
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
+
+
+@dataclass(frozen=True)
+class TaskResult(Result):
+    """The numbers of a run that was fine-tuned: its losses are those of the task, in nats per example, on held-out examples.
+
+    Accuracies are shares of the test part, which had no say in anything.
+    """
+
+    test_accuracy: float  # of the best checkpoint
+    test_examples: int
+    majority_accuracy: float  # of the answer that is the most frequent in training
+    naive_bayes_accuracy: float | None  # None without scikit-learn, and for tasks that it cannot answer
+
+    @property
+    def headline(self) -> str:
+        return f"accuracy {self.test_accuracy:.4f}"

@@ -9,19 +9,22 @@ import lightning as L
 
 from gpt.checkpoint import check_training_state
 from gpt.config import RunConfig, flatten
-from gpt.data import open_text
+from gpt.corpus import Text
 from gpt.files import read_json
 from gpt.runs.folder import Run, read_run_config
 from gpt.runs.machine import describe_machine
 from gpt.runs.strategies import distribution_of
 from gpt.settings import UserError, shorten
-from gpt.tokenizer import tokenizer_class
 
 # Settings that may change on resume. None of them changes the batches or the model. Other devices change the last digits.
 MAY_CHANGE_ON_RESUME = {"trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "trainer.profiler"}
 MAY_CHANGE_ON_RESUME |= {"trainer.detect_anomaly", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"}
 MAY_CHANGE_ON_RESUME |= {"trainer.strategy"}  # unless the optimizer's state is stored in another order
-MAY_CHANGE_ON_RESUME |= {"data.path", "data.folder"}  # where the text is. That it is the same text is checked by its SHA-256
+MAY_CHANGE_ON_RESUME |= {
+    "data.path",
+    "data.folder",
+    "task.path",
+}  # where the text is. That it is the same text is checked by its SHA-256
 
 
 def find_run(place: str) -> Path:
@@ -71,15 +74,13 @@ def keep_resolved(config: RunConfig, stored: RunConfig) -> RunConfig:
     return RunConfig.from_dict(values)
 
 
-def check_same_text(run: Run, config: RunConfig) -> None:
+def check_same_text(run: Run, text: Text) -> None:
     """Raises UserError if the run in the folder has seen another text.
 
     This comes before the text is encoded: a stranger's configuration may name any file, which must not be copied or shown.
     """
-    raw = tokenizer_class(config.data.tokenizer).reads_bytes
-    if read_json(run.folder / "run.json").get("text_sha256") != open_text(config.data, raw).sha256:
-        path = config.data.path or "Tiny Shakespeare"
-        raise UserError(f"data.path = {path}: not the text that the run in {run.folder} has seen; use that one")
+    if read_json(run.folder / "run.json").get("text_sha256") != text.sha256:
+        raise UserError(f"data.path = {text.files[0]}: not the text that the run in {run.folder} has seen; use that one")
 
 
 def check_resumable(run: Run, config: RunConfig, stored: RunConfig, text_sha256: str) -> None:

@@ -26,7 +26,7 @@ DISTRIBUTIONS = {
     "ddp": Distribution(lambda: DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)),  # buffers are constants
     "fsdp": Distribution(fsdp.make_strategy, fsdp.ShardedGPTModule, True, fsdp.check_supported),
 }
-NEED_WHOLE_MODEL = {"samples", "attention"}  # callbacks by which one process calls the model alone
+NEED_WHOLE_MODEL = {"samples", "attention", "zero_shot"}  # callbacks by which one process calls the model alone
 
 
 def distribution_of(strategy: str) -> Distribution:

@@ -18,15 +18,15 @@ from gpt.callbacks.samples import Samples
 from gpt.callbacks.throughput import Throughput
 from gpt.checkpoint import FORMAT
 from gpt.config import RunConfig
-from gpt.data import CharData
+from gpt.data import Data
 from gpt.hardware import keep_freed_memory
-from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
 from gpt.runs.folder import Run
+from gpt.runs.init import Weights, starting_weights
 from gpt.runs.machine import describe_origin, silence_lightning
+from gpt.runs.recipes import Recipe, recipe_of
 from gpt.runs.result import Result
 from gpt.runs.resume import check_resumable, check_same_text, keep_resolved, note_differences
-from gpt.runs.strategies import distribution_of
 from gpt.runs.trainer import RunOptions, make_trainer
 from gpt.settings import UserError, one_line
 
@@ -39,35 +39,39 @@ def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -
     silence_lightning()
     keep_freed_memory()
     with Run(folder) as run:
-        config, data, reasons = resolve(config, run)
+        recipe = recipe_of(config)
+        weights = starting_weights(config, run)
+        config, data, reasons = resolve(config, run, recipe, weights)
         if (result := run.result) and has_ended(config, result):
             return result
         with refusals_before_first_step(run):
-            trainer = make_trainer(config, run, make_metadata(config, data), options)
-            module = make_module(config, data)
+            trainer = make_trainer(config, run, make_metadata(config, data, recipe), options)
+            module = make_module(config, data, weights)
             restore_loggers(trainer, run)
-            run.plan(config, describe_origin(trainer, options.command, options.overrides, data.sha256))
+            origin = describe_origin(trainer, options.command, options.overrides, data.sha256)
+            run.plan(config, origin | ({"init_sha256": weights.sha256} if weights else {}))
             if not options.quiet:
-                announce(module, data, reasons)
+                announce(module, recipe.describe(data), reasons)
             start = time.perf_counter()
             fit(trainer, module, data, run.checkpoint)
         result, sample = collect_result(trainer, module, time.perf_counter() - start)
+        best = run.folder / "checkpoints" / "best.ckpt"
+        result = recipe.complete(result, config, data, module, best if best.exists() else None)
         run.finish(result, sample)
     return result
 
 
-def resolve(config: RunConfig, run: Run) -> tuple[RunConfig, CharData, list[str]]:
-    """The configuration with everything decided, the text, and the reasons for what was chosen for this machine.
+def resolve(config: RunConfig, run: Run, recipe: Recipe, weights: Weights | None) -> tuple[RunConfig, Data, list[str]]:
+    """The configuration with everything decided, the data, and the reasons for what was chosen for this machine.
 
     Raises UserError if the folder has another run than this one.
     """
     stored = run.config
     config = keep_resolved(config, stored) if stored else config
     if stored:
-        check_same_text(run, config)
-    shares = not distribution_of(config.trainer.strategy).shares_weights
-    data = CharData(config.data, config.model.context_length, config.seed, run.tokenizer, share_validation=shares)
-    config, reasons = config.resolve(data)
+        check_same_text(run, recipe.text(config))
+    data = recipe.make_data(config, weights.tokenizer if weights else run.tokenizer)
+    config, reasons = recipe.limit(config, data).resolve(data)
     if stored:
         check_resumable(run, config, stored, data.sha256)
     return config, data, reasons
@@ -78,25 +82,22 @@ def has_ended(config: RunConfig, result: Result) -> bool:
     return result.step >= config.trainer.max_steps or "early_stopping" in config.callbacks
 
 
-def make_metadata(config: RunConfig, data: CharData) -> dict[str, Any]:
-    """What a checkpoint says about itself, in plain types: enough for `gpt.checkpoint.load` to make the model again."""
+def make_metadata(config: RunConfig, data: Data, recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint says about itself, in plain types: enough for `gpt.checkpoint` to make the model again."""
     return {
         "format": FORMAT,
         "model": asdict(config.model),
         "tokenizer": data.tokenizer.state,
         "text_sha256": data.sha256,
         "config": config.to_dict(),
+        **recipe.metadata(data),
     }
 
 
-def make_module(config: RunConfig, data: CharData) -> GPTModule:
-    """The model with weights drawn from the run's seed, as Lightning trains it."""
+def make_module(config: RunConfig, data: Data, weights: Weights | None = None) -> GPTModule:
+    """The model as Lightning trains it. What does not come from other weights is drawn from the run's seed."""
     L.seed_everything(config.seed, verbose=False)
-    model = GPT(config.model)
-    if config.trainer.compile:
-        model.compile()  # in place, so that the names in checkpoints stay as they are
-    kind = distribution_of(config.trainer.strategy).module
-    return kind(model, config.optimizer, config.scheduler, data.tokenizer.lengths)
+    return recipe_of(config).make_module(config, data, weights)
 
 
 def restore_loggers(trainer: L.Trainer, run: Run) -> None:
@@ -115,14 +116,14 @@ def restore_loggers(trainer: L.Trainer, run: Run) -> None:
 
 
 @rank_zero_only
-def announce(module: GPTModule, data: CharData, reasons: Sequence[str]) -> None:
+def announce(module: GPTModule, described: str, reasons: Sequence[str]) -> None:
     """Print what is trained on what, and what was chosen for this machine."""
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    lines = [f"{parameters:,} parameters, {len(data.train_ids):,} {data.unit} for training", "; ".join(reasons)]
+    lines = [f"{parameters:,} parameters, {described}", "; ".join(reasons)]
     print("\n".join(filter(None, lines)), flush=True)
 
 
-def fit(trainer: L.Trainer, module: GPTModule, data: CharData, checkpoint: Path | None) -> None:
+def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | None) -> None:
     """Train to the end. Raises UserError that names the last good checkpoint if the run diverges."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

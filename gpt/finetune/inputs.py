@@ -1,0 +1,61 @@
+"""From the texts of an example to sequences of ids, as in figure 1 of [G] (Radford et al. 2018, section 3.3)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpt.finetune.task import Example
+from gpt.tokenizer import Tokenizer
+
+SPECIAL = 3  # tokens that come after the tokenizer's V: start V, delimiter V + 1, extract V + 2
+
+
+class Inputs(NamedTuple):
+    """A batch of examples. Of N sequences, those of one example stand side by side."""
+
+    ids: Tensor  # (N, T), padded at the end
+    extract: Tensor  # (N,), the position of each sequence's extract token, its last
+    labels: Tensor  # (B,), where B divides N
+
+
+def to_sequences(example: Example, kind: str, tokenizer: Tokenizer, length: int) -> list[list[int]]:
+    """The sequences of an example, each of at most `length` tokens, which is at least 5.
+
+    classification: start, text, extract
+    entailment:     start, premise, delimiter, hypothesis, extract
+    similarity:     both orders of the two texts, each as in entailment
+    choice:         one for each candidate: start, context, delimiter, candidate, extract
+
+    Of a text that is too long, the end stays if the text comes first or is alone, and the beginning if it comes second. So what
+    is next to the delimiter stays, and of a single text how it ends.
+    Raises UserError for characters that the tokenizer does not know.
+    """
+    start = len(tokenizer)
+    texts = [tokenizer.encode(text).tolist() for text in example.texts]
+    if kind == "classification":
+        return [[start, *last(texts[0], length - 2), start + 2]]
+    pairs = [(texts[0], other) for other in texts[1:]]
+    if kind == "similarity":
+        pairs.append((texts[1], texts[0]))
+    return [join(first, second, start, length) for first, second in pairs]
+
+
+def join(first: list[int], second: list[int], start: int, length: int) -> list[int]:
+    """Start, first, delimiter, second, extract. Each text has half of the room, and what the other one leaves."""
+    room = length - SPECIAL
+    of_first = min(len(first), max(room // 2, room - len(second)))
+    return [start, *last(first, of_first), start + 1, *second[: room - of_first], start + 2]
+
+
+def last(ids: list[int], count: int) -> list[int]:
+    return ids[max(0, len(ids) - count) :]
+
+
+def collate(batch: Sequence[tuple[list[list[int]], int]]) -> Inputs:
+    """A batch of examples, each given by its sequences and its label."""
+    sequences = [torch.tensor(sequence) for of_one, _ in batch for sequence in of_one]
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # with 0: no position looks at a later one
+    extract = torch.tensor([len(sequence) - 1 for sequence in sequences])
+    return Inputs(ids, extract, torch.tensor([label for _, label in batch]))

@@ -1,0 +1,81 @@
+"""A classifier as Lightning fine-tunes it: L3 = L2 + lm_weight * L1 ([G] section 3.2)."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt.finetune.inputs import Inputs
+from gpt.finetune.model import Classifier
+from gpt.module import GPTModule
+from gpt.optim import AdamWConfig, SchedulerConfig
+
+
+class ClassifierModule(GPTModule):
+    """A Classifier and how to fine-tune it. It logs the loss of the task, L2, as `val/loss`: by it the checkpoint is chosen."""
+
+    model: Classifier
+
+    def __init__(
+        self, model: Classifier, optimizer: AdamWConfig, scheduler: SchedulerConfig, lengths: Tensor, lm_weight: float
+    ) -> None:
+        super().__init__(model, optimizer, scheduler, lengths)
+        self.lm_weight = lm_weight
+        self.step_parts: dict[str, Tensor] = {}  # of the latest batch, for the log
+
+    def loss(self, batch: Inputs) -> Tensor:  # type: ignore[override]
+        """L3 of a batch in nats: the mean over examples, and lm_weight times the mean over tokens."""
+        activations = self.model.activations(batch.ids)
+        scores = task_scores(self.model, activations, batch)
+        task_loss = F.cross_entropy(scores.float(), batch.labels)
+        self.step_parts = {"task_loss": task_loss.detach(), "accuracy": accuracy(scores, batch.labels)}
+        if not self.lm_weight:
+            return task_loss
+        lm_loss, _ = language_loss(self.model, activations, batch)
+        self.step_parts["lm_loss"] = lm_loss.detach()
+        return task_loss + self.lm_weight * lm_loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self.is_logged(batch_idx):
+            for name, value in self.step_parts.items():
+                self.log(f"train/{name}", value, sync_dist=True)
+
+    def validation_step(self, batch: Inputs, batch_idx: int) -> None:  # type: ignore[override]
+        with torch.autocast(batch.ids.device.type, enabled=False):
+            activations = self.model.activations(batch.ids)
+            scores = task_scores(self.model, activations, batch)
+            lm_loss, targets = language_loss(self.model, activations, batch)
+        loss = F.cross_entropy(scores, batch.labels)
+        if not loss.isfinite():  # raised before the weights can become a checkpoint
+            raise self.diverged("val/loss", loss)
+        average = partial(self.log, on_epoch=True, sync_dist=True)
+        average("val/loss", loss, prog_bar=True, batch_size=len(batch.labels))
+        average("val/accuracy", accuracy(scores, batch.labels), prog_bar=True, batch_size=len(batch.labels))
+        average("val/lm_loss", lm_loss, batch_size=len(targets))
+        characters = max(int(self.lengths[0, targets].sum()), 1)
+        average("val/bits_per_char", lm_loss / math.log(2) * (len(targets) / characters), batch_size=characters)
+
+
+def task_scores(model: Classifier, activations: Tensor, batch: Inputs) -> Tensor:
+    """Scores (B, L) from the activations of a batch's N sequences."""
+    return model.scores(activations, batch.extract, len(batch.ids) // len(batch.labels))
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    return (scores.argmax(dim=-1) == labels).float().mean()
+
+
+def language_loss(model: Classifier, activations: Tensor, batch: Inputs) -> tuple[Tensor, Tensor]:
+    """L1, the mean cross-entropy in nats per token ([G] equation 1), and the tokens (M,) that it is the mean over.
+
+    These are the texts' own tokens. The three special ones are not in the output head, and padding is none at all.
+    """
+    targets = batch.ids[:, 1:]
+    positions = torch.arange(targets.size(1), device=targets.device)
+    is_text = (targets < model.config.known_vocab_size()) & (positions + 1 < batch.extract[:, None])
+    logits = model.head(activations[:, :-1][is_text])  # (M, V)
+    return F.cross_entropy(logits.float(), targets[is_text]), targets[is_text]

@@ -1,0 +1,122 @@
+"""Tasks with labels: four that are made from a play, one for each transformation of [G] section 3.3, and any CSV file.
+
+[G] is Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*. Examples for training come from the
+training split of the text and those for testing from the validation split, so no pre-training has seen a text that is tested.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from gpt.finetune.csv_files import read_task
+from gpt.finetune.speeches import Speech, parse_speeches
+from gpt.finetune.task import Example, Task, TaskConfig
+from gpt.settings import UserError, shorten
+
+MARKS = (".", "?", "!")
+CANDIDATES = 4  # of next_speech
+NEAR = 20  # speeches: those no further away are taken to be of the same scene
+
+
+def make_task(config: TaskConfig, train_text: str, test_text: str, seed: int) -> Task:
+    """The task that `config` names. The seed decides which speeches meet, and the order.
+
+    Raises UserError for an unknown task, and for a text or file that does not make one.
+    """
+    if config.name == "csv":
+        task = read_task(config, seed)
+    elif config.name in TASKS:
+        kind, labels, _ = TASKS[config.name]
+        train, test = (make_examples(config.name, text, [seed, number]) for number, text in enumerate((train_text, test_text)))
+        task = Task(config.name, kind, labels, train, test)
+    else:
+        raise UserError(f"task = {shorten(config.name)}: unknown; choose one of {', '.join(TASKS)}, csv")
+    train, test = (shuffled(part, seed, limit) for part, limit in ((task.train, config.max_train), (task.test, config.max_test)))
+    return Task(task.name, task.kind, task.labels, train, test)
+
+
+def make_examples(name: str, text: str, seed: Sequence[int]) -> list[Example]:
+    """The examples of one of TASKS that a text makes. Raises UserError if there are fewer than two."""
+    examples = TASKS[name][2](parse_speeches(text), np.random.default_rng(seed))
+    if len(examples) < 2:
+        reason = f"a split of {len(text):,} characters makes {len(examples)} examples"
+        raise UserError(f"task = {name}: {reason}; give a play in which each speech follows its speaker's name")
+    return examples
+
+
+def shuffled(examples: Sequence[Example], seed: int, limit: int) -> list[Example]:
+    """The examples in an order that the seed decides, at most `limit` of them (0: all)."""
+    order = np.random.default_rng([seed, len(examples)]).permutation(len(examples))
+    return [examples[number] for number in order[: limit or None]]
+
+
+def mark(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
+    """With which mark did the speech end? The mark is taken away. Each mark is equally frequent."""
+    of_each: list[list[Example]] = [
+        [Example((speech.text[:-1],), label) for speech in speeches if speech.text.endswith(mark) and len(speech.text) > 1]
+        for label, mark in enumerate(MARKS)
+    ]
+    fewest = min(map(len, of_each))
+    return [examples[number] for examples in of_each for number in random.permutation(len(examples))[:fewest]]
+
+
+def reply(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
+    """Does the second speech answer the first? Half of them do, the others are of similar length and from elsewhere."""
+    examples, by_length = [], ByLength(speeches)
+    for place in range(len(speeches) - 1):
+        label = int(random.integers(2))
+        other = place + 1 if label else by_length.elsewhere(place + 1, 1, random)[0]
+        examples.append(Example((speeches[place].text, speeches[other].text), label))
+    return examples
+
+
+def same_speaker(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
+    """Are the two speeches by the same person? In both cases they are of the same scene, so its subject does not tell."""
+    examples = []
+    for place, speech in enumerate(speeches):
+        near = range(max(0, place - NEAR), place)
+        same = [other for other in near if speeches[other].speaker == speech.speaker]
+        different = [other for other in near if speeches[other].speaker != speech.speaker]
+        if same and different:
+            label = int(random.integers(2))
+            other = int(random.choice(same if label else different))
+            examples.append(Example((speeches[other].text, speech.text), label))
+    return examples
+
+
+def next_speech(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
+    """Which of four speeches comes next? The other three are of similar length and from elsewhere."""
+    examples, by_length = [], ByLength(speeches)
+    if len(speeches) <= 2 * NEAR + CANDIDATES:
+        return []
+    for place in range(len(speeches) - 1):
+        candidates = [speeches[other].text for other in by_length.elsewhere(place + 1, CANDIDATES - 1, random)]
+        label = int(random.integers(CANDIDATES))
+        candidates.insert(label, speeches[place + 1].text)
+        examples.append(Example((speeches[place].text, *candidates), label))
+    return examples
+
+
+class ByLength:
+    """Finds speeches that are about as long as a given one, and far from it."""
+
+    def __init__(self, speeches: Sequence[Speech]) -> None:
+        self.order = np.argsort([len(speech.text) for speech in speeches], kind="stable")
+        self.rank = np.argsort(self.order)
+
+    def elsewhere(self, place: int, count: int, random: np.random.Generator) -> list[int]:
+        """`count` speeches more than NEAR away from `place`, drawn from the 16 nearest in length, or as many as there are."""
+        by_distance = np.argsort(abs(np.arange(len(self.order)) - self.rank[place]), kind="stable")[: 16 + 2 * NEAR + 1]
+        far = [int(other) for other in self.order[by_distance] if abs(other - place) > NEAR][:16]
+        if len(far) < count:
+            far = [other for other in range(len(self.order)) if abs(other - place) > 1]
+        return [int(other) for other in random.choice(far, count, replace=len(far) < count)]
+
+
+Make = Callable[[Sequence[Speech], np.random.Generator], list[Example]]
+TASKS: dict[str, tuple[str, tuple[str, ...], Make]] = {
+    "mark": ("classification", MARKS, mark),
+    "reply": ("entailment", ("no", "yes"), reply),
+    "same_speaker": ("similarity", ("no", "yes"), same_speaker),
+    "next_speech": ("choice", tuple(str(number) for number in range(1, CANDIDATES + 1)), next_speech),
+}
