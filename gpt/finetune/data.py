@@ -37,7 +37,7 @@ def is_from_file(task: TaskConfig) -> bool:
 
 
 class ExampleBatches:
-    """Training batches number `start` to `length` - 1. Batch k depends on (seed, k) alone, as in `gpt.data.RandomWindows`.
+    """Training batches number `start` to `length` - 1. Batch k depends on (seed, k) alone, as in `gpt.data.ShuffledWindows`.
 
     An epoch is a permutation of the examples, of which the last few are left out if they do not fill a batch. With several
     processes, each takes its share of a batch.
