@@ -14,7 +14,7 @@ from gpt.finetune.task import Example, Task, TaskConfig
 from gpt.finetune.tasks import NEAR, TASKS, make_task
 from gpt.settings import UserError
 
-CSV = TaskConfig("csv", None, None, ["text"], "label", False, None, 0.25, 0, 0)
+CSV = TaskConfig("csv", None, None, ["text"], "label", False, None, 0.25, 99, 0, 0)
 
 
 def play(name: str, speeches: int = 200) -> str:

@@ -106,7 +106,7 @@ class TaskData(Data):
         self.sha256 = text.sha256
         if tokenizer is None:
             tokenizer = tokenizer_class(config.tokenizer).fit(text, train_fraction, config.bpe_vocab_size)
-        self.tokenizer, self.unit, self.context_length = tokenizer, tokenizer.unit, context_length
+        self.tokenizer, self.unit, self.max_length = tokenizer, tokenizer.unit, min(context_length, task.max_length)
         train_text = test_text = ""
         if not is_from_file(task):
             whole = "".join(open_text(config, raw=False))
@@ -139,7 +139,7 @@ class TaskData(Data):
                 self.dropped |= set(text) - set(kept)
             example = replace(example, texts=known)
         try:
-            return to_sequences(example, self.task.kind, self.tokenizer, self.context_length), example.label
+            return to_sequences(example, self.task.kind, self.tokenizer, self.max_length), example.label
         except UserError as error:
             reason = str(error).rpartition(";")[0]
             advice = "set finetune.drop_unknown=true to leave them out, or pre-train with data.tokenizer=byte"

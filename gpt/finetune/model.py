@@ -89,14 +89,15 @@ def describe_classifier(metadata: Mapping[str, Any], config: GPTConfig) -> tuple
 
     Raises UserError, or whatever wrong types lead to: the metadata may come from anybody.
     """
-    kind, labels = check_task(metadata["task"])
+    kind, labels, _ = check_task(metadata["task"])
     extra = (SPECIAL + answer_size(kind, len(labels))) * config.n_embd
     return partial(Classifier, kind=kind, labels=len(labels), dropout=0.0), extra
 
 
-def check_task(task: Any) -> tuple[str, list[str]]:
-    """The kind and the labels of a task, as a checkpoint holds them. Raises UserError for what no task can have."""
+def check_task(task: Any) -> tuple[str, list[str], int]:
+    """The kind, the labels and the longest sequence of a task, as a checkpoint holds them. Raises UserError for what no task can have."""
     kind, labels = convert(task["kind"], str, "task.kind"), convert(task["labels"], list[str], "task.labels")
-    if kind not in KINDS or not 2 <= len(labels) <= 1000:
+    length = convert(task["max_length"], int, "task.max_length")
+    if kind not in KINDS or not 2 <= len(labels) <= 1000 or length < 5:
         raise UserError(f"task = {shorten(kind)} with {len(labels):,} labels: no task of this version")
-    return kind, labels
+    return kind, labels, length

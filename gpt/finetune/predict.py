@@ -28,6 +28,7 @@ class Answerer:
     name: str
     kind: str
     labels: list[str]
+    max_length: int  # tokens of a sequence
 
     def probabilities(self, texts: Sequence[str]) -> dict[str, float]:
         """What the model gives to each label of one example, in the order of the labels. Of a choice: to each candidate.
@@ -39,7 +40,7 @@ class Answerer:
             wanted = {1: "one text", 2: "two texts"}.get(most, "a text and its candidates")
             given = shorten("\t".join(texts).replace("\t", " | ")) or "(empty)"
             raise UserError(f"text = {given}: {self.name} is about {wanted}; separate several by tabs, none of them empty")
-        sequences = to_sequences(Example(tuple(texts), 0), self.kind, self.tokenizer, self.model.config.context_length)
+        sequences = to_sequences(Example(tuple(texts), 0), self.kind, self.tokenizer, self.max_length)
         (scores,) = scores_of(self.model, [collate([(sequences, 0)])])
         names = self.labels if self.kind != "choice" else [str(number) for number in range(1, scores.size(1) + 1)]
         return dict(zip(names, scores[0].softmax(dim=0).tolist(), strict=True))
@@ -52,8 +53,9 @@ def load_answerer(path: Path) -> Answerer:
         advice = "fine-tune it first: python scripts/finetune.py init=RUN task=mark"
         raise refusal(path, "a language model, which answers no questions about texts", advice)
     model, tokenizer, metadata = assemble(path, content)
-    kind, labels = check_task(metadata["task"])
-    return Answerer(cast(Classifier, model), tokenizer, shorten(metadata["task"].get("name")), kind, labels)
+    kind, labels, length = check_task(metadata["task"])
+    length = min(length, model.config.context_length)
+    return Answerer(cast(Classifier, model), tokenizer, shorten(metadata["task"].get("name")), kind, labels, length)
 
 
 @torch.no_grad()

@@ -107,8 +107,10 @@ class FineTuning(Recipe):
         return ClassifierModule(model, config.optimizer, config.scheduler, data.tokenizer.lengths, finetune.lm_weight)
 
     def metadata(self, data: Data) -> dict[str, Any]:
-        task = cast(TaskData, data).task
-        return {"task": {"name": task.name, "kind": task.kind, "labels": list(task.labels)}}
+        found = cast(TaskData, data)
+        task = found.task
+        of_task = {"name": task.name, "kind": task.kind, "labels": list(task.labels), "max_length": found.max_length}
+        return {"task": of_task}
 
     def describe(self, data: Data) -> str:
         found = cast(TaskData, data)
