@@ -166,7 +166,18 @@ def test_logger_settings_are_checked(tmp_path):
 
 def test_no_setting_of_any_callback_is_a_path():
     names = {key for kind in CALLBACKS.values() for key in getattr(kind.__init__, "__annotations__", {})}
-    assert names - {"return"} == {"prompt", "tokens", "temperatures", "top_k", "text", "every", "patience", "decay", "tasks", "examples"}
+    assert names - {"return"} == {
+        "prompt",
+        "tokens",
+        "temperatures",
+        "top_k",
+        "text",
+        "every",
+        "patience",
+        "decay",
+        "tasks",
+        "examples",
+    }
 
 
 # States in a checkpoint that a stranger has written
