@@ -95,7 +95,7 @@ def describe_classifier(metadata: Mapping[str, Any], config: GPTConfig) -> tuple
 
 
 def check_task(task: Any) -> tuple[str, list[str], int]:
-    """The kind, the labels and the longest sequence of a task, as a checkpoint holds them. Raises UserError for what no task can have."""
+    """The kind, the labels and the longest sequence of a task, as a checkpoint holds them. Raises UserError for what is none."""
     kind, labels = convert(task["kind"], str, "task.kind"), convert(task["labels"], list[str], "task.labels")
     length = convert(task["max_length"], int, "task.max_length")
     if kind not in KINDS or not 2 <= len(labels) <= 1000 or length < 5:
