@@ -90,10 +90,10 @@ def next_for_task(folder: Path, config: RunConfig) -> list[str]:
     run, commands = shell_path(folder), []
     assert config.task is not None
     if any((folder / "checkpoints").glob("*.ckpt")):
-        name, columns = config.task.name, config.task.columns
-        several = len(columns) > 1 if name == "csv" else name != "mark"
-        text = "What say you,$'\\t'Nothing, my lord" if several else "What say you"
-        commands.append(f"python {script('classify')} {run} --text {text if several else shlex.quote(text)}")
+        count = {"csv": len(config.task.columns), "mark": 1, "next_speech": 3}.get(config.task.name, 2)
+        texts = ["What say you", "Nothing, my lord", *["Good night"] * count][:count]
+        quoted = shlex.quote(texts[0]) if count == 1 else "$'" + "\\t".join(texts) + "'"  # how a shell writes a tab
+        commands.append(f"python {script('classify')} {run} --text {quoted}")
     if config.init is not None and config.task.name != "csv":
         places = f"{shell_path(Path(config.init))},null"
         commands.append(f"python {script('finetune')} -m init={places} task={config.task.name} seed=1,2,3")
