@@ -147,7 +147,7 @@ def collect_result(trainer: L.Trainer, module: GPTModule, seconds: float) -> tup
         vocab_size=module.model.config.known_vocab_size(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         seconds=round(throughput.elapsed if throughput else seconds, 1),
-        chars_per_second=round(throughput.characters / throughput.seconds, 1) if throughput else None,
+        chars_per_second=round(throughput.characters / throughput.seconds, 1) if throughput and throughput.seconds else None,
     )
     return result, samples.latest if samples else None
 
