@@ -140,7 +140,7 @@ def collect_result(trainer: L.Trainer, module: GPTModule, seconds: float) -> tup
     best, throughput, samples = (find_callback(trainer, kind) for kind in (BestCheckpoint, Throughput, Samples))
     result = Result(
         best_val_loss=best.score if best else None,
-        best_step=best.step if best else None,
+        best_step=best.step if best and best.score is not None else None,
         final_val_loss=trainer.callback_metrics["val/loss"].item(),
         final_bits_per_char=trainer.callback_metrics["val/bits_per_char"].item(),
         step=trainer.global_step,
