@@ -125,7 +125,7 @@ def tabulate(losses: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    losses = evaluate(*getattr(options, "checkpoint", []), path=options.data, context_length=options.context_length)
+    losses = evaluate(*options.checkpoint or [], path=options.data, context_length=options.context_length)
     print(json.dumps(losses) if options.json else tabulate(losses))
 
 

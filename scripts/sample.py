@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_sampling(options.temperature, options.top_k, options.top_p)
     if options.stop == "":
         raise UserError("stop = '': every text contains it; give at least one character, or leave it out")
-    model, tokenizer, _ = load_models(getattr(options, "checkpoint", []))
+    model, tokenizer, _ = load_models(options.checkpoint or [])
     prompt = read_prompt(options)
     write_texts(model, tokenizer, tokenizer.default_prompt if prompt is None else prompt, options)
 

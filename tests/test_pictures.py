@@ -10,10 +10,21 @@ from gpt.cli.layout import Axis, arrange, find_axes, locate
 from gpt.cli.pictures import draw_axes, draw_curves, draw_pictures, draw_run
 from gpt.cli.records import Group, RunRecord
 from gpt.model import flops_per_token
+from gpt.runs.result import Result
 from gpt.settings import UserError
 
 matplotlib = pytest.importorskip("matplotlib", reason="extra plot is not installed")
-RESULT = dict(best_val_loss=2.0, step=20, seconds=10.0)
+RESULT = Result(
+    best_val_loss=2.0,
+    best_step=20,
+    final_val_loss=2.0,
+    final_bits_per_char=2.9,
+    step=20,
+    vocab_size=65,
+    parameters=1,
+    seconds=10.0,
+    chars_per_second=None,
+)
 SIZES = {"data.batch_size": 4, "trainer.accumulate_grad_batches": 2}
 
 
@@ -23,7 +34,7 @@ def make_group(loss, name, curve=((10, 3.0), (20, 2.0)), **settings):
     all_settings = SIZES | {f"model.{key}": value for key, value in settings.items()}
     runs = [
         RunRecord(
-            f"{name},seed={seed}" if len(losses) > 1 else name, all_settings, RESULT | {"best_val_loss": found}, list(curve)
+            f"{name},seed={seed}" if len(losses) > 1 else name, all_settings, replace(RESULT, best_val_loss=found), list(curve)
         )
         for seed, found in enumerate(losses)
     ]

@@ -64,7 +64,7 @@ def test_it_writes_a_play(capsys):
 
 
 def test_programs_take_it(tmp_path, capsys, monkeypatch):
-    assert evaluate.parse(["--pretrained"]).checkpoint == evaluate.parse([str(PRETRAINED)]).checkpoint == str(PRETRAINED)
+    assert evaluate.parse(["--pretrained"]).checkpoint == evaluate.parse([str(PRETRAINED)]).checkpoint == [str(PRETRAINED)]
     assert evaluate.parse([]).checkpoint is None
     with pytest.raises(UserError, match="argument --pretrained: not allowed with argument RUN"):
         evaluate.parse(["outputs/RUN", "--pretrained"])
