@@ -1,7 +1,7 @@
 """Checkpoints: finding, reading and loading them. Nothing in them is executed, and everything is checked before it is used.
 
 A checkpoint is Lightning's, with the run's metadata under "gpt", from which the model can be made again:
-    format (3), model (the fields of GPTConfig), tokenizer (its state), text_sha256, config (all settings of the run),
+    format (4), model (the fields of GPTConfig), tokenizer (its state), text_sha256, config (all settings of the run),
     and for a fine-tuned model task (its name, kind and labels)
 """
 
@@ -25,7 +25,7 @@ from gpt.training_state import PREFIX, check_training_state, compare_weights, de
 
 __all__ = ["FORMAT", "AtomicCheckpointIO", "assemble", "check_training_state", "find", "load", "read", "tensors_in"]
 
-FORMAT = 3
+FORMAT = 4
 LARGEST_ROTARY_TABLE = 2**25  # numbers. It is the only large tensor of a model that is not in its checkpoint
 OWN = "use a checkpoint that this project wrote"
 

@@ -54,6 +54,13 @@ def test_every_residual_branch_has_dropout():
     assert changed.float().mean() < 0.05
 
 
+@pytest.mark.parametrize("also", [True, False])
+def test_attention_weights_have_dropout_only_if_asked(also):
+    attention = make_model(dropout=0.5, attention_dropout=also).train().blocks[0].attn
+    x, rotary = torch.randn(4, 16, 16), make_model().rotary
+    assert torch.equal(attention(x, rotary, None), attention(x, rotary, None)) is not also
+
+
 def test_convolution_adds_a_mixture_of_earlier_positions():
     conv, x = CausalConv(size=3, width=2), torch.randn(4, 5, 3)
     torch.testing.assert_close(conv(x, None), x)  # it starts at zero

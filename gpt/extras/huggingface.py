@@ -62,7 +62,8 @@ def hf_config(config: GPTConfig) -> "PretrainedConfig":
         raise UserError(f"model.norm = {config.norm}: no class of transformers has it here; train with model.norm=layernorm")
     sizes = dict(vocab_size=config.vocab_size, bos_token_id=None, eos_token_id=None, tie_word_embeddings=config.tied_head)
     learned = dict(n_positions=config.context_length, n_embd=config.n_embd, n_layer=config.n_layer, n_head=config.n_head)
-    dropout = dict(resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=config.dropout)
+    attn_pdrop = config.dropout if config.attention_dropout else 0.0
+    dropout = dict(resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=attn_pdrop)
     if kind == ("post", "learned") and not config.qk_norm and config.activation != "relu2":
         return tf.OpenAIGPTConfig(**sizes, **learned, **dropout, afn=config.activation)  # where "gelu" is the tanh form
     if kind == ("pre", "learned") and not config.qk_norm:
@@ -99,6 +100,7 @@ def our_config(theirs: "PretrainedConfig") -> GPTConfig:
             activation=known[activation],
             bias=True,
             tied_head=bool(theirs.tie_word_embeddings),
+            attention_dropout=bool(theirs.attn_pdrop),
             qk_norm=False,
             conv_width=0,
         )
