@@ -82,7 +82,7 @@ def test_another_format_names_the_command_that_makes_it_anew(tmp_path, monkeypat
     content["gpt"]["format"] = FORMAT - 1
     monkeypatch.setattr("gpt.checkpoint.PRETRAINED", tmp_path / "old.ckpt")
     torch.save(content, tmp_path / "old.ckpt")
-    with pytest.raises(UserError, match=f"its format is {FORMAT - 1}, this version reads {FORMAT}; make it anew: make pretrained"):
+    with pytest.raises(UserError, match=f"its format is {FORMAT - 1}, .* {FORMAT}; make it anew: make pretrained"):
         load(tmp_path / "old.ckpt")
 
 
