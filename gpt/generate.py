@@ -1,6 +1,7 @@
 """Sampling: the model writes on from a prompt, one token after another, each drawn from what it expects next."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -29,10 +30,10 @@ def check_sampling(temperature: float, top_k: int | None = None, top_p: float | 
         raise UserError(f"top_p = {top_p}: not a probability above 0; set it above 0 and up to 1")
 
 
-def generator_of_text(seed: int, index: int) -> torch.Generator:
+def generator_of_text(seed: int, index: int, device: str = "cpu") -> torch.Generator:
     """Random numbers for one of several texts, which depend on the seed and on this text's index and on nothing else."""
     mixed = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(mixed[0]))
+    return torch.Generator(device).manual_seed(int(mixed[0]))
 
 
 def sample_next(
@@ -75,9 +76,37 @@ def draw(probabilities: Tensor, generator: Generator) -> Tensor:
     return torch.cat([torch.multinomial(row, 1, generator=own)[:, 0] for row, own in rows])
 
 
+class Reader:
+    """A model with the positions that it has read, so that each further token costs one position and not a whole window.
+
+    It reads at most context_length positions: the end of a longer text, and, when the context is full, its later half anew.
+    `logits` (B, V) are those after the last position. `expected` is how many positions at most will follow the first ids, so that
+    a short text takes little memory.
+    """
+
+    def __init__(self, model: GPT | Ensemble, expected: int = sys.maxsize) -> None:
+        self.model, self.expected = model, expected
+        self.window: Tensor | None = None  # all that has been read and not been forgotten (B, T)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Logits (B, V) after ids (B, T), T >= 1, which go on where the last ones ended."""
+        limit, before = self.model.config.context_length, self.window
+        self.window = ids[:, -limit:] if before is None else torch.cat((before, ids), dim=1)
+        if before is None or self.window.size(1) > limit:
+            if before is not None:
+                self.window = self.window[:, -max(1, limit // 2) :]
+            capacity = min(limit, self.window.size(1) + self.expected)
+            self.logits, self.read_one_more = read(self.model, self.window, capacity)
+        else:
+            for position in ids.split(1, dim=1):
+                self.logits = self.read_one_more(position)
+        self.expected -= 1 if before is None else ids.size(1)
+        return self.logits
+
+
 @torch.inference_mode()
 def generate(
-    model: GPT | Ensemble,
+    model: GPT | Ensemble | Reader,
     ids: Tensor,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -87,8 +116,7 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield the next ids (B,) after ids (B, T), T >= 1, `max_new_tokens` times, as they are drawn.
 
-    The model reads at most context_length positions: the end of a longer prompt, and, when the context is full, its later half
-    anew. So a token costs one position and not a whole window, except once per half context.
+    Given a `Reader`, ids go on where the last ones ended, and the last token drawn has not been read yet.
 
     With one generator for each row, at most FEW_ROWS of them, and a float32 model on a CPU, what is drawn for a row depends on
     this row and its generator alone, to the last bit. Elsewhere matrix products may round differently in batches of another
@@ -97,22 +125,16 @@ def generate(
     The model is in eval mode while this runs and in its former mode afterwards. Raises UserError for meaningless settings.
     """
     check_sampling(temperature, top_k, top_p)
-    limit, was_training = model.config.context_length, model.training
-    model.eval()
+    reader = model if isinstance(model, Reader) else Reader(model, max_new_tokens)
+    was_training = reader.model.training
+    reader.model.eval()
     try:
-        window, read_one_more = ids[:, -limit:], None  # the window is all that the model has read, or is about to read
-        for count in range(max_new_tokens):
-            if window.size(1) > limit:
-                window, read_one_more = window[:, -max(1, limit // 2) :], None
-            if read_one_more is None:
-                logits, read_one_more = read(model, window, min(limit, window.size(1) + max_new_tokens - count))
-            else:
-                logits = read_one_more(window[:, -1:])
-            drawn = sample_next(logits, temperature, top_k, top_p, generator)
-            window = torch.cat((window, drawn[:, None]), dim=1)
+        for _ in range(max_new_tokens):
+            drawn = sample_next(reader(ids), temperature, top_k, top_p, generator)
             yield drawn
+            ids = drawn[:, None]
     finally:
-        model.train(was_training)
+        reader.model.train(was_training)
 
 
 def read(model: GPT | Ensemble, ids: Tensor, capacity: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
