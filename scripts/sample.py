@@ -5,27 +5,15 @@ echo "ROMEO:" | python scripts/sample.py outputs/RUN --temperature 0.7 --num-sam
 """
 
 import argparse
-import codecs
 import os
-import secrets
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from gpt.cli.options import Parser, add_checkpoint, whole_number
-from gpt.settings import UserError, printable, user_errors
+from gpt.settings import UserError, user_errors
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gpt.ensemble import Ensemble
-    from gpt.model import GPT
-    from gpt.tokenizer import Tokenizer
-
-TEXTS_AT_ONCE = 32
 LARGEST_PROMPT = 2**24  # bytes
-SEPARATOR = "-" * 20 + "\n"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -48,7 +36,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=whole_number(0), help="the same seed writes the same text; default: a new one each time")
     several = "how many texts to write; the first is shown while it grows (1)"
     parser.add_argument("--num-samples", type=whole_number(1), default=1, help=several)
-    return parser.parse_args(arguments)
+    talk = "type a line, and the model goes on from there, again and again; Ctrl-C stops a text, Ctrl-D ends"
+    parser.add_argument("--interactive", action="store_true", help=talk)
+    color = "tint each character by how much it surprised the model; of a character of several tokens, the last counts"
+    parser.add_argument("--color", action="store_true", help=color)
+    where = "where to compute: cpu, which is faster for one text of a small model, or gpu (cpu)"
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help=where)
+    options = parser.parse_args(arguments)
+    if options.num_samples > 1 and (options.interactive or options.color):
+        option = "interactive" if options.interactive else "color"
+        parser.error(f"--{option} shows one text; leave out --num-samples")
+    if options.interactive and options.prompt_file == "-":
+        parser.error("--interactive reads lines from standard input; give --prompt or a file as the beginning")
+    return options
 
 
 def read_prompt(options: argparse.Namespace) -> str | None:
@@ -72,63 +72,6 @@ def read_prompt(options: argparse.Namespace) -> str | None:
     return prompt if prompt or options.prompt_file else None
 
 
-def write_texts(model: "GPT | Ensemble", tokenizer: "Tokenizer", prompt: str, options: argparse.Namespace) -> None:
-    """Print the first text while it grows, then the others, many of which are sampled at once.
-
-    Each text has random numbers of its own. So the first does not depend on how many there are, and the others do only as far
-    as batches of other sizes round differently.
-    """
-    from gpt.generate import generate, generator_of_text, until
-
-    context = tokenizer.encode(prompt or tokenizer.default_prompt)  # the model cannot start from nothing
-    if len(context) > (limit := model.config.context_length):
-        print(f"note: the prompt has {len(context):,} tokens; the model sees the last {limit:,}", file=sys.stderr)
-    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
-    if options.seed is None:
-        print(f"seed {seed}", file=sys.stderr)
-    exact = options.exact or not tokenizer.knows("\n")
-    stop = (options.stop or "").encode(errors="surrogateescape")
-    longest = options.tokens + (0 if exact else options.tokens // 5)
-
-    def sample(indices: range) -> Iterator["Tensor"]:
-        generators = [generator_of_text(seed, index) for index in indices]
-        settings = longest, options.temperature, options.top_k, options.top_p
-        return generate(model, context.expand(len(indices), -1), *settings, generators)
-
-    def shorten(pieces: Iterable[bytes]) -> Iterable[bytes]:
-        pieces = pieces if exact else up_to_line_end(pieces, options.tokens)
-        return until(pieces, stop) if stop else pieces
-
-    show = printable if sys.stdout.isatty() else str  # a vocabulary may hold what would command a terminal
-    sys.stdout.write(show(prompt))
-    characters = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
-    for piece in shorten(tokenizer.decode_bytes(ids) for ids in sample(range(1))):
-        sys.stdout.write(show(characters.decode(piece)))
-        sys.stdout.flush()
-    print(show(characters.decode(b"", final=True)), flush=True)
-    for start in range(1, options.num_samples, TEXTS_AT_ONCE):
-        texts: list[list[bytes]] = [[] for _ in range(min(TEXTS_AT_ONCE, options.num_samples - start))]
-        growing = texts
-        for ids in sample(range(start, start + len(texts))):
-            for text, id in zip(texts, ids.tolist(), strict=True):
-                text.append(tokenizer.pieces[id])
-            if stop:  # a piece that completes it makes the last pieces, one for each of its bytes, contain it
-                growing = [text for text in growing if stop not in b"".join(text[-len(stop) :])]
-                if not growing:
-                    break
-        for text in texts:
-            print(SEPARATOR + show(prompt + b"".join(shorten(text)).decode(errors="replace")), flush=True)
-
-
-def up_to_line_end(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
-    """The first `count` pieces of a text, and those after them to the end of the line, whose line break is left out."""
-    for number, piece in enumerate(pieces, start=1):
-        if number >= count and b"\n" in piece:
-            yield piece.partition(b"\n")[0]
-            return
-        yield piece
-
-
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
@@ -144,8 +87,15 @@ def main(arguments: list[str] | None = None) -> None:
     if options.stop == "":
         raise UserError("stop = '': every text contains it; give at least one character, or leave it out")
     model, tokenizer, _ = load_models(options.checkpoint or [])
+
+    from gpt.cli.texts import Author
+
+    if options.interactive:
+        given = options.prompt is not None or options.prompt_file is not None
+        Author(model, tokenizer, options).converse(read_prompt(options) if given else None)
+        return
     prompt = read_prompt(options)
-    write_texts(model, tokenizer, tokenizer.default_prompt if prompt is None else prompt, options)
+    Author(model, tokenizer, options).write(tokenizer.default_prompt if prompt is None else prompt)
 
 
 def stop_at_once(signal_number: int, frame: object) -> NoReturn:

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import gpt.cli.texts
 import sample
 from conftest import ROOT, TINY
 from gpt.settings import user_errors
@@ -98,8 +100,8 @@ PIECES = [b"a", b"b\n", b"c", b"\n", b"d", b"e\nf", b"g"]  # as of byte pairs, w
 
 @pytest.mark.parametrize(("count", "text"), [(0, "ab"), (1, "ab"), (2, "ab"), (3, "ab\nc"), (4, "ab\nc"), (5, "ab\nc\nde")])
 def test_text_ends_where_a_line_ends(count, text):
-    assert b"".join(sample.up_to_line_end(PIECES, count)) == text.encode()
-    assert list(sample.up_to_line_end(PIECES, 7)) == PIECES
+    assert b"".join(gpt.cli.texts.up_to_line_end(PIECES, count)) == text.encode()
+    assert list(gpt.cli.texts.up_to_line_end(PIECES, 7)) == PIECES
 
 
 def test_text_is_at_most_a_fifth_longer_and_otherwise_the_same(write):
@@ -110,17 +112,17 @@ def test_text_is_at_most_a_fifth_longer_and_otherwise_the_same(write):
     assert longer == exact[: min(exact.find("\n", len("O") + 49), len("O") + 60)] + "\n"
     many = write("--prompt", "O", "--tokens", "100", "--temperature", "1", "--num-samples", "4", "--seed", "1")[0]
     lines = write("--prompt", "O", "--tokens", "50", "--temperature", "1", "--num-samples", "4", "--seed", "1", exact=False)[0]
-    for whole, text in zip(many.split(sample.SEPARATOR), lines.split(sample.SEPARATOR), strict=True):
+    for whole, text in zip(many.split(gpt.cli.texts.SEPARATOR), lines.split(gpt.cli.texts.SEPARATOR), strict=True):
         line_end = whole.find("\n", len("O") + 49)
         assert text == whole[: min(line_end, len("O") + 60)] + "\n"
 
 
 def test_texts_do_not_depend_on_how_many_there_are(write, monkeypatch):
-    monkeypatch.setattr(sample, "TEXTS_AT_ONCE", 4)  # so that seven texts take more than one batch
+    monkeypatch.setattr(gpt.cli.texts, "TEXTS_AT_ONCE", 4)  # so that seven texts take more than one batch
 
     def texts(count: int) -> list[str]:
         out, _ = write("--prompt", "O", "--tokens", "40", "--seed", "4", "--num-samples", str(count))
-        return out.removesuffix("\n").split("\n" + sample.SEPARATOR)
+        return out.removesuffix("\n").split("\n" + gpt.cli.texts.SEPARATOR)
 
     seven = texts(7)
     assert [len(text) for text in seven] == [len("O") + 40] * 7
@@ -131,7 +133,7 @@ def test_texts_do_not_depend_on_how_many_there_are(write, monkeypatch):
 
 def test_no_new_tokens_gives_the_prompt_alone(write):
     assert write("--prompt", "O me", "--tokens", "0")[0] == "O me\n"
-    assert write("--prompt", "O me", "--tokens", "0", "--num-samples", "2")[0] == f"O me\n{sample.SEPARATOR}O me\n"
+    assert write("--prompt", "O me", "--tokens", "0", "--num-samples", "2")[0] == f"O me\n{gpt.cli.texts.SEPARATOR}O me\n"
 
 
 @pytest.mark.parametrize("greedy", [("--temperature", "0"), ("--temperature", "1e-46"), ("--top-p", "1e-50"), ("--top-k", "1")])
@@ -228,7 +230,7 @@ def test_closed_and_full_streams_give_no_traceback(run, redirection, code, out, 
 
 def test_very_many_texts_are_written_until_nobody_reads_them(run):
     done = shell(f"{COMMAND} {run} --prompt O --tokens 3 --num-samples 1e9 | head -5")
-    assert done.stdout.count(sample.SEPARATOR) == 2
+    assert done.stdout.count(gpt.cli.texts.SEPARATOR) == 2
     assert done.stderr == ""
 
 
@@ -262,7 +264,7 @@ def test_help_does_not_import_torch():
 def test_stop_ends_each_text_before_the_string(write, stop):
     """The first text grows before the reader's eyes, the others are sampled together."""
     several = ("--prompt", f"O{stop}O", "--tokens", "200", "--temperature", "2", "--num-samples", "3")
-    whole, stopped = (write(*several, *more)[0].split(sample.SEPARATOR) for more in ((), ("--stop", stop)))
+    whole, stopped = (write(*several, *more)[0].split(gpt.cli.texts.SEPARATOR) for more in ((), ("--stop", stop)))
     start = len(f"O{stop}O")
     assert [text[start:].rstrip("\n") for text in stopped] == [text[start:].split(stop)[0].rstrip("\n") for text in whole]
 
@@ -270,3 +272,47 @@ def test_stop_ends_each_text_before_the_string(write, stop):
 def test_empty_stop_string_is_refused(write):
     with pytest.raises(sample.UserError, match="stop = '': every text contains it; give"):
         write("--stop", "")
+
+
+def test_color_tints_what_surprised_the_model_and_changes_no_character(write):
+    options = ("--prompt", "O", "--tokens", "60", "--temperature", "3")
+    plain, tinted = write(*options)[0], write(*options, "--color")[0]
+    assert re.sub(r"\x1b\[[0-9;]+m", "", tinted) == plain
+    assert "\x1b[48;5;" in tinted
+    assert "\x1b[48;5;" not in plain
+
+
+@pytest.mark.parametrize("option", [("--color",), ("--interactive",), ("--interactive", "--prompt-file", "-")])
+def test_options_that_contradict_each_other_are_refused(write, option):
+    with pytest.raises(sample.UserError, match=f"{option[0]} (shows one text|reads lines)"):
+        write(*option, *(() if len(option) > 1 else ("--num-samples", "2")))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
+def test_gpu_that_is_not_there_is_refused(write):
+    with pytest.raises(sample.UserError, match="device = gpu: PyTorch finds none"):
+        write("--device", "gpu")
+
+
+def test_conversation_goes_on_after_each_line(run):
+    """The first answer is the text for the same prompt. An unknown character is refused, and the next line is taken."""
+    alone = shell(f"{COMMAND} {run} --prompt $'ROMEO:\\n' --tokens 20").stdout.removeprefix("ROMEO:\n")
+    talk = shell(f"printf 'ROMEO:\\n\U0001f642\\nO me.\\n' | {COMMAND} {run} --interactive --tokens 20")
+    first, refused, second, end = talk.stdout.split("> ")[1:]
+    assert (first, refused, end) == (alone, "", "\n")
+    assert len(second) == 20 + 1
+    assert second != first
+    assert "among the" in talk.stderr
+    assert talk.returncode == 0
+
+
+def test_conversation_survives_an_interrupt(run):
+    command = [sys.executable, str(ROOT / "scripts" / "sample.py"), str(run), "--interactive", "--tokens", "10000000"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(b"ROMEO:\n")
+        process.stdin.flush()
+        assert len(process.stdout.read(100)) == 100
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)  # which ends the input
+        assert out.endswith(b"\n> \n"), err
+        assert process.returncode == 0
