@@ -5,7 +5,7 @@ READY = .venv/ready
 READY_BENCH = .venv/ready-bench
 PRECISION ?= 32-true
 
-.PHONY: help train pretrained test test-slow lint format plot notebook lab bench clean
+.PHONY: help train pretrained play page test test-slow lint format plot notebook lab bench clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,13 @@ train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny traine
 pretrained: $(READY) ## train and pack the model of sample.py --pretrained, or pack a run: make pretrained ARGS=outputs/RUN
 	$(if $(ARGS),,$(BIN)/python scripts/train.py experiment=best hydra.run.dir=outputs/pretrained)
 	$(BIN)/python dev/pack.py $(or $(ARGS),outputs/pretrained)
+
+play: $(READY) ## open the newest run in the browser, where it writes plays; train a small one first if there is none
+	@ls outputs/*/checkpoints/*.ckpt outputs/sweeps/*/*/checkpoints/*.ckpt >/dev/null 2>&1 || $(BIN)/python scripts/train.py trainer.max_steps=500
+	$(BIN)/python scripts/export_html.py --out outputs/play.html --open
+
+page: $(READY) ## write outputs/best.html, the page of the model that comes with this project
+	$(BIN)/python scripts/export_html.py --pretrained --out outputs/best.html
 
 test test-slow: export GPT_TEST_PRECISION = $(PRECISION)
 test: export OMP_NUM_THREADS = 1

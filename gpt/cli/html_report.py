@@ -1,7 +1,6 @@
 """A page about a run or a sweep that any browser opens: one file, which loads nothing from anywhere."""
 
 import os
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -13,11 +12,11 @@ from urllib.parse import quote
 
 from gpt.cli.layout import Point, find_axes, locate, show
 from gpt.cli.pictures import draw_axes, draw_curves, draw_run, our_style
-from gpt.cli.records import Group, RunRecord, group_runs, read_run, read_runs
+from gpt.cli.records import Group, RunRecord, group_runs, read_about, read_run, read_runs, typed_command
 from gpt.cli.svg import inline_svg
 from gpt.cli.table import choose_columns, make_lines, render
 from gpt.cli.task_table import are_tasks, draw_tasks, sort_tasks, task_cells, task_lines
-from gpt.files import read_json, read_text, write_text
+from gpt.files import read_text, write_text
 from gpt.runs.result import Result, TaskResult
 from gpt.settings import UserError, printable, shorten
 
@@ -175,14 +174,6 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """What a run.json says, or nothing if it is missing or damaged."""
-    try:
-        return read_json(folder / "run.json")
-    except UserError:
-        return {}
-
-
 def machine_facts(about: Mapping[str, Any]) -> dict[str, str]:
     """Where, with what and from which commit a run was made, as far as its run.json tells."""
     machine, versions = (part if isinstance(part := about.get(key), dict) else {} for key in ("machine", "versions"))
@@ -197,11 +188,9 @@ def machine_facts(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def command(about: Mapping[str, Any]) -> str:
-    """What was typed to train, quoted for the shell. A stranger's folder must not offer another command to be pasted."""
-    words = about.get("command")
-    if not (isinstance(words, list) and words and re.fullmatch(r"[^-].*\.py", str(words[0]))):
-        return '<p class="note">The command was not recorded.</p>'
-    return f'<pre class="command">{escape(printable("python " + shlex.join(map(str, words))))}</pre>'
+    """What was typed to train, as HTML."""
+    typed = typed_command(about)
+    return f'<pre class="command">{escape(typed)}</pre>' if typed else '<p class="note">The command was not recorded.</p>'
 
 
 def show_configuration(folder: Path) -> str:

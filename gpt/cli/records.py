@@ -3,6 +3,8 @@
 import csv
 import io
 import math
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 from gpt.cli.naming import short_names
 from gpt.files import read_json, read_text
 from gpt.runs.result import LARGEST, Result, TaskResult
-from gpt.settings import LARGEST_INT, UserError, build, one_line, shorten
+from gpt.settings import LARGEST_INT, UserError, build, one_line, printable, shorten
 
 
 @dataclass(frozen=True)
@@ -209,3 +211,22 @@ def differ_untyped(runs: Sequence[RunRecord], key: str) -> bool:
 def value_of(run: RunRecord, key: str) -> Any:
     """A run's value of a setting or, for the choice of a group, its name: "-" if none was typed."""
     return run.settings.get(key) if "." in key else describe(run.overrides.get(key, "-"))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a run.json says, or nothing if it is missing or damaged."""
+    try:
+        return read_json(folder / "run.json")
+    except UserError:
+        return {}
+
+
+def typed_command(about: Mapping[str, Any], without: tuple[str, ...] = ()) -> str | None:
+    """What was typed to train, by a run.json, quoted for the shell, without words that begin in certain ways.
+
+    None if that was not recorded: a stranger's folder must not offer another command to be pasted.
+    """
+    words = about.get("command")
+    if not (isinstance(words, list) and words and re.fullmatch(r"[^-].*\.py", str(words[0]))):
+        return None
+    return printable("python " + shlex.join(str(word) for word in words if not str(word).startswith(without or "\0")))

@@ -62,6 +62,7 @@ def next_commands(folder: Path, config: RunConfig) -> list[str]:
     elif any((folder / "checkpoints").glob("*.ckpt")):
         prompt = ' --prompt "ROMEO:"' if config.data.path is None else ""  # another text may lack these characters
         commands += [f"python {script('sample')} {run}{prompt}", f"python {script('evaluate')} {run}"]
+        commands += [f"python {script('export_html')} {run}  # a page that writes, for any browser"]
     if "tensorboard" in config.logger:
         outputs = Path("outputs")
         commands.append(
