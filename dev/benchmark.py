@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -125,7 +126,7 @@ class BareStep:
 
     def __init__(self, *overrides: str) -> None:
         self.config, data = compose(*overrides)
-        self.module = make_module(self.config, data).train()
+        self.module, self.tokenizer = make_module(self.config, data).train(), data.tokenizer
         self.optimizer = build_optimizer(self.module.model, self.config.optimizer, self.config.trainer.precision)
         sizes = self.config.model.context_length, self.config.data.batch_size
         self.batches = iter(ShuffledWindows(data.train_ids, *sizes, seed=0, length=10**9))
@@ -251,6 +252,31 @@ def sampling(options: argparse.Namespace) -> Iterator[Row]:
     yield from (Row("ours : transformers", median_ratio(cached, other), "x") for other in others)
 
 
+def page(options: argparse.Namespace) -> Iterator[Row]:
+    """The page of an untrained model=small in headless Chromium (extra browser): from opening the file to its first character,
+    and 250 characters, which fit into the context, with the attention of every head recorded."""
+    from playwright.sync_api import sync_playwright
+
+    from gpt.extras.page import render
+
+    step = BareStep("model=small")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+        path = Path(folder, "play.html")
+        write_text(path, render(step.module.model.eval(), step.tokenizer, "benchmark", {}, "ROMEO:"))
+        browser, first, rates = driver.chromium.launch(executable_path=shutil.which("chromium")), [], []
+        for _ in range(5):
+            tab, start = browser.new_page(), time.perf_counter()
+            tab.goto(path.as_uri())
+            tab.evaluate("gpt.generate(gpt.encode('ROMEO:'), 1)")
+            first.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            tab.evaluate("gpt.generate(gpt.encode('ROMEO:'), 250, 0.8)")
+            rates.append(250 / (time.perf_counter() - start))
+            tab.close()
+    yield Row("from opening the file to the first character", median(first), "s")
+    yield Row("writing", median(rates), "characters/s")
+
+
 def startup(options: argparse.Namespace) -> Iterator[Row]:
     """From the start of a process to its end, next to the imports that it cannot avoid."""
     run = ["model=tiny", "trainer.max_steps=1", "trainer.accelerator=cpu", "~callbacks", "~logger"]
@@ -315,7 +341,7 @@ def time_to_loss(options: argparse.Namespace) -> Iterator[Row]:
     yield Row("  its loss", median(loss for loss, _ in final), "nats")
 
 
-SECTIONS = {part.__name__: part for part in (throughput, loop, sampling, startup, growth, texts, time_to_loss)}
+SECTIONS = {part.__name__: part for part in (throughput, loop, sampling, page, startup, growth, texts, time_to_loss)}
 
 
 # What is written

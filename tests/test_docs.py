@@ -29,7 +29,7 @@ ELSEWHERE = {
     "hydra/launcher=submitit_slurm": "it needs Slurm",
     "hydra/launcher=ray": "test_launchers.py, where Ray is installed",
 }
-PROGRAMS = ("train", "sample", "evaluate", "compare", "report", "tune", "export_hf", "finetune", "classify")
+PROGRAMS = ("train", "sample", "evaluate", "compare", "report", "tune", "export_hf", "export_html", "finetune", "classify")
 ON_A_PLAY = ("finetune.py", "classify.py")  # programs of which test_finetune.py runs such commands
 OTHER_TOOLS = ("make", "pip", "source", "tensorboard", "torchrun", ".venv/bin/", "srun", "[", "#SBATCH", "#!/bin/bash")
 
