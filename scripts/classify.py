@@ -17,7 +17,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     what = "a fine-tuned run, of which the best checkpoint is taken, or a .ckpt file; by default the newest fine-tuned run"
     parser.add_argument("checkpoint", nargs="?", metavar="RUN", help=what)
-    parser.add_argument("--text", help="the text; of pairs and choices, tabs separate the parts; default: each line of stdin")
+    parser.add_argument(
+        "--text", help="the text; of pairs and choices, tabs separate the parts; \\n is a line break; default: each line of stdin"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object for each text, with every digit")
     return parser.parse_args(arguments)
 
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     answerer = load_answerer(find(options.checkpoint or newest_run(fine_tuned=True)))
     for text in read_texts(options):
-        found = answerer.probabilities(text.split("\t"))
+        found = answerer.probabilities(text.replace("\\n", "\n").split("\t"))
         label = max(found, key=found.__getitem__)
         if options.json:
             print(json.dumps({"text": text, "label": label, "probabilities": found}), flush=True)

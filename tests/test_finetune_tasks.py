@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from gpt.cli.overrides import compose
 from gpt.finetune.baselines import majority_accuracy, naive_bayes_accuracy, wilson_interval
 from gpt.finetune.speeches import Speech, parse_speeches
 from gpt.finetune.task import Example, Task, TaskConfig
-from gpt.finetune.tasks import NEAR, TASKS, make_task
+from gpt.finetune.tasks import BEFORE, NEAR, TASKS, make_task
 from gpt.settings import UserError
 
 CSV = TaskConfig("csv", None, None, ["text"], "label", False, None, 0.25, 99, 0, 0)
@@ -61,11 +62,13 @@ def test_mark_is_taken_away_and_every_mark_is_as_frequent():
 
 
 def place(text: str) -> int:
-    return int(text.split()[2].rstrip(","))
+    """Which speech of `play` a text ends with."""
+    return int(re.findall(r"says (\d+),", text)[-1])
 
 
 def test_replies_and_next_speeches_follow_and_the_others_are_from_elsewhere():
     for example in make_task(config("reply"), play("alpha"), play("omega"), seed=1).train:
+        assert example.texts[0].count("Person") == min(BEFORE, 1 + place(example.texts[0]))
         distance = place(example.texts[1]) - place(example.texts[0])
         assert distance == 1 if example.label else abs(distance - 1) > NEAR
     for example in make_task(config("next_speech"), play("alpha"), play("omega"), seed=1).train:

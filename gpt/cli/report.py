@@ -93,6 +93,8 @@ def next_for_task(folder: Path, config: RunConfig) -> list[str]:
     if any((folder / "checkpoints").glob("*.ckpt")):
         count = {"csv": len(config.task.columns), "mark": 1, "next_speech": 3}.get(config.task.name, 2)
         texts = ["What say you", "Nothing, my lord", *["Good night"] * count][:count]
+        if config.task.name in ("reply", "next_speech"):  # of which each text begins with who speaks
+            texts = [f"{name}:\\n{text}" for name, text in zip(("ROMEO", "JULIET", "Nurse"), texts, strict=False)]
         quoted = shlex.quote(texts[0]) if count == 1 else "$'" + "\\t".join(texts) + "'"  # how a shell writes a tab
         commands.append(f"python {script('classify')} {run} --text {quoted}")
     if config.init is not None and config.task.name != "csv":

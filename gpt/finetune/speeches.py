@@ -14,6 +14,11 @@ class Speech:
     speaker: str
     text: str  # without the speaker's name, and without blank lines around it
 
+    @property
+    def opening(self) -> str:
+        """The speaker's name and the first line, as they stand in the play."""
+        return f"{self.speaker}:\n{self.text.splitlines()[0]}"
+
 
 def parse_speeches(text: str) -> list[Speech]:
     """All speeches of a text in the form of Tiny Shakespeare, in order. There are none in a text of another form.

@@ -15,6 +15,7 @@ from gpt.settings import UserError, shorten
 
 MARKS = (".", "?", "!")
 CANDIDATES = 4  # of next_speech
+BEFORE = 2  # speeches that reply and next_speech show of what was said before
 NEAR = 20  # speeches: those no further away are taken to be of the same scene
 
 
@@ -61,13 +62,24 @@ def mark(speeches: Sequence[Speech], random: np.random.Generator) -> list[Exampl
 
 
 def reply(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
-    """Does the second speech answer the first? Half of them do, the others are of similar length and from elsewhere."""
+    """Does the speech answer what was said before? Half of them do, the others are of similar length and from elsewhere.
+
+    Of all speeches it shows the name and the first line.
+    """
     examples, by_length = [], ByLength(speeches)
-    for place in range(len(speeches) - 1):
+    for place in range(1, len(speeches)):
         label = int(random.integers(2))
-        other = place + 1 if label else by_length.elsewhere(place + 1, 1, random)[0]
-        examples.append(Example((speeches[place].text, speeches[other].text), label))
+        other = place if label else by_length.elsewhere(place, 1, random)[0]
+        examples.append(Example((said_before(speeches, place), speeches[other].opening), label))
     return examples
+
+
+def said_before(speeches: Sequence[Speech], place: int) -> str:
+    """The openings of the last BEFORE speeches before one. Whole speeches would leave no room for several in a context.
+
+    It ends with a blank line, as in the play, so that the model expects a name.
+    """
+    return "".join(f"{speech.opening}\n\n" for speech in speeches[max(0, place - BEFORE) : place])
 
 
 def same_speaker(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
@@ -85,23 +97,23 @@ def same_speaker(speeches: Sequence[Speech], random: np.random.Generator) -> lis
 
 
 def next_speech(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
-    """Which of four speeches comes next? The other three are of similar length and from elsewhere."""
+    """Which of four speeches comes next? The other three are of similar length and from elsewhere. Shown as in `reply`."""
     examples, by_length = [], ByLength(speeches)
     if len(speeches) <= 2 * NEAR + CANDIDATES:
         return []
-    for place in range(len(speeches) - 1):
-        candidates = [speeches[other].text for other in by_length.elsewhere(place + 1, CANDIDATES - 1, random)]
+    for place in range(1, len(speeches)):
+        candidates = [speeches[other].opening for other in by_length.elsewhere(place, CANDIDATES - 1, random)]
         label = int(random.integers(CANDIDATES))
-        candidates.insert(label, speeches[place + 1].text)
-        examples.append(Example((speeches[place].text, *candidates), label))
+        candidates.insert(label, speeches[place].opening)
+        examples.append(Example((said_before(speeches, place), *candidates), label))
     return examples
 
 
 class ByLength:
-    """Finds speeches that are about as long as a given one, and far from it."""
+    """Finds speeches whose openings are about as long as that of a given one, and which are far from it."""
 
     def __init__(self, speeches: Sequence[Speech]) -> None:
-        self.order = np.argsort([len(speech.text) for speech in speeches], kind="stable")
+        self.order = np.argsort([len(speech.opening) for speech in speeches], kind="stable")
         self.rank = np.argsort(self.order)
 
     def elsewhere(self, place: int, count: int, random: np.random.Generator) -> list[int]:

@@ -1,7 +1,6 @@
 """What a language model knows of a task before any fine-tuning, by the likelihoods that it gives ([G] section 5, figure 2)."""
 
 from collections.abc import Sequence
-from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -18,26 +17,26 @@ def zero_shot_accuracy(model: GPT, tokenizer: Tokenizer, task: Task, limit: int 
     """The share of the first `limit` test examples that the model gets right without having learnt the task.
 
     classification: the label's own text is likeliest after the text, so labels have to be such as "." and "?"
-    choice:         the candidate is likeliest after the context, by the mean over its tokens
+    choice:         the context raises the likelihood of the candidate by more than it does that of the others
     entailment and similarity: the answer is yes if the first text raises the likelihood of the second by more than it does
                     in the median example
 
-    The last has to see the other examples, but not their labels.
+    Likelihoods are means over tokens of their logarithms. How much the first text raises them tells more than how likely the
+    second one is then, which depends above all on its words. The median is that of the other examples, whose labels are not seen.
     """
     examples = task.test[:limit]
     labels = [example.label for example in examples]
-    if task.kind in ("classification", "choice"):
-        options = [task.labels if task.kind == "classification" else example.texts[1:] for example in examples]
-        gap = "" if task.kind == "classification" else GAP
-        pairs = [(example.texts[0] + gap, o) for example, of_one in zip(examples, options, strict=True) for o in of_one]
-        scores = iter(mean_log_likelihoods(model, tokenizer, pairs))
-        chosen = [max(range(len(of_one)), key=[next(scores) for _ in of_one].__getitem__) for of_one in options]
-        return sum(number == label for number, label in zip(chosen, labels, strict=True)) / len(labels)
-    after = mean_log_likelihoods(model, tokenizer, [(example.texts[0] + GAP, example.texts[1]) for example in examples])
-    alone = mean_log_likelihoods(model, tokenizer, [(GAP, example.texts[1]) for example in examples])
-    gains = [a - b for a, b in zip(after, alone, strict=True)]
-    middle = median(gains)
-    return sum((gain > middle) == bool(label) for gain, label in zip(gains, labels, strict=True)) / len(labels)
+    if task.kind == "classification":
+        pairs = [(example.texts[0], label) for example in examples for label in task.labels]
+        scores = torch.tensor(mean_log_likelihoods(model, tokenizer, pairs)).view(len(examples), -1)
+        chosen = scores.argmax(dim=1).tolist()
+    else:
+        pairs = [(example.texts[0].rstrip("\n") + GAP, text) for example in examples for text in example.texts[1:]]
+        after = torch.tensor(mean_log_likelihoods(model, tokenizer, pairs))
+        alone = torch.tensor(mean_log_likelihoods(model, tokenizer, [(GAP, text) for _, text in pairs]))
+        gains = (after - alone).view(len(examples), -1)
+        chosen = (gains.argmax(dim=1) if task.kind == "choice" else (gains > gains.median()).int()[:, 0]).tolist()
+    return sum(number == label for number, label in zip(chosen, labels, strict=True)) / len(labels)
 
 
 @torch.no_grad()
