@@ -231,11 +231,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(pretrained, tune, monke
 
 
 def test_a_sweep_ends_with_a_table_and_a_picture(pretrained, tune):
-    code, out, err = tune("-m", "init=pre,null", *SIZES[:3], "trainer.max_steps=1", "seed=1,2", "hydra.sweep.dir=sweep")
+    code, out, err = tune("-m", "init=./pre,null", *SIZES[:3], "trainer.max_steps=1", "seed=1,2", "hydra.sweep.dir=sweep")
     assert code == 0, err
     rows = [line.split() for line in out.splitlines() if line.startswith("mark")]
     assert {row[1] for row in rows} == {"pre", "null"}
     assert all("±" in row for row in rows)
+    runs = {path.parent.name for path in Path("sweep").glob("*/result.json")}
+    assert runs == {"init=pre,seed=1", "init=pre,seed=2", "init=null,seed=1", "init=null,seed=2"}
     assert Path("sweep/tasks.png").stat().st_size > 1000
     code, out, err = tune("-m", "init=pre", "finetune.layers=0,2", "trainer.max_steps=1", "hydra.sweep.dir=layers")
     assert code == 0, err
