@@ -11,8 +11,10 @@ import yaml
 import compare as scripts_compare
 from conftest import ARCHITECTURES
 from gpt.cli.compare import compare
-from gpt.cli.records import group_runs, read_runs
+from gpt.cli.records import Group, RunRecord, group_runs, read_runs
 from gpt.cli.table import student_t, welch_interval
+from gpt.cli.task_table import task_lines
+from gpt.runs.result import TaskResult
 from gpt.settings import UserError
 
 
@@ -304,3 +306,18 @@ def test_link_is_not_written_through(sweep, tmp_path_factory):
     with pytest.raises(UserError, match="a link, which is not overwritten"):
         compare(sweep)
     assert target.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("places", "shown"),
+    [
+        (["outputs/RUN", "b/OTHER", None], ["RUN", "OTHER", "null"]),
+        (["a/best.ckpt", "b/best.ckpt", None], ["a/best.ckpt", "b/best.ckpt", "null"]),
+    ],
+)
+def test_table_of_tasks_tells_initial_weights_apart(places, shown):
+    result = TaskResult(1.0, 1, 1.0, 1.0, 1, 65, 1, 1.0, None, 0.5, 10, 0.5, None)
+    groups = [
+        Group({"init": place}, [RunRecord(f"job={n}", {"task.name": "mark"}, result, [])]) for n, place in enumerate(places)
+    ]
+    assert [line["init"] for line in task_lines(groups)] == shown

@@ -14,6 +14,7 @@ import sample
 import train
 from conftest import PRECISION, make_config, make_model
 from gpt.checkpoint import read
+from gpt.finetune.data import ExampleBatches
 from gpt.finetune.inputs import SPECIAL, Inputs, collate
 from gpt.finetune.model import Classifier
 from gpt.finetune.module import ClassifierModule, language_loss, task_scores
@@ -113,6 +114,21 @@ def test_language_loss_is_over_the_texts_own_tokens():
     log_probabilities = model(batch.ids).log_softmax(-1)
     by_hand = [log_probabilities[0, 0, 3], log_probabilities[0, 1, 4], log_probabilities[0, 3, 5], log_probabilities[1, 0, 6]]
     torch.testing.assert_close(loss, -sum(by_hand) / 4)
+
+
+def test_batches_of_any_texts_give_every_layer_few_shapes():
+    """A shape that is new costs memory for good (gpt.finetune.data.ExampleBatches)."""
+    examples = [([[START, *[n % V] * n, EXTRACT]], n % 3) for n in range(1, 15)]
+    model, shapes = make_classifier("classification"), set()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda layer, inputs, _: shapes.add((id(layer), inputs[0].shape)))
+    module = module_of(model, 0.5)
+    for batch in ExampleBatches(examples, 3, seed=1, length=20, longest=model.config.context_length):
+        module.loss(batch).backward()
+    layers = {layer for layer, _ in shapes}
+    assert len(layers) > 2 * model.config.n_layer
+    assert len(shapes) == len(layers)
 
 
 @pytest.mark.parametrize("lm_weight", [0.0, 0.5])
@@ -215,11 +231,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(pretrained, tune, monke
 
 
 def test_a_sweep_ends_with_a_table_and_a_picture(pretrained, tune):
-    code, out, err = tune("-m", "init=pre,null", *SIZES[:3], "trainer.max_steps=1", "seed=1,2", "hydra.sweep.dir=sweep")
+    code, out, err = tune("-m", "init=./pre,null", *SIZES[:3], "trainer.max_steps=1", "seed=1,2", "hydra.sweep.dir=sweep")
     assert code == 0, err
     rows = [line.split() for line in out.splitlines() if line.startswith("mark")]
     assert {row[1] for row in rows} == {"pre", "null"}
     assert all("±" in row for row in rows)
+    runs = {path.parent.name for path in Path("sweep").glob("*/result.json")}
+    assert runs == {"init=pre,seed=1", "init=pre,seed=2", "init=null,seed=1", "init=null,seed=2"}
     assert Path("sweep/tasks.png").stat().st_size > 1000
     code, out, err = tune("-m", "init=pre", "finetune.layers=0,2", "trainer.max_steps=1", "hydra.sweep.dir=layers")
     assert code == 0, err

@@ -43,3 +43,10 @@ def test_batch_is_padded_at_the_end_and_knows_the_extract_tokens():
     assert inputs.labels.tolist() == [1, 0]
     assert inputs.ids[torch.arange(4), inputs.extract].tolist() == [EXTRACT] * 4
     assert inputs.ids[0].tolist() == [START, 0, 1, DELIMITER, 2, EXTRACT, 0]
+
+
+@pytest.mark.parametrize(("length", "longest", "padded"), [(5, 80, 32), (32, 80, 32), (33, 80, 64), (65, 80, 80), (5, 20, 20)])
+def test_batches_are_padded_to_few_lengths_but_never_beyond_the_longest(length, longest, padded):
+    inputs = collate([([[START] * length], 0), ([[START] * 4], 1)], longest)
+    assert inputs.ids.shape == (2, padded)
+    assert inputs.extract.tolist() == [length - 1, 3]

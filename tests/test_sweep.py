@@ -165,12 +165,21 @@ def test_choices_of_groups_and_equal_names_make_folders_of_their_own(call, text)
     assert (folder / "compare.md").read_text().startswith("| arch |")
 
 
-def test_values_that_make_no_folder_name_are_numbered(call, text, tmp_path):
-    other = tmp_path / "other.txt"
+@pytest.mark.parametrize(
+    ("place", "jobs"),
+    [
+        ("elsewhere/King Lear.txt", ["path=text.txt", "path=King-Lear.txt"]),
+        ("elsewhere/text.txt", ["job=0", "job=1"]),  # which another path ends in too
+    ],
+)
+def test_jobs_are_named_by_the_ends_of_paths_or_else_numbered(call, text, tmp_path, place, jobs):
+    other = tmp_path / place
+    other.parent.mkdir()
     other.write_text(text.read_text())
-    code, out, err = call("-m", *TINY, f"data.path={text},{other}", "trainer.max_steps=1")
+    assert text.name == "text.txt"
+    code, out, err = call("-m", *TINY, f"data.path={text},'{other}'", "trainer.max_steps=1")
     assert code == 0, err
-    assert [line.split(": ")[0] for line in out.splitlines()[2:4]] == ["1 of 2  job=0", "2 of 2  job=1"]
+    assert [line.split(": ")[0] for line in out.splitlines()[2:4]] == [f"1 of 2  {jobs[0]}", f"2 of 2  {jobs[1]}"]
 
 
 def test_typed_values_replace_what_an_experiment_sweeps_over(call, text):

@@ -34,8 +34,8 @@ def name_run(start: str, overrides: Mapping[str, Any], config: "RunConfig") -> s
         for key, value in overrides.items()
         if value is not None and (key in named or ((CONF / key).is_dir() and key != "logger" and value != config.name))
     }
-    if isinstance(place := chosen.get("init"), str):
-        chosen["init"] = Path(place).name  # of a path, the end tells most
+    if "init" in chosen:
+        chosen["init"] = name_place(chosen["init"])
     while chosen and len(f"{start}_{name_settings(chosen)}".encode()) > LONGEST:
         chosen.popitem()  # the last one
     return f"{start}_{name_settings(chosen)}" if chosen else start
@@ -44,6 +44,11 @@ def name_run(start: str, overrides: Mapping[str, Any], config: "RunConfig") -> s
 def name_settings(values: Mapping[str, Any]) -> str:
     """Short names and values, without anything that a file system might refuse: {"model.n_head": 2} becomes n_head=2."""
     return ",".join(f"{name}={legible(value)}" for name, value in zip(short_names(list(values)), values.values(), strict=True))
+
+
+def name_place(value: Any) -> str:
+    """A path by its end, which tells most, and any other value as it is: RUN for outputs/RUN."""
+    return legible(Path(value).name if isinstance(value, str) else value)
 
 
 def legible(value: Any) -> str:

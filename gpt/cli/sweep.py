@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gpt.cli.leftovers import is_refusal, outermost_missing, remove_refused
-from gpt.cli.naming import short_names
+from gpt.cli.naming import name_place, short_names
 from gpt.cli.overrides import explained, plain
 from gpt.files import read_text, write_text
 from gpt.runs.result import Result
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from gpt.cli.live import TimeLeft
 
+OmegaConf.register_new_resolver("name_place", name_place, replace=True)  # here, because each process of a sweep imports this
 ENDINGS = ("result.json", "error.txt")  # the files with which a job ends
+PLAIN = re.compile(r"[\w.+-]+")  # a value that is a good name as it is
 MOST_JOBS, MOST_CHECKED = 10_000, 100  # of one sweep; those that are composed and checked before the first one starts
 
 
@@ -202,16 +204,23 @@ def check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
 def name_jobs(names: Sequence[str], varied: Sequence[Override], values: Sequence[Sequence[str]]) -> str:
     """The name of a job's folder, in which each job fills in its own values: n_head=${model.n_head},seed=${seed}.
 
-    Values that make no good names, such as paths, are replaced by the number of the job.
+    Paths are named by their ends. Values that make no good names, or the same one, are replaced by the number of the job.
     """
-    texts = [value.partition("=")[2] for found in values for value in found]
-    length = sum(len(name) + 2 + max(map(len, found)) for name, found in zip(names, values, strict=True))
-    if length > 200 or not all(re.fullmatch(r"[\w.+-]+", text) for text in texts):
-        return "job=${hydra:job.num}"
-    choices = HydraConfig.get().runtime.choices
-    keys = [override.key_or_group for override in varied]
-    places = [f"hydra:runtime.choices.{key}" if key in choices else key for key in keys]
-    return ",".join(f"{name}=${{{place}}}" for name, place in zip(names, places, strict=True)) or "job"
+    parse = OverridesParser.create().parse_override
+    choices, parts, length = HydraConfig.get().runtime.choices, [], 0
+    for name, override, found in zip(names, varied, values, strict=True):
+        key = override.key_or_group
+        place = f"${{hydra:runtime.choices.{key}}}" if key in choices else f"${{{key}}}"
+        shown = [text.partition("=")[2] for text in found]
+        if not all(map(PLAIN.fullmatch, shown)):
+            given = [parse(text).value() for text in found]
+            shown = [name_place(value) for value in given if value is None or (isinstance(value, str) and "$" not in value)]
+            if len(set(shown)) < len(found) or "" in shown:
+                return "job=${hydra:job.num}"
+            place = f"${{name_place:{place}}}"
+        parts.append(f"{name}={place}")
+        length += len(name) + 2 + max(map(len, shown))
+    return ",".join(parts) or "job" if length <= 200 else "job=${hydra:job.num}"
 
 
 def prefer(config: DictConfig, key: str, value: str) -> None:

@@ -58,10 +58,12 @@ def are_tasks(groups: Sequence[Group]) -> bool:
 def task_lines(groups: Sequence[Group]) -> list[Line]:
     """A line for each group, in the order of `sort_tasks`, with every column."""
     lines: list[Line] = []
+    places = {place for group in groups if isinstance(place := group.settings.get("init"), str)}
+    are_told_apart = len({Path(place).name for place in places}) == len(places)
     for group in sort_tasks(groups):
         accuracies = group.values("test_accuracy")
         settings = {name: "null" if value in (None, "None") else value for name, value in group.settings.items()}
-        if isinstance(place := settings.get("init"), str):
+        if are_told_apart and isinstance(place := settings.get("init"), str):
             settings["init"] = Path(place).name
         results = {
             "accuracy": mean(accuracies),

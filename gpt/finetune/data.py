@@ -40,7 +40,8 @@ class ExampleBatches:
     """Training batches number `start` to `length` - 1. Batch k depends on (seed, k) alone, as in `gpt.data.ShuffledWindows`.
 
     An epoch is a permutation of the examples, of which the last few are left out if they do not fill a batch. With several
-    processes, each takes its share of a batch.
+    processes, each takes its share of a batch. Batches have few different lengths: in bfloat16 on a CPU, oneDNN keeps the
+    code and buffers that it makes for each new shape, some megabytes for each length (dev/LOG.md, 2026-11-25).
     """
 
     def __init__(
@@ -49,12 +50,13 @@ class ExampleBatches:
         batch_size: int,
         seed: int,
         length: int,
+        longest: int,
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.examples, self.batch_size, self.seed = examples, min(batch_size, len(examples)), seed
-        self.length, self.start, self.rank, self.world_size = length, start, rank, world_size
+        self.length, self.longest, self.start, self.rank, self.world_size = length, longest, start, rank, world_size
         self.sizes = np.array([max(map(len, sequences)) for sequences, _ in examples])
 
     def __len__(self) -> int:
@@ -68,7 +70,7 @@ class ExampleBatches:
                 epoch = k // per_epoch
                 batches = self.epoch(epoch)
             rows = batches[k % per_epoch][self.rank :: self.world_size]
-            yield collate([self.examples[row] for row in rows])
+            yield collate([self.examples[row] for row in rows], self.longest)
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """The rows of each batch of an epoch, in an order of its own: examples of similar length meet in a batch."""
@@ -151,7 +153,7 @@ class TaskData(Data):
         per_step = trainer.accumulate_grad_batches
         length, start = trainer.max_steps * per_step, trainer.global_step * per_step
         share = trainer.global_rank, trainer.world_size
-        return ExampleBatches(self.train, self.batch_size, self.seed, length, start, *share)
+        return ExampleBatches(self.train, self.batch_size, self.seed, length, self.max_length, start, *share)
 
     def val_dataloader(self) -> "AllExamples":
         return AllExamples(self.val)

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.finetune.task import Example
 from gpt.tokenizer import Tokenizer
 
 SPECIAL = 3  # tokens that come after the tokenizer's V: start V, delimiter V + 1, extract V + 2
+LENGTH_STEP = 32  # tokens, between the lengths to which training batches are padded
 
 
 class Inputs(NamedTuple):
@@ -53,9 +55,15 @@ def last(ids: list[int], count: int) -> list[int]:
     return ids[max(0, len(ids) - count) :]
 
 
-def collate(batch: Sequence[tuple[list[list[int]], int]]) -> Inputs:
-    """A batch of examples, each given by its sequences and its label."""
+def collate(batch: Sequence[tuple[list[list[int]], int]], longest: int = 0) -> Inputs:
+    """A batch of examples, each given by its sequences and its label.
+
+    With `longest`, which no sequence exceeds, T is a multiple of LENGTH_STEP, or `longest` itself, so that few shapes occur.
+    """
     sequences = [torch.tensor(sequence) for of_one, _ in batch for sequence in of_one]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # with 0: no position looks at a later one
+    if longest:
+        T = ids.size(1)
+        ids = F.pad(ids, (0, min(T + -T % LENGTH_STEP, longest) - T))
     extract = torch.tensor([len(sequence) - 1 for sequence in sequences])
     return Inputs(ids, extract, torch.tensor([label for _, label in batch]))

@@ -13,6 +13,8 @@ from gpt.finetune.model import Classifier
 from gpt.module import GPTModule
 from gpt.optim import AdamWConfig, SchedulerConfig
 
+IGNORED = -100  # a target that has no part in a loss
+
 
 class ClassifierModule(GPTModule):
     """A Classifier and how to fine-tune it. It logs the loss of the task, L2, as `val/loss`: by it the checkpoint is chosen."""
@@ -77,5 +79,7 @@ def language_loss(model: Classifier, activations: Tensor, batch: Inputs) -> tupl
     targets = batch.ids[:, 1:]
     positions = torch.arange(targets.size(1), device=targets.device)
     is_text = (targets < model.config.known_vocab_size()) & (positions + 1 < batch.extract[:, None])
-    logits = model.head(activations[:, :-1][is_text])  # (M, V)
-    return F.cross_entropy(logits.float(), targets[is_text]), targets[is_text]
+    # Logits of all positions, since their number depends on the batch's shape alone (see `gpt.finetune.data.ExampleBatches`)
+    logits = model.head(activations[:, :-1])  # (N, T - 1, V)
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.masked_fill(~is_text, IGNORED).flatten(), ignore_index=IGNORED)
+    return loss, targets[is_text]
