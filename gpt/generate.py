@@ -92,21 +92,22 @@ class Reader:
 
     def __init__(self, model: GPT | Ensemble, expected: int = sys.maxsize) -> None:
         self.model, self.expected = model, expected
-        self.window: Tensor | None = None  # all that has been read and not been forgotten (B, T)
+        self.pieces: list[Tensor] = []  # all that has been read and not been forgotten, (B, T) each
+        self.length = 0  # how many positions that is
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Logits (B, V) after ids (B, T), T >= 1, which go on where the last ones ended."""
-        limit, before = self.model.config.context_length, self.window
-        self.window = ids[:, -limit:] if before is None else torch.cat((before, ids), dim=1)
-        if before is None or self.window.size(1) > limit:
-            if before is not None:
-                self.window = self.window[:, -max(1, limit // 2) :]
-            capacity = min(limit, self.window.size(1) + self.expected)
-            self.logits, self.read_one_more = read(self.model, self.window, capacity)
+        limit, is_first = self.model.config.context_length, not self.pieces
+        self.pieces.append(ids)
+        self.length += ids.size(1)
+        if is_first or self.length > limit:
+            window = torch.cat(self.pieces, dim=1)[:, -(limit if is_first else max(1, limit // 2)) :]
+            self.pieces, self.length = [window], window.size(1)
+            self.logits, self.read_one_more = read(self.model, window, min(limit, self.length + self.expected))
         else:
             for position in ids.split(1, dim=1):
                 self.logits = self.read_one_more(position)
-        self.expected -= 1 if before is None else ids.size(1)
+        self.expected -= 1 if is_first else ids.size(1)
         return self.logits
 
 
