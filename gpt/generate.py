@@ -14,7 +14,7 @@ from gpt.ensemble import Ensemble, average
 from gpt.model import GPT
 from gpt.settings import UserError
 
-FEW_ROWS = 4  # up to which the numpy decoder is faster than torch; more rows have enough arithmetic to keep torch busy
+FEW_ROWS = 8  # for up to so many, the numpy decoder is clearly faster than torch. For 32, each is busy with reading the cache
 Generator = torch.Generator | Sequence[torch.Generator] | None  # one for all rows, one for each row, or PyTorch's global one
 
 
