@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt.checkpoint import PREFIX, AtomicCheckpointIO, find, load
+from gpt.checkpoint import PREFIX, find, load
+from gpt.checkpoint_io import AtomicCheckpointIO
 from gpt.cli.options import Parser
 from gpt.corpus import SHA256, tiny_shakespeare
 from gpt.data import VALIDATION_BATCH, AllWindows

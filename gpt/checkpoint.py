@@ -6,24 +6,20 @@ A checkpoint is Lightning's, with the run's metadata under "gpt", from which the
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from gpt.archive import Refused, read_archive, walk
-from gpt.files import PRETRAINED, atomic
+from gpt.files import PRETRAINED
 from gpt.model import GPT, GPTConfig
 from gpt.settings import UserError, build, shorten
 from gpt.tokenizer import Tokenizer, restore
 from gpt.training_state import PREFIX, check_training_state, compare_weights, describe_model
 
-__all__ = ["FORMAT", "AtomicCheckpointIO", "assemble", "check_training_state", "find", "load", "read", "tensors_in"]
+__all__ = ["FORMAT", "assemble", "check_training_state", "find", "load", "read", "tensors_in"]
 
 FORMAT = 4
 LARGEST_ROTARY_TABLE = 2**25  # numbers. It is the only large tensor of a model that is not in its checkpoint
@@ -120,38 +116,6 @@ def check_metadata(metadata: dict[str, Any]) -> tuple[GPTConfig, Tokenizer]:
     if not isinstance(metadata.get("config"), dict) or not isinstance(metadata.get("text_sha256"), str):
         raise UserError("config, text_sha256 = (missing): every run stores them")
     return config, tokenizer
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoint files.
-
-    Lightning stages a file in the temporary folder. If that is on another file system, the last step is a copy over the
-    good file and not a rename. Here it is staged beside its target.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
-        try:
-            with atomic(path) as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch wraps some of the former in the latter
-            needed = sum(tensor.nbytes for tensor in tensors_in(checkpoint))
-            free = shutil.disk_usage(Path(path).parent).free
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            raise refusal(
-                Path(path),
-                f"not written, {needed:,} bytes needed and {free:,} free ({reason})",
-                "make room and resume: the previous one is whole",
-            ) from None
-
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """What Lightning goes on from. What it would believe without a check is replaced, or left to ResumeAtStep."""
-        content = read(Path(path))
-        check_training_state(content)
-        return content | {"pytorch-lightning_version": lightning.__version__, "loops": None, "lr_schedulers": []}
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -82,7 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     from gpt.generate import check_sampling
+    from gpt.hardware import keep_freed_memory
 
+    keep_freed_memory()
     check_sampling(options.temperature, options.top_k, options.top_p)
     if options.stop == "":
         raise UserError("stop = '': every text contains it; give at least one character, or leave it out")

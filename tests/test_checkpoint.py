@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from conftest import make_model
-from gpt.checkpoint import FORMAT, AtomicCheckpointIO, find, load, read, tensors_in
+from gpt.checkpoint import FORMAT, find, load, read, tensors_in
+from gpt.checkpoint_io import AtomicCheckpointIO
 from gpt.settings import UserError
 from gpt.tokenizer import CharTokenizer
 

@@ -16,7 +16,8 @@ from test_sweep import history
 from test_train import no_compiler
 
 from conftest import ROOT, TINY
-from gpt.checkpoint import AtomicCheckpointIO, tensors_in
+from gpt.checkpoint import tensors_in
+from gpt.checkpoint_io import AtomicCheckpointIO
 from gpt.module import GPTModule
 from gpt.runs.folder import Run
 from gpt.settings import UserError

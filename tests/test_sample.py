@@ -260,6 +260,15 @@ def test_help_does_not_import_torch():
     assert done.stdout.endswith("False\n")
 
 
+def test_writing_a_text_does_not_import_lightning():
+    """It would take several times as long as the text itself."""
+    arguments = ["--pretrained", "--prompt", "O", "--tokens", "3", "--exact"]
+    heavy = ["lightning", "matplotlib", "transformers"]
+    program = f"import sys, sample\nsample.main({arguments})\nprint([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "scripts", capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\n[]\n")
+
+
 @pytest.mark.parametrize("stop", ["e", "th", "\n"])
 def test_stop_ends_each_text_before_the_string(write, stop):
     """The first text grows before the reader's eyes, the others are sampled together."""

@@ -11,7 +11,8 @@ import torch
 
 from conftest import make_model
 from gpt.callbacks.averaging import EMA
-from gpt.checkpoint import FORMAT, AtomicCheckpointIO, read
+from gpt.checkpoint import FORMAT, read
+from gpt.checkpoint_io import AtomicCheckpointIO
 from gpt.data import ShuffledWindows
 from gpt.module import GPTModule
 from gpt.optim import AdamWConfig, MuonConfig, SchedulerConfig

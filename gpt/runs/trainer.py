@@ -17,7 +17,7 @@ from gpt.callbacks.progress import ProgressBar, ProgressLines
 from gpt.callbacks.step_seed import ResumeAtStep, StepSeed
 from gpt.callbacks.stopping import GracefulStop, ValidateAtEnd
 from gpt.callbacks.tensorboard import HParams
-from gpt.checkpoint import AtomicCheckpointIO
+from gpt.checkpoint_io import AtomicCheckpointIO
 from gpt.config import RunConfig
 from gpt.hardware import device_type, free_space, memory_size
 from gpt.model import parameter_count
