@@ -24,7 +24,7 @@ train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny traine
 	$(BIN)/python scripts/train.py $(ARGS)
 
 pretrained: $(READY) ## train and pack the model of sample.py --pretrained, or pack a run: make pretrained ARGS=outputs/RUN
-	$(if $(ARGS),,$(BIN)/python scripts/train.py experiment=best hydra.run.dir=outputs/pretrained)
+	$(if $(ARGS),,$(BIN)/python scripts/train.py experiment=best seed=1 hydra.run.dir=outputs/pretrained)
 	$(BIN)/python dev/pack.py $(or $(ARGS),outputs/pretrained)
 
 play: $(READY) ## open the newest run in the browser, where it writes plays; train a small one first if there is none

@@ -26,7 +26,7 @@ from gpt.settings import UserError, user_errors
 from gpt.tokenizer import Tokenizer
 
 PLACES = ("hydra.", "data.path", "data.folder")  # settings that name folders of one machine
-LARGEST = 3_500_000  # bytes of the packed file: it is cloned with the repository
+LARGEST = 6_000_000  # bytes of the packed file: it is cloned with the repository
 
 
 def pack(run: Path, target: Path = PRETRAINED) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from test_structure import DOORS, IMPORTS, SOURCES, folder_of
 import compare
 import evaluate
 import export_hf
+import export_html
 import sample
 from conftest import ROOT
 from gpt.cli.overrides import CONF
@@ -102,6 +103,8 @@ def test_other_command(line, call, text, monkeypatch, capsys):
         Path("outputs/sweeps").mkdir()
         Path("outputs/RUN").rename("outputs/sweeps/SWEEP")
         compare.main(given)
+    elif program == "scripts/export_html.py":
+        export_html.main(given)
     else:
         pytest.importorskip("transformers", reason="transformers is not installed (extra hf)")
         export_hf.main(given)
