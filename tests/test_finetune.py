@@ -206,8 +206,10 @@ def test_every_kind_of_task_trains(task, pretrained, tune, capsys):
     assert len(answer["probabilities"]) == 2
 
 
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(pretrained, tune, monkeypatch):
+@pytest.mark.parametrize("lm_weight", [0.0, 0.5])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(lm_weight, pretrained, tune, monkeypatch):
     whole = ["init=pre", "task=mark", "finetune.epochs=2", "trainer.val_check_interval=3", "model.dropout=0.1"]
+    whole.append(f"finetune.lm_weight={lm_weight}")
     assert tune(*whole, "hydra.run.dir=whole")[0] == 0
     steps = json.loads(Path("whole/result.json").read_text())["step"]
     training_step = ClassifierModule.training_step

@@ -35,7 +35,9 @@ class ClassifierModule(GPTModule):
         task_loss = F.cross_entropy(scores.float(), batch.labels)
         self.step_parts = {"task_loss": task_loss.detach(), "accuracy": accuracy(scores, batch.labels)}
         if not self.lm_weight:
-            return task_loss
+            # A gradient of zero for the output head, so that the optimizer has a state of every parameter: a resumed run
+            # needs them all, and so do several processes
+            return task_loss + 0 * self.model.head.weight.sum()
         lm_loss, _ = language_loss(self.model, activations, batch)
         self.step_parts["lm_loss"] = lm_loss.detach()
         return task_loss + self.lm_weight * lm_loss
