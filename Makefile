@@ -28,7 +28,7 @@ pretrained: $(READY) ## train and pack the model of sample.py --pretrained, or p
 	$(BIN)/python dev/pack.py $(or $(ARGS),outputs/pretrained)
 
 play: $(READY) ## open the newest run in the browser, where it writes plays; train a small one first if there is none
-	@ls outputs/*/checkpoints/*.ckpt outputs/sweeps/*/*/checkpoints/*.ckpt >/dev/null 2>&1 || $(BIN)/python scripts/train.py trainer.max_steps=500
+	@find outputs -name '*.ckpt' | grep -q . || $(BIN)/python scripts/train.py trainer.max_steps=500
 	$(BIN)/python scripts/export_html.py --out outputs/play.html --open
 
 page: $(READY) ## write outputs/best.html, the page of the model that comes with this project
