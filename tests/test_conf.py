@@ -65,7 +65,7 @@ def test_keys_are_the_fields_of_the_dataclasses(choice):
     "choice", [choice for choice in CHOICES if not choice.startswith((*SEVERAL_DEVICES, *FINE_TUNING, NEEDS_A_PLAY))]
 )
 def test_choice_trains_two_steps(choice, call, text):
-    is_sweep = choice.startswith("experiment=sweep")
+    is_sweep = choice.startswith(("experiment=sweep", "experiment=ensemble"))
     sizes = [] if choice.startswith(("model=", "experiment=")) and not is_sweep else TINY
     overrides = [choice, *sizes, f"data.path={text}", "data.batch_size=1", "trainer.max_steps=2", "hydra.run.dir=run"]
     overrides += ["trainer.accelerator=cpu", "trainer.compile=false"] if choice == "trainer=gpu" else []

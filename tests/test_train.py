@@ -296,6 +296,7 @@ def test_report_says_what_wrote_the_sample_and_suggests_what_works(call, text, m
     assert commands == [
         "python scripts/sample.py outputs/run",  # and no prompt that another text may not know
         "python scripts/evaluate.py outputs/run",
+        "python scripts/export_html.py outputs/run  # a page that writes, for any browser",
         "tensorboard --logdir outputs",
     ]
     Path("outputs/run/checkpoints/best.ckpt").unlink()

@@ -15,15 +15,14 @@ const textBox = byId("text");
 let reader = new Reader(model); // its ids are the text
 let steps = []; // for each place in the text that has been read: what GPT.read returned, and where the context began
 let first = 0, given = 0; // the place of the first character that is shown, and how many were given as a prompt
-let take = 0; // how often the text has been continued by hand; another take draws other random numbers
+let take = 0, takes = 0; // which continuation by hand the text is, if any, and how many there were: each draws other random numbers
 let chosen = null; // the place of the character that someone points at
 let head = { layer: Math.floor(model.config.n_layer / 2), number: 0 }; // whose attention tints the text
 let writing = null; // the text that is being written: an object, so that an older one notices that it is over
 const past = []; // what undo goes back to
 
 function loadModel({ config, sizes, weights }) {
-  const numbers = fromFloat16(weights), tensors = {};
-  let start = 0;
+  let numbers = fromFloat16(weights), tensors = {}, start = 0;
   for (const [name, size] of Object.entries(sizes)) tensors[name] = numbers.subarray(start, (start += size));
   return new GPT(config, tensors);
 }
@@ -50,6 +49,8 @@ async function write() {
   const number = (id) => byId(id).valueAsNumber || 0, own = (writing = {}), end = reader.ids.length + number("length");
   const options = { temperature: number("temperature"), topK: number("top-k"), topP: number("top-p") || 1 }, seed = number("seed");
   byId("stop").disabled = false;
+  following = true;
+  follow();
   byId("status").textContent = "Writing …";
   let rested = performance.now(), next = [];
   for (;;) {
@@ -117,7 +118,7 @@ function goOn(place) {
   reader.rewind(place + 1);
   steps = steps.slice(0, place + 1);
   given = Math.min(given, place + 1);
-  take = past.reduce((most, state) => Math.max(most, state.take), take) + 1;
+  take = ++takes;
   show();
   write();
 }
