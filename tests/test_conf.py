@@ -70,7 +70,11 @@ def test_choice_trains_two_steps(choice, call, text):
     overrides = [choice, *sizes, f"data.path={text}", "data.batch_size=1", "trainer.max_steps=2", "hydra.run.dir=run"]
     overrides += ["trainer.accelerator=cpu", "trainer.compile=false"] if choice == "trainer=gpu" else []
     if is_sweep:
-        fewer_jobs = {"shape": ["model.n_layer=1", "model.n_head=1"], "ablation": ["ablation=none,no_conv"]}
+        fewer_jobs = {
+            "shape": ["model.n_layer=1", "model.n_head=1"],
+            "ablation": ["ablation=none,no_conv"],
+            "experiment=ensemble": ["model.n_head=2"],
+        }
         overrides += ["seed=1", *fewer_jobs.get(choice.split("_")[-1], [])]
     if choice == "experiment=gpt1":  # no gigabytes of checkpoints, and little of what takes long
         overrides += ["~callbacks.best", "~callbacks.last", "~callbacks.attention", "callbacks.samples.tokens=5"]
