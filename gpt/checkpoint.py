@@ -76,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
 def load(path: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """The language model of a checkpoint in eval mode, its tokenizer, and the run's metadata.
 
-    Raises UserError as `assemble` does, and for a fine-tuned model, which `gpt.finetune.predict.load_classifier` loads.
+    Raises UserError as `assemble` does, and for a fine-tuned model, which `gpt.finetune.predict.load_answerer` loads.
     """
     content = read(path)
     if content["gpt"].get("task") is not None:
@@ -89,7 +89,7 @@ def assemble(path: Path, content: dict[str, Any]) -> tuple[GPT, Tokenizer, dict[
     """The model in what `read(path)` has found, of either kind, in eval mode, its tokenizer, and the run's metadata.
 
     Raises UserError for a file that is damaged or does not fit together. The sizes that it claims are compared with its
-    tensors before a model is made, so that its weights take no more memory than the file. Its rotary table, which no file
+    tensors before a model is made, so that no model takes more memory for its weights than the file. Its rotary table, which no file
     holds, takes at most 256 MiB, and 0.7 GB while it is computed (LARGEST_ROTARY_TABLE).
     """
     metadata = content["gpt"]

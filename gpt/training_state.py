@@ -76,9 +76,9 @@ def describe_model(metadata: Mapping[str, Any]) -> tuple[GPTConfig, Callable[[GP
 def compare_weights(
     weights: Mapping[str, Any], config: GPTConfig, make: Callable[[GPTConfig], GPT] = GPT, extra: int = 0
 ) -> str | None:
-    """How `weights` differ from finite weights of a GPTModule of these sizes, which is not made for it. None if they don't.
+    """How `weights` differ from finite weights of a GPTModule of these sizes. None if they don't.
 
-    `make` and `extra` are as `describe_model` returns them.
+    `make` and `extra` are as `describe_model` returns them. A model is made only for as many parameters as `weights` hold.
     """
     tensors = {str(name).removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     if wrong := [name for name, tensor in tensors.items() if not (isinstance(tensor, Tensor) and tensor.is_floating_point())]:
@@ -86,8 +86,8 @@ def compare_weights(
     unique = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in tensors.values()}  # a tied head counts once
     if (held := sum(unique.values())) != (needed := parameter_count(config) + extra):
         return f"holds {held:,} parameters, where its sizes ask for {needed:,}"
-    with torch.device("meta"):  # shapes without memory
-        expected = {name: tensor.shape for name, tensor in make(config).state_dict().items()}
+    # Not on the meta device, where drawing weights imports the compiler, which takes two seconds
+    expected = {name: tensor.shape for name, tensor in make(config).state_dict().items()}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if different := sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name)):
         return f"another architecture than its metadata says: {shorten(different[0])} does not fit"
