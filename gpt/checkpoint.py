@@ -89,7 +89,7 @@ def assemble(path: Path, content: dict[str, Any]) -> tuple[GPT, Tokenizer, dict[
     """The model in what `read(path)` has found, of either kind, in eval mode, its tokenizer, and the run's metadata.
 
     Raises UserError for a file that is damaged or does not fit together. The sizes that it claims are compared with its
-    tensors before a model is made, so that no model takes more memory for its weights than the file. Its rotary table, which no file
+    tensors before a model is made, so that the weights of none take more memory than the file. A rotary table, which no file
     holds, takes at most 256 MiB, and 0.7 GB while it is computed (LARGEST_ROTARY_TABLE).
     """
     metadata = content["gpt"]

@@ -7,6 +7,7 @@ import math
 import re
 import time
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,7 @@ class Sweep(Callback):
         check_plain(self.folder)
         self.created = outermost_missing(self.folder)
         Sweep.started_here = self
+        warnings.filterwarnings("ignore", "A worker stopped")  # joblib replaces processes that have grown; no job is lost
         texts = [[value.partition("=")[2] for value in found] for found in values]
         print(describe_sweep(f"sweep of {jobs:,} runs", self.folder, dict(zip(names, texts, strict=True))), flush=True)
 
