@@ -356,9 +356,9 @@ def describe_machine() -> str:
 
 
 def describe_load(start: float, end: float) -> str:
-    """The load averages of the last minute. This program alone keeps no more than all cores busy."""
+    """The load averages of the last minute. This program alone keeps all cores busy, and now and then a little more."""
     text = f"Load average of the last minute: {start:.1f} at the start, {end:.1f} at the end."
-    if max(start, end) > (cores := os.cpu_count() or 1):
+    if max(start, end) > (cores := os.cpu_count() or 1) + 0.5:
         text += f" **Other programs were running on these {cores} cores, so the numbers cannot be trusted.**"
     return text
 

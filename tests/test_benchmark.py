@@ -46,8 +46,8 @@ def test_header_names_the_processor_and_says_when_other_programs_were_running(mo
     monkeypatch.setattr(benchmark.torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(benchmark.os, "cpu_count", lambda: 2)
     assert "2 cores, Some CPU (AVX2, AVX-512), torch" in benchmark.describe_machine()
-    assert "cannot be trusted" not in benchmark.describe_load(0.1, 2.0)
-    assert "Other programs were running on these 2 cores" in benchmark.describe_load(0.1, 2.1)
+    assert "cannot be trusted" not in benchmark.describe_load(0.1, 2.4)
+    assert "Other programs were running on these 2 cores" in benchmark.describe_load(0.1, 2.6)
     assert "Other programs were running on these 2 cores" in benchmark.describe_load(3.0, 1.9)
 
 
