@@ -58,7 +58,7 @@ def ask_git(*arguments: str) -> str | None:
 
 
 def silence_lightning() -> None:
-    """Leave out Lightning's advertising, and its advice against what is done here on purpose."""
+    """Leave out Lightning's advertising, and its and PyTorch's advice against what is done here on purpose."""
     for part in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     for message in (
@@ -67,5 +67,6 @@ def silence_lightning() -> None:
         "smaller than the logging interval",  # short trial runs have few steps
         "resuming from a checkpoint that ended before the epoch ended",  # our batches know their step
         "isinstance.treespec, LeafSpec",  # Lightning 2.6.6 uses what torch 2.13 has deprecated
+        "Mismatch dtype between input and weight",  # autocast gives bfloat16 to RMS norm, whose weights are float32
     ):
         warnings.filterwarnings("ignore", f".*{message}")
