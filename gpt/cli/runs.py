@@ -56,7 +56,8 @@ def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
         advice = "fine-tune one first: python scripts/finetune.py init=last task=mark"
         raise UserError(f"checkpoint = (newest): no fine-tuned run under {outputs}/; {advice}")
     if not runs:
-        advice = "train one first: python scripts/train.py, or take the one that comes with this project: --pretrained"
+        shipped = "--pretrained, or init=gpt/pretrained/shakespeare.ckpt"
+        advice = f"train one first: python scripts/train.py, or take the one that comes with this project: {shipped}"
         raise UserError(f"checkpoint = (newest): no run under {outputs}/; {advice}")
     newest, *others = sorted(runs, key=trained_at, reverse=True)
     if steps_taken(newest) < TRIAL and not fine_tuned:
