@@ -144,7 +144,8 @@ class RunConfig:
         if compiled is None:
             batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
             flops = flops_per_token(model) * self.tokens_per_batch * batches
-            compiled, reason = choose_compilation(device, precision, flops)
+            has_masks = model.activation == "relu" or (model.dropout > 0 and model.attention_dropout)
+            compiled, reason = choose_compilation(device, precision, flops, has_masks)
             reasons.append(reason)
         elif compiled and not has_compiler(device):
             compiled = False

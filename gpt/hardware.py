@@ -32,13 +32,15 @@ def choose_precision(device: str) -> tuple[str, str]:
     return "32-true", "precision 32-true: no bfloat16 in hardware"
 
 
-def choose_compilation(device: str, precision: str, flops: float) -> tuple[bool, str]:
+def choose_compilation(device: str, precision: str, flops: float, has_masks: bool) -> tuple[bool, str]:
     """Whether torch.compile pays for a run of so many operations, and why.
 
-    It takes about a minute. In float32 on a CPU it gains 2 % (AVX2, dev/LOG.md, 2026-11-22).
+    It takes about a minute. On a CPU, it gains 2 % in float32 (AVX2, dev/LOG.md, 2026-11-22), and code that it writes is slow with
+    masks of one byte. `has_masks` says whether the model has many: those of ReLU, or of dropout on attention weights.
     """
     obstacles = {
         "it gains nothing in float32 on a CPU": device == "cpu" and precision != "bf16-mixed",
+        "masks of ReLU or of dropout on attention weights are slow in compiled code on a CPU": device == "cpu" and has_masks,
         "it was not tried on this device": device not in WORTH_COMPILING,
         f"there is no {'C' if device == 'cuda' else 'C++'} compiler": not has_compiler(device),
         "the run is too short to repay it": flops < WORTH_COMPILING.get(device, 0),

@@ -50,6 +50,23 @@ def test_resolving_decides_vocabulary_precision_and_compilation(config):
     assert resolved.resolve(data) == (resolved, [])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "is_compiled"),
+    [
+        ([], True),
+        (["model.dropout=0.1"], True),
+        (["model.dropout=0.1", "model.attention_dropout=true"], False),
+        (["model.attention_dropout=true"], True),
+        (["model.activation=relu"], False),
+    ],
+)
+def test_long_runs_are_compiled_unless_the_model_has_many_masks(text, monkeypatch, overrides, is_compiled):
+    monkeypatch.setattr("gpt.hardware.has_compiler", lambda device: True)
+    words = ["model=tiny", "trainer.accelerator=cpu", "trainer.precision=bf16-mixed", "trainer.max_steps=1e9", f"data.path={text}"]
+    config = RunConfig.from_dict(plain_values(*words, *overrides))
+    assert config.resolve(CharData(config.data, 16, config.seed))[0].trainer.compile is is_compiled
+
+
 @pytest.mark.parametrize(("steps", "interval"), [(1, 1), (7, 1), (2000, 250)])
 def test_validation_interval_is_an_eighth_of_the_steps_unless_it_is_set(config, steps, interval):
     data = CharData(config.data, 16, config.seed)

@@ -54,6 +54,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Prepare the sweep, or end the program: Hydra would only warn of an exception here, and go on."""
+        warnings.filterwarnings("ignore", "A worker stopped")  # joblib replaces processes that have grown, and loses no job
         try:
             with user_errors():
                 self.prepare(config)
@@ -90,7 +91,6 @@ class Sweep(Callback):
         check_plain(self.folder)
         self.created = outermost_missing(self.folder)
         Sweep.started_here = self
-        warnings.filterwarnings("ignore", "A worker stopped")  # joblib replaces processes that have grown; no job is lost
         texts = [[value.partition("=")[2] for value in found] for found in values]
         print(describe_sweep(f"sweep of {jobs:,} runs", self.folder, dict(zip(names, texts, strict=True))), flush=True)
 
