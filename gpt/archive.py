@@ -19,13 +19,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STORAGES = {"Float": "float32", "Double": "float64", "BFloat16": "bfloat16", "Half": "float16", "Bool": "bool"}
+STORAGES = {
+    "Float": "float32",
+    "Double": "float64",
+    "BFloat16": "bfloat16",
+    "Half": "float16",
+    "Bool": "bool",
+}
 STORAGES |= {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"}
 DTYPES = {f"torch {name}Storage": getattr(torch, dtype) for name, dtype in STORAGES.items()}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-COUNTS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # values that an instruction takes
-LARGEST_PICKLE = 2**24  # bytes of everything but the tensors' data. The largest vocabulary takes a tenth of it
+COUNTS = {
+    "TUPLE1": 1,
+    "TUPLE2": 2,
+    "TUPLE3": 3,
+    "APPEND": 1,
+    "SETITEM": 2,
+}  # values that an instruction takes
+LARGEST_PICKLE = (
+    2**24
+)  # bytes of everything but the tensors' data. The largest vocabulary takes a tenth of it
 MOST_INSTRUCTIONS = 2**21  # each may make an object that takes many times its own byte
 MOST_VALUES = 2**20  # a vocabulary of 2**16 pieces and its merges takes a quarter of them
 MOST_DIMENSIONS = 8
@@ -67,7 +81,9 @@ class Tensors:
         if byte_order in archive.namelist() and archive.read(byte_order) != sys.byteorder.encode():
             raise Refused("its numbers are in the byte order of another kind of machine")
 
-    def make(self, storage: tuple[Any, ...], offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    def make(
+        self, storage: tuple[Any, ...], offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    ) -> Tensor:
         """A tensor from the arguments of `torch._utils._rebuild_tensor_v2`. Tied weights, which are the same view, are one.
 
         Raises Refused unless it lies within its storage, and all tensors so far fit into the file.
@@ -136,7 +152,9 @@ def follow(pickled: bytes, make_tensor: Callable[..., Tensor]) -> Any:
                 stack.append(stack.pop()(*arguments))
             case "BUILD":
                 stack.pop()
-            case "PROTO" | "BINPERSID":  # the description of a storage stands for it until a tensor is made of it
+            case (
+                "PROTO" | "BINPERSID"
+            ):  # the description of a storage stands for it until a tensor is made of it
                 pass
             case "STOP":
                 return stack.pop()

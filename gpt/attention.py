@@ -75,7 +75,9 @@ def fastest_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tens
     return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, Dropout], Tensor]  # what `fastest_attention` is, and what can stand in its place
+Attend = Callable[
+    [Tensor, Tensor, Tensor, Dropout], Tensor
+]  # what `fastest_attention` is, and what can stand in its place
 
 
 def rotary_table(context_length: int, head_size: int) -> Tensor:
@@ -138,7 +140,11 @@ class KVCache:
 
         Returns: (B, width + T, C).
         """
-        earlier = self.conv_inputs[layer] if layer in self.conv_inputs else x.new_zeros(x.size(0), width, x.size(-1))
+        earlier = (
+            self.conv_inputs[layer]
+            if layer in self.conv_inputs
+            else x.new_zeros(x.size(0), width, x.size(-1))
+        )
         x = torch.cat((earlier, x), dim=1)
         self.conv_inputs[layer] = x[:, -width:]
         return x

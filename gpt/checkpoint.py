@@ -1,7 +1,7 @@
 """Checkpoints: finding, reading and loading them. Nothing in them is executed, and everything is checked before it is used.
 
 A checkpoint is Lightning's, with the run's metadata under "gpt", from which the model can be made again:
-    format (4), model (the fields of GPTConfig), tokenizer (its state), text_sha256, config (all settings of the run),
+    format (4), model (the fields of ModelConfig), tokenizer (its state), text_sha256, config (all settings of the run),
     and for a fine-tuned model task (its name, kind and labels)
 """
 
@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from gpt.archive import Refused, read_archive, walk
+from gpt.config import ModelConfig
+from gpt.errors import UserError, build, shorten
 from gpt.files import PRETRAINED
-from gpt.model import GPT, GPTConfig
-from gpt.settings import UserError, build, shorten
+from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, restore
 from gpt.training_state import PREFIX, check_training_state, compare_weights, describe_model
 
@@ -60,16 +61,28 @@ def read(path: Path) -> dict[str, Any]:
         beside = "best" if path.name == "last.ckpt" else "last"
         damage = f"truncated or not a checkpoint ({path.stat().st_size:,} bytes)"
         raise refusal(path, damage, f"use another one, such as {beside}.ckpt beside it") from None
-    if not (isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("gpt", "state_dict"))):
-        raise refusal(path, "not one of this project's", "give a run folder under outputs/ or a .ckpt file in one")
+    if not (
+        isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("gpt", "state_dict"))
+    ):
+        raise refusal(
+            path, "not one of this project's", "give a run folder under outputs/ or a .ckpt file in one"
+        )
     if any(True for _ in tensors_in(content["gpt"])):
-        raise refusal(path, "refused, nothing was run: it has tensors in its metadata, where none of ours has any")
-    if foreign := [key for key in content if "hyper_parameters" in str(key)]:  # Lightning would make objects from them
+        raise refusal(
+            path, "refused, nothing was run: it has tensors in its metadata, where none of ours has any"
+        )
+    if foreign := [
+        key for key in content if "hyper_parameters" in str(key)
+    ]:  # Lightning would make objects from them
         held = f"{shorten(foreign[0])} ({shorten(content[foreign[0]], 100)})"
         raise refusal(path, f"refused, nothing was run: it has {held}, which none of ours has")
     if (found := content["gpt"].get("format")) != FORMAT:
         reason = f"its format is {shorten(found)}, this version reads {FORMAT}"
-        raise refusal(path, reason, "make it anew: make pretrained" if path == PRETRAINED else "use the version that wrote it")
+        raise refusal(
+            path,
+            reason,
+            "make it anew: make pretrained" if path == PRETRAINED else "use the version that wrote it",
+        )
     return content
 
 
@@ -101,18 +114,25 @@ def assemble(path: Path, content: dict[str, Any]) -> tuple[GPT, Tokenizer, dict[
     if difference := compare_weights(content["state_dict"], config, make, extra):
         raise refusal(path, difference, "use an earlier one, or one that was not altered")
     model = make(config)
-    model.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items()})
+    model.load_state_dict(
+        {name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items()}
+    )
     return model.eval(), tokenizer, metadata
 
 
-def check_metadata(metadata: dict[str, Any]) -> tuple[GPTConfig, Tokenizer]:
+def check_metadata(metadata: dict[str, Any]) -> tuple[ModelConfig, Tokenizer]:
     """The model's configuration and the tokenizer. Raises UserError, or whatever wrong types lead to."""
-    config = build(GPTConfig, metadata["model"], "model")
+    config = build(ModelConfig, metadata["model"], "model")
     tokenizer = restore(metadata["tokenizer"])
     if config.vocab_size != len(tokenizer):
         raise UserError(f"model.vocab_size = {config.vocab_size}: its tokenizer has {len(tokenizer)} tokens")
-    if config.positions == "rotary" and (size := config.context_length * config.head_size) > LARGEST_ROTARY_TABLE:
-        raise UserError(f"model.context_length = {config.context_length}: longer than any model here ({size:,} rotary angles)")
+    if (
+        config.positions == "rotary"
+        and (size := config.context_length * config.head_size) > LARGEST_ROTARY_TABLE
+    ):
+        raise UserError(
+            f"model.context_length = {config.context_length}: longer than any model here ({size:,} rotary angles)"
+        )
     if not isinstance(metadata.get("config"), dict) or not isinstance(metadata.get("text_sha256"), str):
         raise UserError("config, text_sha256 = (missing): every run stores them")
     return config, tokenizer

@@ -46,4 +46,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """What Lightning goes on from. What it would believe without a check is replaced, or left to ResumeAtStep."""
         content = read(Path(path))
         check_training_state(content)
-        return content | {"pytorch-lightning_version": lightning.__version__, "loops": None, "lr_schedulers": []}
+        return content | {
+            "pytorch-lightning_version": lightning.__version__,
+            "loops": None,
+            "lr_schedulers": [],
+        }

@@ -1,158 +1,331 @@
-"""The settings of a run as one frozen, typed tree. `conf/` holds the values, this file their names, types and checks.
+"""Every setting of a run with its type, range, default and meaning. The files in `conf/` list only what their choice changes.
 
-`RunConfig.from_dict` makes it from plain values, `resolve` fills in what depends on the text and the machine, and from
-then on the same object is used, compared when a run is resumed, and stored in its folder and checkpoints.
+A setting that is unknown, of the wrong type or outside its range is refused with a `pydantic.ValidationError`, which is a
+ValueError. `RunConfig.from_dict` turns it into a UserError of one line, in which `model.n_head` is named as on the command line.
+
+[A] is Vaswani et al. 2017, *Attention Is All You Need*, [G] is Radford et al. 2018, *Improving Language Understanding by
+Generative Pre-Training*.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from gpt.data import Data, DataConfig, why_no_file_name
-from gpt.files import read_text
-from gpt.finetune.config import FinetuneConfig
-from gpt.finetune.task import TaskConfig
-from gpt.hardware import choose_compilation, choose_precision, device_type, has_compiler
-from gpt.model import GPTConfig, flops_per_token
-from gpt.optim import AdamWConfig, SchedulerConfig, optimizer_config
-from gpt.settings import UserError, build, convert, did_you_mean, shorten
+from gpt.errors import UserError, did_you_mean, shorten
 
-GROUPS = ("model", "data", "optimizer", "scheduler", "trainer")  # that every run needs
-OF_FINE_TUNING = ("task", "finetune")  # groups that a run has if it fine-tunes
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-# float16 would need a scaled loss, and in pure bfloat16 a loss has only three significant digits
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
-PROFILERS = ("simple", "advanced")
-# Callbacks that change what is validated, or when a run ends. All others only watch
-DECISIVE_CALLBACKS = ("ema", "early_stopping")
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """`conf/trainer`. Everything is counted in optimizer steps. Raises ValueError for values outside their range."""
-
-    accelerator: str
-    devices: str  # a number, or auto
-    num_nodes: int
-    strategy: str  # how several devices share the work; gpt.runs.strategies lists the choices
-    precision: str
-    compile: bool | None  # None here and below, like "auto" above, is decided by RunConfig.resolve
-    max_steps: int
-    max_time: str | None  # DD:HH:MM:SS, after which a run ends early
-    val_check_interval: int | None  # None: an eighth of max_steps
-    log_every_n_steps: int
-    gradient_clip_val: float  # the largest total norm; 0: no clipping
-    accumulate_grad_batches: int
-    deterministic: bool
-    detect_anomaly: bool
-    profiler: str | None
-
-    def __post_init__(self) -> None:
-        limits = {"max_steps": 10**9, "val_check_interval": 10**9, "log_every_n_steps": 10**9}
-        for field, largest in (limits | {"accumulate_grad_batches": 10**6, "num_nodes": 10**5}).items():
-            value = getattr(self, field)
-            if value is not None and not 1 <= value <= largest:
-                raise ValueError(f"{field} = {value}: must be from 1 to {largest:,}; set a number in this range")
-        if self.gradient_clip_val < 0:
-            raise ValueError(f"gradient_clip_val = {self.gradient_clip_val}: must not be negative; set 0 for no clipping")
-        choices = {"accelerator": ACCELERATORS, "precision": PRECISIONS, "profiler": (None, *PROFILERS)}
-        for field, allowed in choices.items():
-            if (value := getattr(self, field)) not in allowed:
-                words = ", ".join("null" if choice is None else choice for choice in allowed)
-                raise ValueError(f"{field} = {shorten(value)}: not supported; choose one of {words}")
-        if not re.fullmatch(r"auto|[1-9]\d{0,4}", self.devices):
-            raise ValueError(f"devices = {shorten(self.devices)}: not a number of devices; set a whole number from 1, or auto")
-        if self.max_time is not None and not re.fullmatch(r"\d\d:\d\d:\d\d:\d\d", self.max_time):
-            raise ValueError(f"max_time = {shorten(self.max_time)}: not a duration; write it as '00:01:30:00' for 90 minutes")
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]  # leaves none of two parts empty
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[
+    float, Field(gt=0, le=1e6)
+]  # of learning: a peak, which the schedule multiplies by at most 1
 
 
-@dataclass(frozen=True)
-class RunConfig:
+def check_file_name(name: str) -> str:
+    """The same name. Raises ValueError if no file can be called so, or if the name cannot be stored as UTF-8."""
+    if not name:
+        raise ValueError("is empty, as an unset shell variable leaves it; give a name, or null for none")
+    if "\0" in name or name.encode(errors="replace").decode() != name:
+        raise ValueError("holds a NUL character or is not UTF-8; give the name of a file")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(check_file_name)]
+
+
+class Settings(BaseModel):
+    """A group of settings, which cannot be changed once it is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def no_truth_value_for_a_number(cls, values: Any) -> Any:
+        """pydantic takes True for 1. Whoever writes `true` for a number has made a mistake."""
+        for name, field in cls.model_fields.items() if isinstance(values, dict) else ():
+            if isinstance(values.get(name), bool) and re.search(r"\b(int|float)\b", str(field.annotation)):
+                raise ValueError(f"{name} = {values[name]}: is true or false, where a number is needed")
+        return values
+
+
+class ModelConfig(Settings):
+    """Everything that decides which tensors a model has and what it computes. The defaults are those of `model=small`."""
+
+    vocab_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
+        None  # None: as many as the text has; a model needs a number
+    )
+    context_length: int = Field(256, ge=1, le=2**17)
+    n_layer: int = Field(5, ge=1, le=2**10)
+    n_head: int = Field(
+        2, ge=1, le=2**10
+    )  # at this size, more heads learn no more and cost more (docs/log.md)
+    n_embd: int = Field(160, ge=1, le=2**16)
+    dropout: Probability = 0.0  # on embeddings and both residual branches, [G] section 4.1
+    norm_position: Literal["pre", "post"] = (
+        "pre"  # post: norm(x + f(x)), [A], [G]; pre: x + f(norm(x)), a final norm, GPT-2
+    )
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # which is one kernel on a CPU, and RMSNorm is not
+    positions: Literal["learned", "rotary"] = "rotary"
+    activation: Literal["gelu", "relu", "relu2"] = "relu2"
+    bias: bool = False  # in linear layers and norms; the output head never has one
+    tied_head: bool = False  # the output head is the token embedding, [G] equation 2
+    attention_dropout: bool = (
+        False  # on attention weights too, [G] section 4.1. Without it, a CPU is a quarter faster
+    )
+    qk_norm: bool = True  # normalise queries and keys, per head and by one shared norm, before they meet
+    conv_width: int = Field(
+        3, ge=0, le=2**8
+    )  # earlier positions that are mixed into what attention and MLP see; 0: none
+
+    @model_validator(mode="after")
+    def heads_divide_the_width(self) -> Self:
+        if self.n_embd % self.n_head:
+            fitting = [n for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % n == 0]
+            raise ValueError(
+                f"n_head = {self.n_head}: n_embd = {self.n_embd} is not divisible by it; try one of {fitting}"
+            )
+        if self.positions == "rotary" and self.head_size % 2:
+            reason = f"it turns pairs, but the head size n_embd / n_head = {self.head_size} is odd"
+            raise ValueError(
+                f"positions = rotary: {reason}; choose an n_head that makes it even, or positions=learned"
+            )
+        return self
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+    def known_vocab_size(self) -> int:
+        """`vocab_size`. Raises ValueError while it is None."""
+        if self.vocab_size is None:
+            raise ValueError(
+                "vocab_size = None: not known before the text is read; set it to the number of tokens"
+            )
+        return self.vocab_size
+
+    def parameter_count(self) -> int:
+        """How many trainable numbers `GPT(config)` holds, without building it. A tied head counts once."""
+        C, bias = self.n_embd, self.bias
+        norm = 2 if self.norm == "layernorm" and bias else 1  # per number that is normalised
+        block = (
+            12 * C * C
+            + 9 * C * bias
+            + 2 * norm * C
+            + norm * self.head_size * self.qk_norm
+            + 2 * self.conv_width * C
+        )
+        embeddings = self.known_vocab_size() * C * (1 if self.tied_head else 2)
+        positions = self.context_length * C * (self.positions == "learned")
+        return embeddings + positions + self.n_layer * block + norm * C * (self.norm_position == "pre")
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations to train on one position, forward and backward.
+
+        6 for each weight of a matrix product and 12 n_layer C T for attention, which includes what the causal mask throws
+        away (Chowdhery et al. 2022, *PaLM*, appendix B).
+        """
+        C = self.n_embd
+        weights = 12 * self.n_layer * C * C + self.known_vocab_size() * C
+        return 6 * weights + 12 * self.n_layer * C * self.context_length
+
+
+class DataConfig(Settings):
+    """Which text is read, how it becomes ids, and how many of them make a batch."""
+
+    path: FileName | None = (
+        None  # a UTF-8 file, a folder, or a pattern such as 'texts/*.txt'; None: Tiny Shakespeare
+    )
+    folder: FileName = "data"  # keeps Tiny Shakespeare if it is downloaded, and the ids of large texts
+    val_fraction: Fraction = 0.1  # the share of the text, at its end, that is held out for validation
+    batch_size: Count = 4  # windows of context_length tokens, over all processes together
+    tokenizer: Literal["char", "byte", "bpe"] = (
+        "char"  # byte suits any file; bpe: pieces of words, needs the extra hf
+    )
+    bpe_vocab_size: int = Field(512, ge=2**8, le=2**16)  # the number of pieces, for tokenizer=bpe alone
+
+
+class AdamWConfig(Settings):
+    """AdamW for all parameters (Loshchilov and Hutter 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: Rate = 2e-3
+    betas: tuple[Probability, Probability] = (0.9, 0.99)
+    weight_decay: float = Field(0.1, ge=0)  # of matrices; norms, biases and convolutions don't decay
+
+
+class MuonConfig(AdamWConfig):
+    """Muon for the matrices of the blocks, AdamW with lr, betas and weight_decay for embeddings, head and norms."""
+
+    name: Literal["muon"] = "muon"  # type: ignore[assignment]
+    lr: Rate = 8e-3
+    muon_lr: Rate = 0.01
+    muon_momentum: Probability = 0.9
+
+
+class SchedulerConfig(Settings):
+    """Warm-up, plateau and decay of the learning rate, as shares of all steps: a shorter run has the same shape."""
+
+    shape: Literal["linear", "cosine"] = "linear"  # of the decay
+    warmup_ratio: Share = 0.02
+    decay_ratio: Share = 0.6  # at most what the warm-up leaves
+    min_lr_ratio: Share = 0.0  # the rate at the end, as a share of the peak
+
+
+class TrainerConfig(Settings):
+    """On what and for how long a run trains. Everything is counted in optimizer steps.
+
+    Any other argument of Lightning's Trainer may be added (`+trainer.limit_val_batches=2`); `gpt.train` hands it on.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: str = Field("1", pattern=r"^(auto|[1-9]\d{0,4})$")  # a number, or auto
+    num_nodes: int = Field(1, ge=1, le=10**5)  # machines
+    strategy: Literal["auto", "ddp"] = (
+        "auto"  # ddp: several devices, each with the whole model and a share of the batch
+    )
+    # auto: bf16-mixed where the hardware computes it. float16 would need a scaled loss, and in pure bfloat16 a loss has only
+    # three significant digits
+    precision: Annotated[
+        Literal["auto", "32-true", "bf16-mixed"],
+        BeforeValidator(lambda value: "32-true" if str(value) == "32" else value),
+    ] = "auto"
+    compile: bool | None = None  # torch.compile; None: where it pays
+    max_steps: Count = 2000
+    max_time: str | None = Field(
+        None, pattern=r"^\d\d:\d\d:\d\d:\d\d$"
+    )  # '00:01:30:00' ends a run after 90 minutes
+    val_check_interval: Count | None = (
+        None  # steps from one validation to the next; None: an eighth of max_steps
+    )
+    log_every_n_steps: Count = 10
+    gradient_clip_val: float = Field(1.0, ge=0)  # the largest total norm of the gradient; 0: no clipping
+    accumulate_grad_batches: int = Field(1, ge=1, le=10**6)  # batches for one step
+    deterministic: bool = False  # true: torch refuses operations that give other bits each time (on GPUs)
+    detect_anomaly: bool = False
+    profiler: Literal["simple", "advanced"] | None = None  # print where the time goes
+
+
+class TaskConfig(Settings):
+    """Examples with labels, for fine-tuning: made from a play, or from a table of one's own (task=csv)."""
+
+    name: str = "csv"  # a task of gpt.finetune.tasks, or csv
+    path: FileName | None = None  # a CSV or TSV file in UTF-8 whose first line names the columns
+    columns: list[
+        str
+    ] = []  # one: classification; two: entailment; more: a context and candidates to choose from
+    label: str | None = None  # the column with the label; of a choice, the right candidate's column or number
+    symmetric: bool = False  # true: two texts that may be exchanged (similarity)
+    kind: Literal["classification", "entailment", "similarity", "choice"] | None = (
+        None  # None: by the number of columns
+    )
+    split_column: str | None = (
+        None  # a column that says train or test; None: the seed decides, for each label alike
+    )
+    test_fraction: Fraction = 0.2
+    max_length: int = Field(
+        256, ge=5, le=10**9
+    )  # tokens of a sequence; longer texts are cut, which saves time and memory
+    max_train: int = Field(0, ge=0, le=10**9)  # at most so many examples for training; 0: all
+    max_test: int = Field(400, ge=0, le=10**9)
+
+
+class FinetuneConfig(Settings):
+    """How a pre-trained model is fine-tuned, whatever the task ([G] section 3.2)."""
+
+    lm_weight: float = Field(0.5, ge=0, le=1e6)  # of the auxiliary objective: L3 = L2 + lm_weight * L1
+    dropout: Probability = 0.1  # on what the new head reads
+    layers: Annotated[int, Field(ge=0)] | None = (
+        None  # pre-trained layers to take over besides the embeddings; None: all
+    )
+    epochs: float = Field(3, gt=0, le=1e6)
+    val_fraction: Fraction = 0.1  # the share of the training examples by which the checkpoint is chosen
+    drop_unknown: bool = False  # true: leave out characters that the tokenizer does not know
+
+
+def check_run_name(name: str) -> str:
+    """The same name. Raises ValueError unless it is one path component."""
+    if not 1 <= len(name.encode()) <= 100 or not name.isprintable() or re.search(r"[/\\:]|^\.", name):
+        raise ValueError("becomes part of a folder's name; choose a word such as name=first_try")
+    return name
+
+
+class RunConfig(Settings):
     """Everything that a run is made of. The same configuration, text and machine give the same result, to the last bit."""
 
-    name: str
-    seed: int
-    model: GPTConfig
-    data: DataConfig
-    optimizer: AdamWConfig
-    scheduler: SchedulerConfig
-    trainer: TrainerConfig
-    callbacks: dict[str, dict[str, Any]]  # a callback's name and its settings, as gpt.callbacks knows them
-    logger: dict[str, dict[str, Any]]
-    init: str | None  # the weights that it starts from; gpt.runs.init says what it may name. None: random ones
-    task: TaskConfig | None  # a run with a task fine-tunes; one without pre-trains
-    finetune: FinetuneConfig | None
+    name: Annotated[str, AfterValidator(check_run_name)] = "run"  # part of the run folder's name
+    seed: int = Field(1337, ge=0, lt=2**32)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: Annotated[AdamWConfig | MuonConfig, Field(discriminator="name")] = MuonConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    callbacks: dict[
+        str, dict[str, Any]
+    ] = {}  # what runs during training: by name, a `_target_` and its arguments
+    logger: dict[str, dict[str, Any]] = {}  # where the numbers go, likewise
+    init: FileName | None = (
+        None  # a run, checkpoint or Hugging Face folder whose weights it starts from; None: random ones
+    )
+    task: TaskConfig | None = None  # a run with a task fine-tunes; one without pre-trains
+    finetune: FinetuneConfig | None = None
+
+    @field_validator("callbacks", "logger", mode="before")
+    @classmethod
+    def without_those_left_out(cls, value: Any) -> Any:
+        """callbacks.samples=null leaves one out, and ~callbacks all of them."""
+        if isinstance(value, Mapping):
+            return {name: settings for name, settings in value.items() if settings is not None}
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def fine_tuning_is_whole(self) -> Self:
+        if (self.task is None) != (self.finetune is None):
+            missing = "task" if self.task is None else "finetune"
+            raise ValueError(
+                f"{missing} = (missing): fine-tuning needs this group; start scripts/finetune.py"
+            )
+        return self
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
-        """Raises UserError for a setting or group that is unknown, missing, of the wrong type or outside its range."""
-        known = [field.name for field in fields(cls)]
-        for key, value in values.items():
-            if key not in known:
-                raise UserError(f"{key} = {shorten(value)}: no such setting; {did_you_mean(str(key), known)}")
-        for group in GROUPS:
-            if not isinstance(values.get(group), Mapping):
-                given = "(missing)" if values.get(group) is None else shorten(values[group])
-                raise UserError(f"{group} = {given}: a run needs this group; choose a file of conf/{group}/")
-        has_task = any(values.get(group) is not None for group in OF_FINE_TUNING)
-        for group in OF_FINE_TUNING if has_task else ():
-            if not isinstance(values.get(group), Mapping):
-                advice = "choose a file of conf/task/" if group == "task" else "start scripts/finetune.py"
-                raise UserError(f"{group} = {shorten(values.get(group))}: fine-tuning needs this group; {advice}")
-        return cls(
-            name=check_name(values.get("name")),
-            seed=check_seed(values.get("seed")),
-            model=build(GPTConfig, values["model"], "model"),
-            data=build(DataConfig, values["data"], "data"),
-            optimizer=optimizer_config(values["optimizer"]),
-            scheduler=build(SchedulerConfig, values["scheduler"], "scheduler"),
-            trainer=build(TrainerConfig, normalise_precision(values["trainer"]), "trainer"),
-            callbacks=check_named_settings(values.get("callbacks"), "callbacks"),
-            logger=check_named_settings(values.get("logger"), "logger"),
-            init=check_init(values.get("init")),
-            task=build(TaskConfig, values["task"], "task") if has_task else None,
-            finetune=build(FinetuneConfig, values["finetune"], "finetune") if has_task else None,
-        )
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Raises UserError for the first setting that is unknown, of the wrong type or outside its range."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise explain(error) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` takes: dictionaries, lists, numbers, text."""
-        values: dict[str, Any] = to_plain(asdict(self))
-        return {key: value for key, value in values.items() if not (value is None and key in ("init", *OF_FINE_TUNING))}
+        values = self.model_dump(mode="json")
+        return {key: value for key, value in values.items() if value is not None}
 
     def flat(self) -> dict[str, Any]:
         """The settings that affect the result, under their command-line names: {"model.n_layer": 5, ..., "seed": 1}."""
-        return flatten(self.to_dict())
+        values = self.to_dict()
+        groups = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")
+        flat = {f"{group}.{key}": value for group in groups for key, value in values.get(group, {}).items()}
+        for name in ("ema", "early_stopping"):  # the others only watch
+            settings = values["callbacks"].get(name, {})
+            flat |= {f"callbacks.{name}.{key}": value for key, value in settings.items() if key != "_target_"}
+        return flat | {key: values[key] for key in ("init", "seed") if key in values}
 
-    def resolve(self, data: Data) -> tuple["RunConfig", list[str]]:
-        """This configuration with everything decided, and the reasons for the precision and compilation that were chosen.
-
-        Raises UserError if the text has another vocabulary than was asked for.
-        """
-        vocab_size = len(data.tokenizer)
-        if self.model.vocab_size not in (None, vocab_size):
-            raise UserError(f"model.vocab_size = {self.model.vocab_size}: the text has {vocab_size} {data.unit}; leave it out")
-        model, reasons = replace(self.model, vocab_size=vocab_size), []
-        precision, compiled = self.trainer.precision, self.trainer.compile
-        device = device_type(self.trainer.accelerator)
-        if precision == "auto":
-            precision, reason = choose_precision(device)
-            reasons.append(reason)
-        if compiled is None:
-            batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
-            flops = flops_per_token(model) * self.tokens_per_batch * batches
-            has_masks = model.activation == "relu" or (model.dropout > 0 and model.attention_dropout)
-            compiled, reason = choose_compilation(device, precision, flops, has_masks)
-            reasons.append(reason)
-        elif compiled and not has_compiler(device):
-            compiled = False
-            reasons.append("not compiled: there is no C++ compiler")
-        interval = self.trainer.val_check_interval or max(1, self.trainer.max_steps // 8)
-        trainer = replace(self.trainer, precision=precision, compile=compiled, val_check_interval=interval)
-        return replace(self, model=model, trainer=trainer), reasons
+    def updated(self, group: str, **changes: Any) -> Self:
+        """The same configuration with other values in one of its groups."""
+        return self.model_copy(update={group: getattr(self, group).model_copy(update=changes)})
 
     @property
     def tokens_per_batch(self) -> int:
@@ -160,94 +333,32 @@ class RunConfig:
         return self.model.context_length * self.data.batch_size
 
 
-def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide a result, from the plain values of a configuration, whatever else is in them."""
-    flat: dict[str, Any] = {}
-    for group in (*GROUPS, *OF_FINE_TUNING):
-        values = config.get(group)
-        flat |= {f"{group}.{key}": value for key, value in values.items()} if isinstance(values, Mapping) else {}
-    callbacks = config.get("callbacks")
-    for name in DECISIVE_CALLBACKS:
-        values = callbacks.get(name) if isinstance(callbacks, Mapping) else None
-        flat |= {f"callbacks.{name}.{key}": value for key, value in values.items()} if isinstance(values, Mapping) else {}
-    flat |= {} if config.get("init") is None else {"init": config["init"]}
-    return flat | {"seed": config.get("seed")}
-
-
-def normalise_precision(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """The trainer's settings with Lightning's full name for float32: 32 and 32-true are not two kinds of run."""
-    return dict(trainer) | ({"precision": "32-true"} if str(trainer.get("precision")) == "32" else {})
-
-
-def check_name(value: Any) -> str:
-    """A run's name, which ends the name of its folder. Raises UserError unless it is one path component."""
-    name = convert(value, str, "name")
-    if not 1 <= len(name.encode()) <= 100 or not name.isprintable() or re.search(r"[/\\:]|^\.", name):
-        raise UserError(f"name = {shorten(name)}: it becomes part of a folder's name; choose a word such as name=first_try")
-    return name
-
-
-def check_init(value: Any) -> str | None:
-    """Where the weights come from. Raises UserError for what names no file or folder."""
-    if value is None:
-        return None
-    place = convert(value, str, "init")
-    if why := why_no_file_name(place):
-        raise UserError(f"init = {shorten(place) or '(empty)'}: {why}; give a run folder or a .ckpt file, or null for none")
-    return place
-
-
-def check_seed(value: Any) -> int:
-    """The seed. Raises UserError unless it is a whole number from 0 to 2**32 - 1."""
-    if value is None:
-        raise UserError("seed = (missing): a run needs one; set for instance seed=1")
-    if not isinstance(value, bool) and isinstance(value, int) and 2**31 <= value < 2**32:
-        return value  # beyond what `convert` takes for a count
-    seed = convert(value, int, "seed")
-    if seed < 0:
-        raise UserError(f"seed = {seed}: must be at least 0 and below 2**32; set for instance seed=1")
-    return seed
-
-
-def check_named_settings(values: Any, group: str) -> dict[str, dict[str, Any]]:
-    """The callbacks or loggers that are not left out, each with its settings. Their own constructors check the settings."""
-    if values is None:
-        return {}
-    if not isinstance(values, Mapping):
-        raise UserError(
-            f"{group} = {shorten(values)}: not a group; choose a file of conf/{group}/, or leave it out with ~{group}"
+def explain(error: ValidationError) -> UserError:
+    """The first mistake that pydantic has found in a configuration, on one line."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    if place[:1] == ["optimizer"] and len(place) > 2:
+        del place[1]  # the name by which pydantic has chosen the class
+    name, value, reason = ".".join(place), first["input"], first["msg"].removeprefix("Input ")
+    if first["type"] == "extra_forbidden":
+        return UserError(
+            f"{name} = {shorten(value)}: no such setting; {did_you_mean(name, setting_names(RunConfig))}"
         )
-    for name, settings in values.items():
-        if settings is not None and not isinstance(settings, Mapping):
-            advice = f"write {group}.{name}=null to leave it out"
-            raise UserError(f"{group}.{name} = {shorten(settings)}: not a group of settings; {advice}")
-    return {str(name): dict(settings) for name, settings in values.items() if settings is not None}
+    if first["type"] == "value_error":
+        reason = str(first["ctx"]["error"])
+        if isinstance(value, (Mapping, Settings)):  # raised about a whole group, and names the setting itself
+            return UserError(f"{name}.{reason}" if name else reason)
+    if isinstance(value, Mapping) and first["type"] == "dict_type" or "model" in first["type"]:
+        reason = "not a group of settings"
+    return UserError(f"{name} = {shorten(value)}: {reason}")
 
 
-def to_plain(value: Any) -> Any:
-    """The same value with lists for tuples, as YAML and JSON have them."""
-    if isinstance(value, dict):
-        return {key: to_plain(inner) for key, inner in value.items()}
-    return [to_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-class PlainLoader(yaml.SafeLoader):
-    """YAML as this project writes it: without aliases, which can make a small file a huge configuration."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias")
-        return super().compose_node(parent, index)
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The plain values in a run's config.yaml. Raises UserError if it is missing or damaged."""
-    try:
-        content = yaml.load(read_text(path, largest=2**16), PlainLoader)  # PlainLoader is a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise
-        content = None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"file = {path}: missing or damaged; restore it, or begin anew in another folder")
-    return content
+def setting_names(cls: type[BaseModel], prefix: str = "") -> list[str]:
+    """The names of all settings, as they are typed: ["name", "seed", "model.vocab_size", ...]."""
+    names = []
+    for name, field in cls.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        groups = [kind for kind in kinds if issubclass(kind, Settings)]
+        inner = [inside for group in groups for inside in setting_names(group, f"{prefix}{name}.")]
+        names += list(dict.fromkeys(inner)) or [f"{prefix}{name}"]
+    return names

@@ -3,7 +3,6 @@
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +13,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from gpt.corpus import Text, find_files, tiny_shakespeare_file
-from gpt.settings import UserError, one_line, shorten
-from gpt.tokenizer import KINDS, Tokenizer, tokenizer_class
+from gpt.config import DataConfig
+from gpt.errors import UserError, one_line
+from gpt.text import Text, find_files, tiny_shakespeare_file
+from gpt.tokenizer import Tokenizer, tokenizer_class
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), which are the inputs one position later
 
 VALIDATION_BATCH = 32  # windows; fixed, so that no setting changes the order in which losses are added
 IN_MEMORY = 2**26  # characters; the ids of a longer text are kept in a file
-LARGE_TEXTS = "gpt.extras.large_texts:encode_into_file"  # imported when a text is longer than that
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The settings in `conf/data`. Raises ValueError for names that no file can have and for values outside their range."""
-
-    path: str | None  # a text file, a folder of them, or a pattern with *; None means Tiny Shakespeare
-    folder: str  # keeps Tiny Shakespeare if it is downloaded, and the ids of large texts
-    val_fraction: float  # the share of the text, at its end, that is held out for validation
-    batch_size: int  # windows in a batch, over all processes together
-    tokenizer: str  # a kind that gpt.tokenizer.KINDS lists
-    bpe_vocab_size: int
-
-    def __post_init__(self) -> None:
-        advice = {"path": "set data.path=my.txt, or null for Tiny Shakespeare", "folder": "set for instance data.folder=data"}
-        for field in advice:
-            if (value := getattr(self, field)) is not None and (why := why_no_file_name(value)):
-                raise ValueError(f"{field} = {shorten(value) or '(empty)'}: {why}; {advice[field]}")
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction = {self.val_fraction}: leaves a split empty; set it between 0 and 1, such as 0.1")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size = {self.batch_size}: must be at least 1; set a positive number")
-        if self.tokenizer not in KINDS:
-            raise ValueError(f"tokenizer = {shorten(self.tokenizer)}: unknown; choose one of {', '.join(KINDS)}")
-        if not 2**8 <= self.bpe_vocab_size <= 2**16:
-            raise ValueError(f"bpe_vocab_size = {self.bpe_vocab_size}: must be from {2**8} to {2**16}; set for instance 512")
-
-
-def why_no_file_name(name: str) -> str:
-    """Why no file can have this name, or why it cannot be stored with a run. Empty if the name is fine."""
-    if not name:
-        return "an empty name, as an unset shell variable leaves it"
-    if "\0" in name:
-        return "holds a NUL character"
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "not UTF-8"
-    return ""
+LARGE_TEXTS = "gpt.interop.large_texts:encode_into_file"  # imported when a text is longer than that
 
 
 def batch_of(windows: np.ndarray) -> Batch:
@@ -93,7 +54,9 @@ class ShuffledWindows:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.windows = sliding_window_view(np.asarray(ids), context_length + 1)  # (len(ids) - T, T + 1), a view
+        self.windows = sliding_window_view(
+            np.asarray(ids), context_length + 1
+        )  # (len(ids) - T, T + 1), a view
         self.context_length, self.batch_size, self.seed = context_length, batch_size, seed
         self.length, self.start, self.rank, self.world_size = length, start, rank, world_size
         self.per_epoch = max(1, len(self.windows) // context_length)
@@ -129,7 +92,12 @@ class AllWindows:
     """
 
     def __init__(
-        self, ids: Tensor | np.ndarray, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        ids: Tensor | np.ndarray,
+        context_length: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         # The last target of a window is the first input of the next one
         windows = sliding_window_view(np.asarray(ids), context_length + 1)[::context_length]
@@ -150,7 +118,9 @@ def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[
     Those of a long text are kept in `folder` and mapped into memory.
     """
     if len(text) > IN_MEMORY:
-        large: tuple[np.ndarray, np.ndarray] = pkgutil.resolve_name(LARGE_TEXTS)(text, tokenizer, split, folder)
+        large: tuple[np.ndarray, np.ndarray] = pkgutil.resolve_name(LARGE_TEXTS)(
+            text, tokenizer, split, folder
+        )
         return large
     parts: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for is_training, ids in encode_parts(text, tokenizer, split):
@@ -175,7 +145,9 @@ def id_type(tokenizer: Tokenizer) -> np.dtype:
 
 def open_text(config: DataConfig, raw: bool) -> Text:
     """The text that `config` names, as bytes if `raw`. Raises UserError if there is none."""
-    return Text([tiny_shakespeare_file(Path(config.folder))] if config.path is None else find_files(config.path), raw)
+    return Text(
+        [tiny_shakespeare_file(Path(config.folder))] if config.path is None else find_files(config.path), raw
+    )
 
 
 @rank_zero_only
@@ -193,7 +165,7 @@ class Data(L.LightningDataModule):
     characters_per_id: float  # the mean length of a token, in characters
 
 
-class CharData(Data):
+class TextData(Data):
     """A text as ids, split in order into a training and a validation part.
 
     Without a `tokenizer` the one that `config` asks for is made for the text. `share_validation` divides the validation
@@ -212,15 +184,24 @@ class CharData(Data):
         share_validation: bool = True,
     ) -> None:
         super().__init__()
-        self.config, self.context_length, self.seed, self.share_validation = config, context_length, seed, share_validation
+        self.config, self.context_length, self.seed, self.share_validation = (
+            config,
+            context_length,
+            seed,
+            share_validation,
+        )
         folder, name = Path(config.folder), config.path or "null"
         kind = tokenizer_class(config.tokenizer) if tokenizer is None else type(tokenizer)
         text = open_text(config, raw=kind.reads_bytes)
         train_fraction = 1 - config.val_fraction
-        self.tokenizer = kind.fit(text, train_fraction, config.bpe_vocab_size) if tokenizer is None else tokenizer
+        self.tokenizer = (
+            kind.fit(text, train_fraction, config.bpe_vocab_size) if tokenizer is None else tokenizer
+        )
         if len(self.tokenizer) < 2:
             only = self.tokenizer.decode([0])
-            raise UserError(f"data.path = {name}: only the character {only!r}, nothing to predict; give a text with more")
+            raise UserError(
+                f"data.path = {name}: only the character {only!r}, nothing to predict; give a text with more"
+            )
         if self.tokenizer.remark:
             print_note(f"data.path = {name}: {self.tokenizer.remark}")
         split = int(len(text) * train_fraction)

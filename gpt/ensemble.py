@@ -20,7 +20,9 @@ class Ensemble(nn.Module):
     def __init__(self, members: Sequence[GPT]) -> None:
         super().__init__()
         self.members: Iterable[GPT] = nn.ModuleList(members)  # type: ignore[assignment]
-        self.config = replace(members[0].config, context_length=min(member.config.context_length for member in members))
+        self.config = replace(
+            members[0].config, context_length=min(member.config.context_length for member in members)
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         """Log probabilities (B, T, V) for ids (B, T)."""
@@ -29,4 +31,6 @@ class Ensemble(nn.Module):
 
 def average(logits: Sequence[Tensor]) -> Tensor:
     """The logarithm of the mean of the probabilities that several logits (..., V) stand for."""
-    return torch.stack([of_one.log_softmax(dim=-1) for of_one in logits]).logsumexp(dim=0) - math.log(len(logits))
+    return torch.stack([of_one.log_softmax(dim=-1) for of_one in logits]).logsumexp(dim=0) - math.log(
+        len(logits)
+    )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gpt.settings import UserError
+from gpt.errors import UserError
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "shakespeare.ckpt"  # ships with the package
 LARGEST_TEXT = 2**27  # bytes: more than a million rows of metrics.csv
@@ -60,7 +60,9 @@ def check_replaceable(path: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
-        raise UserError(f"file = {path}: {kind}, which is not overwritten; move it away, or choose another name")
+        raise UserError(
+            f"file = {path}: {kind}, which is not overwritten; move it away, or choose another name"
+        )
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -69,7 +71,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         with atomic(path) as file:
             file.write(text.encode(errors="backslashreplace"))
     except OSError as error:
-        raise UserError(f"file = {path}: not written, {error.strerror}; make room, or choose another folder") from None
+        raise UserError(
+            f"file = {path}: not written, {error.strerror}; make room, or choose another folder"
+        ) from None
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -85,10 +89,14 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     try:
         mode, size = path.stat().st_mode, path.stat().st_size
         if not stat.S_ISREG(mode) or size > largest:
-            raise UserError(f"file = {path}: not a text file of this project; restore it, or begin anew in another folder")
+            raise UserError(
+                f"file = {path}: not a text file of this project; restore it, or begin anew in another folder"
+            )
         return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"file = {path}: missing or damaged; restore it, or begin anew in another folder") from None
+        raise UserError(
+            f"file = {path}: missing or damaged; restore it, or begin anew in another folder"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from gpt.attention import KVCache
-from gpt.decode import Decoder
 from gpt.ensemble import Ensemble, average
+from gpt.errors import UserError
+from gpt.interop.numpy_decoder import Decoder
 from gpt.model import GPT
-from gpt.settings import UserError
 
 FEW_ROWS = 8  # for up to so many, the numpy decoder is clearly faster than torch. For 32, each is busy with reading the cache
-Generator = torch.Generator | Sequence[torch.Generator] | None  # one for all rows, one for each row, or PyTorch's global one
+Generator = (
+    torch.Generator | Sequence[torch.Generator] | None
+)  # one for all rows, one for each row, or PyTorch's global one
 
 
 def check_sampling(temperature: float, top_k: int | None = None, top_p: float | None = None) -> None:
@@ -103,7 +105,9 @@ class Reader:
         if is_first or self.length > limit:
             window = torch.cat(self.pieces, dim=1)[:, -(limit if is_first else max(1, limit // 2)) :]
             self.pieces, self.length = [window], window.size(1)
-            self.logits, self.read_one_more = read(self.model, window, min(limit, self.length + self.expected))
+            self.logits, self.read_one_more = read(
+                self.model, window, min(limit, self.length + self.expected)
+            )
         else:
             for position in ids.split(1, dim=1):
                 self.logits = self.read_one_more(position)
@@ -150,7 +154,9 @@ def read(model: GPT | Ensemble, ids: Tensor, capacity: int) -> tuple[Tensor, Cal
     Returns: logits (B, V) after the last position, and a function that reads one more position, ids (B, 1) to logits (B, V).
     """
     if isinstance(model, Ensemble):
-        logits_of_members, readers = zip(*(read(member, ids, capacity) for member in model.members), strict=True)
+        logits_of_members, readers = zip(
+            *(read(member, ids, capacity) for member in model.members), strict=True
+        )
         return average(logits_of_members), lambda last: average([reader(last) for reader in readers])
     # model.forward rather than model(...) goes past torch.compile, which would compile anew for each length of the cache
     weight = model.head.weight

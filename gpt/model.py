@@ -12,7 +12,6 @@ Shapes, everywhere in this package:
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -20,71 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.attention import Attend, Dropout, KVCache, apply_rotary, attention, fastest_attention, rotary_table
-
-CHOICES = {
-    "norm_position": ("pre", "post"),
-    "norm": ("layernorm", "rmsnorm"),
-    "positions": ("learned", "rotary"),
-    "activation": ("gelu", "relu", "relu2"),
-}
-# Far more than this code can train: whatever is larger is a slip, or an attempt to use up the memory
-LARGEST = {"vocab_size": 2**20, "context_length": 2**17, "n_layer": 2**10, "n_head": 2**10, "n_embd": 2**16, "conv_width": 2**8}
+from gpt.config import ModelConfig
 
 
-@dataclass(frozen=True)
-class GPTConfig:
-    """Everything that decides which tensors a model has and what it computes. `conf/model` holds the values.
-
-    Raises ValueError, worded as `field = value: why; what to do`, for values that make no model.
-    """
-
-    vocab_size: int | None  # None: as many as the text has; it must be a number before a model is made
-    context_length: int
-    n_layer: int
-    n_head: int
-    n_embd: int
-    dropout: float  # on embeddings and both residual branches, [G] section 4.1
-    norm_position: str  # "post": norm(x + f(x)), [A] and [G]; "pre": x + f(norm(x)) and a final norm, as in GPT-2
-    norm: str
-    positions: str
-    activation: str
-    bias: bool  # in linear layers and norms; the output head never has one
-    tied_head: bool  # the output head is the token embedding, [G] equation 2
-    attention_dropout: bool  # on attention weights too, [G] section 4.1. Without it, training on a CPU is a quarter faster
-    qk_norm: bool  # normalise queries and keys, per head and by one shared norm, before they meet
-    conv_width: int  # how many earlier positions are mixed into what attention and MLP see; 0: none
-
-    def __post_init__(self) -> None:
-        for field, largest in LARGEST.items():
-            value, smallest = getattr(self, field), 0 if field == "conv_width" else 1
-            if value is not None and not smallest <= value <= largest:
-                raise ValueError(f"{field} = {value}: must be from {smallest} to {largest}; set it to a number in that range")
-        if self.n_embd % self.n_head:
-            fitting = [n for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % n == 0]
-            raise ValueError(f"n_head = {self.n_head}: n_embd = {self.n_embd} is not divisible by it; try one of {fitting}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout}: not a probability below 1; set it to at least 0 and below 1")
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ValueError(f"{field} = {getattr(self, field)}: unknown; choose one of {', '.join(choices)}")
-        if self.positions == "rotary" and self.head_size % 2:
-            raise ValueError(
-                f"positions = rotary: it turns pairs, but the head size n_embd / n_head = {self.head_size} is odd; "
-                "choose an n_head that makes it even, or positions=learned"
-            )
-
-    @property
-    def head_size(self) -> int:
-        return self.n_embd // self.n_head
-
-    def known_vocab_size(self) -> int:
-        """`vocab_size`. Raises ValueError while it is None."""
-        if self.vocab_size is None:
-            raise ValueError("vocab_size = None: not known before the text is read; set it to the number of tokens")
-        return self.vocab_size
-
-
-def make_norm(config: GPTConfig, size: int) -> nn.Module:
+def make_norm(config: ModelConfig, size: int) -> nn.Module:
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last `size` numbers."""
     if config.norm == "rmsnorm":
         return nn.RMSNorm(size, eps=1e-5)
@@ -104,7 +42,9 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         width, T = self.weight.size(0), x.size(1)
-        padded = F.pad(x, (0, 0, width, 0)) if cache is None else cache.prepend_conv_inputs(self, x, width)  # (B, width + T, C)
+        padded = (
+            F.pad(x, (0, 0, width, 0)) if cache is None else cache.prepend_conv_inputs(self, x, width)
+        )  # (B, width + T, C)
         for start in range(width):
             x = torch.addcmul(x, padded[:, start : start + T], self.weight[start])
         return x
@@ -116,7 +56,7 @@ class SelfAttention(nn.Module):
     `attend` is the function that mixes the values; `replace_attention` exchanges it.
     """
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
         self.conv = CausalConv(config.n_embd, config.conv_width) if config.conv_width else None
@@ -130,7 +70,9 @@ class SelfAttention(nn.Module):
         B, T, C = x.shape
         if self.conv is not None:
             x = self.conv(x, cache)
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        qkv = (
+            self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        )  # (3, B, H, T, D)
         qk, v = self.qk_norm(qkv[:2]), qkv[2]  # queries and keys are treated alike
         q, k = qk if rotary is None else apply_rotary(qk, *rotary)
         if cache is not None:
@@ -142,7 +84,7 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
     """Position-wise feed-forward network, [A] section 3.3, four times wider inside."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.conv = CausalConv(config.n_embd, config.conv_width) if config.conv_width else None
         self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
@@ -165,7 +107,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One transformer layer: attention, then MLP, each on a residual branch that ends in dropout."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.pre_norm = config.norm_position == "pre"
         self.norm1, self.attn = make_norm(config, config.n_embd), SelfAttention(config)
@@ -185,7 +127,7 @@ class GPT(nn.Module):
 
     rotary: Tensor
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         vocab_size = config.known_vocab_size()
@@ -193,7 +135,9 @@ class GPT(nn.Module):
         if config.positions == "learned":
             self.positions = nn.Embedding(config.context_length, config.n_embd)
         else:
-            self.register_buffer("rotary", rotary_table(config.context_length, config.head_size), persistent=False)
+            self.register_buffer(
+                "rotary", rotary_table(config.context_length, config.head_size), persistent=False
+            )
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config, config.n_embd) if config.norm_position == "pre" else nn.Identity()
@@ -214,7 +158,9 @@ class GPT(nn.Module):
             # With 0.02 such a model would start out sure that each token repeats: that logit is then about 0.014 C
             nn.init.normal_(self.tokens.weight, std=1 / config.n_embd)
         for module in self.modules():
-            if isinstance(module, (SelfAttention, MLP)):  # 2 n_layer branches add up: keep their variance (GPT-2, section 2.3)
+            if isinstance(
+                module, (SelfAttention, MLP)
+            ):  # 2 n_layer branches add up: keep their variance (GPT-2, section 2.3)
                 nn.init.normal_(module.proj.weight, std=0.02 / math.sqrt(2 * config.n_layer))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -277,24 +223,3 @@ def attention_weights(model: GPT, ids: Tensor) -> Tensor:
     finally:
         model.train(was_training)
     return torch.stack(weights)
-
-
-def parameter_count(config: GPTConfig) -> int:
-    """How many trainable numbers `GPT(config)` holds, without building it. A tied head counts once."""
-    C, bias = config.n_embd, config.bias
-    norm = 2 if config.norm == "layernorm" and bias else 1  # per number that is normalised
-    block = 12 * C * C + 9 * C * bias + 2 * norm * C + norm * config.head_size * config.qk_norm + 2 * config.conv_width * C
-    embeddings = config.known_vocab_size() * C * (1 if config.tied_head else 2)
-    positions = config.context_length * C * (config.positions == "learned")
-    return embeddings + positions + config.n_layer * block + norm * C * (config.norm_position == "pre")
-
-
-def flops_per_token(config: GPTConfig) -> int:
-    """Floating-point operations to train on one position, forward and backward.
-
-    6 for each weight of a matrix product and 12 n_layer C T for attention, which includes what the causal mask throws away
-    (Chowdhery et al. 2022, *PaLM*, appendix B).
-    """
-    C = config.n_embd
-    weights = 12 * config.n_layer * C * C + config.known_vocab_size() * C
-    return 6 * weights + 12 * config.n_layer * C * config.context_length

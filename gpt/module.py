@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt.data import Batch
+from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.optim import AdamWConfig, SchedulerConfig, build_optimizer, lr_multiplier
-from gpt.settings import UserError
 
 
 class Diverged(UserError):
@@ -61,7 +61,10 @@ class GPTModule(L.LightningModule):
         return loss
 
     def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients to a total norm of `gradient_clip_val`, if it is set, and keep the norm before that for the log.
 
@@ -85,7 +88,9 @@ class GPTModule(L.LightningModule):
         if self.is_logged(batch_idx):
             self.log("train/loss", self.step_loss, prog_bar=True, sync_dist=True)
             self.log("train/grad_norm", self.grad_norm)
-            self.log("lr", self.lr)  # of the first group: one schedule multiplies all rates, so one curve shows them all
+            self.log(
+                "lr", self.lr
+            )  # of the first group: one schedule multiplies all rates, so one curve shows them all
 
     def is_logged(self, batch_idx: int) -> bool:
         """Whether this batch ends a step that Lightning is about to write."""
@@ -106,14 +111,20 @@ class GPTModule(L.LightningModule):
         average = partial(self.log, on_epoch=True, sync_dist=True)
         processes, tokens = self.trainer.world_size, targets.numel()
         average("val/loss", loss, prog_bar=True, batch_size=processes * len(inputs))
-        for unit, count in zip(("char", "byte"), self.lengths[:, targets].sum(dim=(1, 2)).tolist(), strict=True):
+        for unit, count in zip(
+            ("char", "byte"), self.lengths[:, targets].sum(dim=(1, 2)).tolist(), strict=True
+        ):
             count = max(count, 1)
-            average(f"val/bits_per_{unit}", loss / math.log(2) * (tokens / count), batch_size=processes * count)
+            average(
+                f"val/bits_per_{unit}", loss / math.log(2) * (tokens / count), batch_size=processes * count
+            )
 
     def exact_logits(self, inputs: Tensor) -> Tensor:
         """Logits (B, T, V) in float32, whatever the training precision, so that validating again gives the same loss."""
         with torch.autocast(inputs.device.type, enabled=False):
-            return self.model.forward(inputs)  # rather than a call, which may be compiled and round differently
+            return self.model.forward(
+                inputs
+            )  # rather than a call, which may be compiled and round differently
 
     def diverged(self, name: str, value: Tensor) -> Diverged:
         """The error for a value that is not finite, with what was known of the step."""

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt.settings import UserError, shorten
+from gpt.errors import UserError, shorten
 
 if TYPE_CHECKING:
-    from gpt.corpus import Text
+    from gpt.text import Text
 
 KINDS = {  # the values of data.tokenizer; a module is imported when its kind is used for the first time
     "char": "gpt.tokenizer:CharTokenizer",
     "byte": "gpt.tokenizer:ByteTokenizer",
-    "bpe": "gpt.extras.bpe:BPETokenizer",
+    "bpe": "gpt.interop.bpe:BPETokenizer",
 }
 
 
@@ -94,7 +94,9 @@ class Tokenizer(ABC):
     @property
     def lengths(self) -> Tensor:
         """The numbers of characters and of bytes in each piece (2, V). A character counts for the piece that begins it."""
-        characters = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]  # UTF-8 goes on with 10xxxxxx
+        characters = [
+            sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces
+        ]  # UTF-8 goes on with 10xxxxxx
         return torch.tensor([characters, [len(piece) for piece in self.pieces]])
 
 
@@ -106,12 +108,18 @@ class CharTokenizer(Tokenizer):
     def __init__(self, vocabulary: str) -> None:
         """Raises UserError if a character occurs twice or there are more than two bytes can number."""
         if len(set(vocabulary)) != len(vocabulary):
-            raise UserError(f"vocabulary = {shorten(repr(vocabulary))}: a character occurs twice; give each character once")
+            raise UserError(
+                f"vocabulary = {shorten(repr(vocabulary))}: a character occurs twice; give each character once"
+            )
         if len(vocabulary) >= 2**16:
-            raise UserError(f"vocabulary = {len(vocabulary):,} characters: too many; set data.tokenizer=bpe or byte")
+            raise UserError(
+                f"vocabulary = {len(vocabulary):,} characters: too many; set data.tokenizer=bpe or byte"
+            )
         self.vocabulary = vocabulary
         self.pieces = [char.encode() for char in vocabulary]
-        if control := [char for char in vocabulary if unicodedata.category(char) == "Cc" and char not in "\t\n\r"]:
+        if control := [
+            char for char in vocabulary if unicodedata.category(char) == "Cc" and char not in "\t\n\r"
+        ]:
             self.remark = f"it contains control characters, which are kept: {''.join(control)!r}"
 
     @classmethod
@@ -128,7 +136,9 @@ class CharTokenizer(Tokenizer):
         """As `from_text`, for a text that is read in parts."""
         seen: set[str] = set()
         for part in parts:
-            if part.isascii():  # removing the known characters first is thirty times as fast as a set of the whole part
+            if (
+                part.isascii()
+            ):  # removing the known characters first is thirty times as fast as a set of the whole part
                 part = part.encode().translate(None, "".join(filter(str.isascii, seen)).encode()).decode()
             seen.update(part)
         return cls("".join(sorted(seen)))
@@ -152,7 +162,9 @@ class CharTokenizer(Tokenizer):
 
     def ids(self, text: str) -> np.ndarray:
         if text.isascii() and len(self) < 256:  # translating bytes is twice as fast as indexing with numpy
-            ids = np.frombuffer(text.encode().translate(self.table[:256].astype(np.uint8).tobytes()), dtype=np.uint8)
+            ids = np.frombuffer(
+                text.encode().translate(self.table[:256].astype(np.uint8).tobytes()), dtype=np.uint8
+            )
         else:
             ids = self.table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)]
         if ids.max(initial=0) == len(self):
@@ -203,11 +215,17 @@ def restore(state: Any) -> Tokenizer:
     kind = state.get("kind") if isinstance(state, Mapping) else None
     if not isinstance(kind, str) or kind not in KINDS:
         known = ", ".join(KINDS)
-        raise UserError(f"tokenizer = {shorten(kind)}: unknown to this version, which has {known}; use another checkpoint")
+        raise UserError(
+            f"tokenizer = {shorten(kind)}: unknown to this version, which has {known}; use another checkpoint"
+        )
     try:
         return tokenizer_class(kind).from_state(state)
     except UserError:
         raise
-    except Exception as error:  # whatever wrong content leads to; the library `tokenizers` raises nothing more specific
+    except (
+        Exception
+    ) as error:  # whatever wrong content leads to; the library `tokenizers` raises nothing more specific
         detail = shorten(repr(error), 100)
-        raise UserError(f"tokenizer = {kind}: damaged ({detail}); use a checkpoint that this project wrote") from None
+        raise UserError(
+            f"tokenizer = {kind}: damaged ({detail}); use a checkpoint that this project wrote"
+        ) from None

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt.model import GPT, GPTConfig, parameter_count
+from gpt.config import ModelConfig
+from gpt.errors import LARGEST_INT, UserError, build, shorten
+from gpt.model import GPT
 from gpt.optim import build_optimizer, optimizer_config
-from gpt.settings import LARGEST_INT, UserError, build, shorten
 
 PREFIX = "model."  # of the names of the weights: they are attributes of GPTModule.model
 REQUIRED = {"global_step", "state_dict", "callbacks", "gpt", "optimizer_states"}
@@ -61,12 +62,12 @@ def require(condition: bool, otherwise: str) -> None:
         raise Damaged(otherwise)
 
 
-def describe_model(metadata: Mapping[str, Any]) -> tuple[GPTConfig, Callable[[GPTConfig], GPT], int]:
+def describe_model(metadata: Mapping[str, Any]) -> tuple[ModelConfig, Callable[[ModelConfig], GPT], int]:
     """The sizes of a checkpoint's model, what makes it, and how many parameters it has beside those of a language model.
 
     Raises UserError, or whatever wrong types lead to.
     """
-    config = build(GPTConfig, metadata["model"], "model")
+    config = build(ModelConfig, metadata["model"], "model")
     if metadata.get("task") is None:
         return config, GPT, 0
     make, extra = pkgutil.resolve_name(CLASSIFIER)(metadata, config)
@@ -74,17 +75,23 @@ def describe_model(metadata: Mapping[str, Any]) -> tuple[GPTConfig, Callable[[GP
 
 
 def compare_weights(
-    weights: Mapping[str, Any], config: GPTConfig, make: Callable[[GPTConfig], GPT] = GPT, extra: int = 0
+    weights: Mapping[str, Any], config: ModelConfig, make: Callable[[ModelConfig], GPT] = GPT, extra: int = 0
 ) -> str | None:
     """How `weights` differ from finite weights of a GPTModule of these sizes. None if they don't.
 
     `make` and `extra` are as `describe_model` returns them. A model is made only for as many parameters as `weights` hold.
     """
     tensors = {str(name).removeprefix(PREFIX): tensor for name, tensor in weights.items()}
-    if wrong := [name for name, tensor in tensors.items() if not (isinstance(tensor, Tensor) and tensor.is_floating_point())]:
+    if wrong := [
+        name
+        for name, tensor in tensors.items()
+        if not (isinstance(tensor, Tensor) and tensor.is_floating_point())
+    ]:
         return f"{shorten(wrong[0])} is no tensor of weights"
-    unique = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in tensors.values()}  # a tied head counts once
-    if (held := sum(unique.values())) != (needed := parameter_count(config) + extra):
+    unique = {
+        (tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in tensors.values()
+    }  # a tied head counts once
+    if (held := sum(unique.values())) != (needed := config.parameter_count() + extra):
         return f"holds {held:,} parameters, where its sizes ask for {needed:,}"
     # Not on the meta device, where drawing weights imports the compiler, which takes two seconds
     expected = {name: tensor.shape for name, tensor in make(config).state_dict().items()}
@@ -98,7 +105,10 @@ def compare_weights(
 
 def check_tensors(tensors: Any, expected: Mapping[str, Tensor]) -> None:
     """Raises Damaged unless `tensors` has finite tensors with the names, shapes and types of the expected ones."""
-    require(isinstance(tensors, dict) and tensors.keys() == expected.keys(), "it has other tensors than training leaves")
+    require(
+        isinstance(tensors, dict) and tensors.keys() == expected.keys(),
+        "it has other tensors than training leaves",
+    )
     for name, like in expected.items():
         tensor = tensors[name]
         is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
@@ -108,10 +118,14 @@ def check_tensors(tensors: Any, expected: Mapping[str, Tensor]) -> None:
         require(bool(tensor.isfinite().all()), f"{shorten(name)} has values that are not finite")
 
 
-def check_optimizer(state: Mapping[str, Any], model: GPT, optimizer: torch.optim.Optimizer, steps: int) -> None:
+def check_optimizer(
+    state: Mapping[str, Any], model: GPT, optimizer: torch.optim.Optimizer, steps: int
+) -> None:
     """Raises Damaged unless `state` fits the optimizer of a model, both on the meta device, after so many steps."""
     require(set(state) == {"state", "param_groups"}, "the state of the optimizer has other parts")
-    require(len(state["param_groups"]) == len(optimizer.param_groups), "the optimizer has other parameter groups")
+    require(
+        len(state["param_groups"]) == len(optimizer.param_groups), "the optimizer has other parameter groups"
+    )
     numbers = find_numbers(state, model, optimizer)
     for group, expected in zip(state["param_groups"], optimizer.param_groups, strict=True):
         unknown = group.keys() - expected.keys() - {"initial_lr"}
@@ -119,7 +133,9 @@ def check_optimizer(state: Mapping[str, Any], model: GPT, optimizer: torch.optim
         names = {"step", "exp_avg", "exp_avg_sq"} if "betas" in expected else {"momentum_buffer"}
         for parameter in expected["params"]:
             values = state["state"][numbers[parameter]]
-            check_tensors(values, {name: torch.tensor(0.0) if name == "step" else parameter for name in names})
+            check_tensors(
+                values, {name: torch.tensor(0.0) if name == "step" else parameter for name in names}
+            )
             taken = int(values.get("step", steps))
             require(taken == steps, f"global_step = {steps}, but the optimizer has taken {taken} steps")
     require(len(state["state"]) == len(numbers), "the optimizer has states of other parameters")

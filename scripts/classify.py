@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from gpt.cli.options import Parser
-from gpt.settings import UserError, printable, user_errors
+from gpt.errors import UserError, printable, user_errors
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -18,9 +18,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     what = "a fine-tuned run, of which the best checkpoint is taken, or a .ckpt file; by default the newest fine-tuned run"
     parser.add_argument("checkpoint", nargs="?", metavar="RUN", help=what)
     parser.add_argument(
-        "--text", help="the text; of pairs and choices, tabs separate the parts; \\n is a line break; default: each line of stdin"
+        "--text",
+        help="the text; of pairs and choices, tabs separate the parts; \\n is a line break; default: each line of stdin",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each text, with every digit")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object for each text, with every digit"
+    )
     return parser.parse_args(arguments)
 
 
@@ -35,7 +38,9 @@ def read_texts(options: argparse.Namespace) -> Iterator[str]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise UserError(f"text = line {number}: not UTF-8 at byte {error.start}; convert it to UTF-8") from None
+            raise UserError(
+                f"text = line {number}: not UTF-8 at byte {error.start}; convert it to UTF-8"
+            ) from None
         if text:
             yield text
 

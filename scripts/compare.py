@@ -7,28 +7,40 @@ python scripts/compare.py outputs --baseline arch=gpt2 --sort seconds
 from pathlib import Path
 
 from gpt.cli.options import Parser
-from gpt.settings import UserError, user_errors
+from gpt.errors import UserError, user_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("folder", type=Path, help="a sweep under outputs/sweeps/, or any folder with runs in it")
+    parser.add_argument(
+        "folder", type=Path, help="a sweep under outputs/sweeps/, or any folder with runs in it"
+    )
     parser.add_argument(
         "--x",
         default="steps",
         choices=["steps", "tokens", "seconds", "flops"],
         help="what the pictures have on their horizontal axis",
     )
-    parser.add_argument("--sort", default="loss", metavar="COLUMN", help="the column by which lines are sorted, lowest first")
-    parser.add_argument("--columns", metavar="A,B,C", help="only these columns, however wide; their names are in compare.csv")
-    parser.add_argument("--baseline", metavar="TEXT", help="the line to which differences are taken: n_layer=2, or a run's name")
+    parser.add_argument(
+        "--sort", default="loss", metavar="COLUMN", help="the column by which lines are sorted, lowest first"
+    )
+    parser.add_argument(
+        "--columns", metavar="A,B,C", help="only these columns, however wide; their names are in compare.csv"
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="TEXT",
+        help="the line to which differences are taken: n_layer=2, or a run's name",
+    )
     parser.add_argument("--csv", action="store_true", help="print the whole table as CSV, and write nothing")
     options = parser.parse_args(arguments)
     from gpt.cli.compare import compare, print_csv  # after --help, which needs no torch
 
     if options.csv:
         if options.columns:
-            raise UserError(f"--columns = {options.columns}: CSV always has all columns; leave one of the two options out")
+            raise UserError(
+                f"--columns = {options.columns}: CSV always has all columns; leave one of the two options out"
+            )
         print(print_csv(options.folder, options.sort, options.baseline), end="")
         return
     columns = options.columns.split(",") if options.columns else ()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli.options import Parser, add_checkpoint, whole_number
-from gpt.settings import UserError, build, shorten, user_errors
+from gpt.errors import UserError, build, shorten, user_errors
 
 if TYPE_CHECKING:
     from gpt.data import DataConfig
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_checkpoint(parser, several=True)
-    parser.add_argument("--data", metavar="FILE", help="another text, split like the run's own, which is the default")
+    parser.add_argument(
+        "--data", metavar="FILE", help="another text, split like the run's own, which is the default"
+    )
     windows = "cut the text into windows of so many tokens, to compare models of other contexts; default: the model's context"
     parser.add_argument("--context-length", type=whole_number(1), metavar="T", help=windows)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with every digit, in place of the table")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, with every digit, in place of the table"
+    )
     return parser.parse_args(arguments)
 
 
-def evaluate(*places: str, path: str | None = None, context_length: int | None = None) -> dict[str, dict[str, Any]]:
+def evaluate(
+    *places: str, path: str | None = None, context_length: int | None = None
+) -> dict[str, dict[str, Any]]:
     """The losses of the checkpoint that a place means, or of the average of several, on the run's text or on the one at `path`.
 
     Each split is cut into windows of `context_length` tokens, by default as many as the model sees.
@@ -40,8 +46,8 @@ def evaluate(*places: str, path: str | None = None, context_length: int | None =
     from tqdm import tqdm
 
     from gpt.cli.runs import load_models
-    from gpt.data import CharData
-    from gpt.hardware import keep_freed_memory
+    from gpt.data import TextData
+    from gpt.machine import keep_freed_memory
     from gpt.module import GPTModule
     from gpt.runs.machine import silence_lightning
 
@@ -52,11 +58,15 @@ def evaluate(*places: str, path: str | None = None, context_length: int | None =
     model, tokenizer, metadata = load_models(places)
     config = data_config(metadata, path)
     if path is None and not is_text(config, tokenizer, metadata["text_sha256"]):
-        raise UserError(f"data.path = {config.path}: no longer the text that this model has seen; give it with --data FILE")
+        raise UserError(
+            f"data.path = {config.path}: no longer the text that this model has seen; give it with --data FILE"
+        )
     length = model.config.context_length
     if context_length is not None and context_length > length:
-        raise UserError(f"--context-length = {context_length}: the model sees at most {length} tokens; give no more")
-    data = CharData(config, context_length or length, seed=0, tokenizer=tokenizer)
+        raise UserError(
+            f"--context-length = {context_length}: the model sees at most {length} tokens; give no more"
+        )
+    data = TextData(config, context_length or length, seed=0, tokenizer=tokenizer)
     trainer = L.Trainer(
         accelerator="cpu" if trained_on_cpu(metadata) else "auto",
         devices=1,
@@ -69,8 +79,14 @@ def evaluate(*places: str, path: str | None = None, context_length: int | None =
     module = GPTModule(model, lengths=tokenizer.lengths)
     losses: dict[str, dict[str, Any]] = {}
     for split, ids in (("val", data.val_ids), ("train", data.train_ids)):
-        shown = {"bar_format": "{desc} {n:,}/{total:,} {bar} ETA {remaining}", "dynamic_ncols": True, "leave": False}
-        with tqdm(data.exact(ids), split, disable=None, **shown) as batches:  # None: there is no bar without a terminal
+        shown = {
+            "bar_format": "{desc} {n:,}/{total:,} {bar} ETA {remaining}",
+            "dynamic_ncols": True,
+            "leave": False,
+        }
+        with tqdm(
+            data.exact(ids), split, disable=None, **shown
+        ) as batches:  # None: there is no bar without a terminal
             (metrics,) = trainer.validate(module, batches, verbose=False)
         losses[split] = {name.removeprefix("val/"): value for name, value in metrics.items()}
         losses[split]["unit"] = tokenizer.loss_unit
@@ -83,7 +99,9 @@ def data_config(metadata: dict[str, Any], path: str | None) -> "DataConfig":
 
     stored = metadata["config"].get("data")
     if not isinstance(stored, dict):
-        raise UserError(f"checkpoint = (given): its metadata has no data ({shorten(stored)}); use another checkpoint")
+        raise UserError(
+            f"checkpoint = (given): its metadata has no data ({shorten(stored)}); use another checkpoint"
+        )
     return build(DataConfig, stored | {"folder": "data"} | ({} if path is None else {"path": path}), "data")
 
 
@@ -119,7 +137,9 @@ def tabulate(losses: Mapping[str, Mapping[str, Any]]) -> str:
     widths = [len(title) for title in columns]
     lines = []
     for name, *cells in rows:
-        lines.append(f"{name:5}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+        lines.append(
+            f"{name:5}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        )
     return "\n".join(lines)
 
 

@@ -7,14 +7,18 @@ import argparse
 from pathlib import Path
 
 from gpt.cli.options import Parser, add_checkpoint
-from gpt.settings import user_errors
+from gpt.errors import user_errors
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_checkpoint(parser)
-    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to write, which must not exist yet")
-    parser.add_argument("--onnx", action="store_true", help="also write model.onnx, for any architecture (extra onnx)")
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="the folder to write, which must not exist yet"
+    )
+    parser.add_argument(
+        "--onnx", action="store_true", help="also write model.onnx, for any architecture (extra onnx)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -23,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from gpt.checkpoint import load
     from gpt.cli.runs import find_checkpoint
-    from gpt.extras.huggingface import export
+    from gpt.interop.huggingface import export
 
     model, tokenizer, _ = load(find_checkpoint(options.checkpoint))
     print(f"{options.out}: {export(model, tokenizer, Path(options.out), options.onnx)}")

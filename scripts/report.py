@@ -6,7 +6,7 @@ python scripts/report.py outputs/RUN
 from pathlib import Path
 
 from gpt.cli.options import Parser
-from gpt.settings import UserError, user_errors
+from gpt.errors import UserError, user_errors
 
 
 def main(arguments: list[str] | None = None) -> None:

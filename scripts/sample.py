@@ -11,7 +11,7 @@ import sys
 from typing import NoReturn
 
 from gpt.cli.options import Parser, add_checkpoint, whole_number
-from gpt.settings import UserError, user_errors
+from gpt.errors import UserError, user_errors
 
 LARGEST_PROMPT = 2**24  # bytes
 
@@ -19,21 +19,33 @@ LARGEST_PROMPT = 2**24  # bytes
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_checkpoint(parser, several=True)
-    parser.add_argument("--list", action="store_true", help="list the runs under outputs/ with their losses, and end")
+    parser.add_argument(
+        "--list", action="store_true", help="list the runs under outputs/ with their losses, and end"
+    )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--prompt", help="the text to write on from; default: standard input if it is piped, or a line break")
+    source.add_argument(
+        "--prompt", help="the text to write on from; default: standard input if it is piped, or a line break"
+    )
     source.add_argument("--prompt-file", help="a UTF-8 file that holds the prompt; - for standard input")
     length = "how many tokens to write, which are characters unless the run chose another tokenizer (500)"
     parser.add_argument("--tokens", type=whole_number(0), default=500, help=length)
-    exact = "end after exactly so many; otherwise a text goes on to the end of its line, at most a fifth longer"
+    exact = (
+        "end after exactly so many; otherwise a text goes on to the end of its line, at most a fifth longer"
+    )
     parser.add_argument("--exact", action="store_true", help=exact)
     stop = "end a text before this string, wherever the model writes it; the prompt may hold it"
     parser.add_argument("--stop", metavar="STRING", help=stop)
     temperature = "0: always the likeliest token; 1: the model's own odds (0.8)"
     parser.add_argument("--temperature", type=float, default=0.8, help=temperature)
     parser.add_argument("--top-k", type=whole_number(1), help="choose among the k likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="choose among the likeliest tokens whose probabilities sum to p")
-    parser.add_argument("--seed", type=whole_number(0), help="the same seed writes the same text; default: a new one each time")
+    parser.add_argument(
+        "--top-p", type=float, help="choose among the likeliest tokens whose probabilities sum to p"
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0),
+        help="the same seed writes the same text; default: a new one each time",
+    )
     several = "how many texts to write; the first is shown while it grows (1)"
     parser.add_argument("--num-samples", type=whole_number(1), default=1, help=several)
     talk = "type a line, and the model goes on from there, again and again; Ctrl-C stops a text, Ctrl-D ends"
@@ -47,14 +59,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         option = "interactive" if options.interactive else "color"
         parser.error(f"--{option} shows one text; leave out --num-samples")
     if options.interactive and options.prompt_file == "-":
-        parser.error("--interactive reads lines from standard input; give --prompt or a file as the beginning")
+        parser.error(
+            "--interactive reads lines from standard input; give --prompt or a file as the beginning"
+        )
     return options
 
 
 def read_prompt(options: argparse.Namespace) -> str | None:
     """The prompt, which may be empty, or None if there is none: no option, and nothing on standard input."""
     if options.prompt is not None:
-        return options.prompt.encode(errors="surrogateescape").decode(errors="replace")  # a locale without UTF-8 hides its bytes
+        return options.prompt.encode(errors="surrogateescape").decode(
+            errors="replace"
+        )  # a locale without UTF-8 hides its bytes
     from_stdin = options.prompt_file in (None, "-")
     if options.prompt_file is None and sys.stdin.isatty():
         return None
@@ -63,7 +79,9 @@ def read_prompt(options: argparse.Namespace) -> str | None:
         with sys.stdin.buffer if from_stdin else open(name, "rb") as file:
             content = file.read(LARGEST_PROMPT + 1)
         if len(content) > LARGEST_PROMPT:
-            raise UserError(f"prompt = {name}: more than {LARGEST_PROMPT:,} bytes; the model sees the end, so give that alone")
+            raise UserError(
+                f"prompt = {name}: more than {LARGEST_PROMPT:,} bytes; the model sees the end, so give that alone"
+            )
         prompt = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"prompt = {name}: {error.strerror}; give a file that can be read") from None
@@ -82,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     from gpt.generate import check_sampling
-    from gpt.hardware import keep_freed_memory
+    from gpt.machine import keep_freed_memory
 
     keep_freed_memory()
     check_sampling(options.temperature, options.top_k, options.top_p)

@@ -9,14 +9,16 @@ Give each its share of the cores with OMP_NUM_THREADS. The file conf/tune.yaml s
 from pathlib import Path
 
 from gpt.cli.options import Parser
-from gpt.settings import user_errors
+from gpt.errors import user_errors
 
 SPACE = Path(__file__).parents[1] / "conf" / "tune.yaml"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what all trials share, as for scripts/train.py")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="what all trials share, as for scripts/train.py"
+    )
     parser.add_argument("--study", default="study", help="its name: it is kept in outputs/tune/NAME")
     parser.add_argument("--trials", type=int, default=20, help="how many trials this process adds")
     parser.add_argument("--space", type=Path, default=SPACE, help="a YAML file that says what is searched")

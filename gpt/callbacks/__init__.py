@@ -29,7 +29,7 @@ from gpt.callbacks.stopping import EarlyStopping
 from gpt.callbacks.tensorboard import HParams, TensorBoard
 from gpt.callbacks.throughput import Throughput
 from gpt.callbacks.zero_shot import ZeroShot
-from gpt.settings import UserError, build, did_you_mean, shorten
+from gpt.errors import UserError, build, did_you_mean, shorten
 
 T = TypeVar("T")
 
@@ -59,12 +59,18 @@ def make_loggers(settings: Mapping[str, Mapping[str, Any]], run_dir: Path) -> li
     return make_all(LOGGERS, settings, "logger", run_dir)
 
 
-def make_all(kinds: Mapping[str, type[T]], settings: Mapping[str, Any], group: str, *positional: Any) -> list[T]:
+def make_all(
+    kinds: Mapping[str, type[T]], settings: Mapping[str, Any], group: str, *positional: Any
+) -> list[T]:
     """One object per name in `settings`, made with `positional` and its own settings as arguments, in the order of `kinds`."""
     for name, values in settings.items():
         if name not in kinds:
             raise UserError(f"{group}.{name} = {shorten(values)}: no such name; {did_you_mean(name, kinds)}")
-    return [build(kinds[name], settings[name], f"{group}.{name}", *positional) for name in kinds if name in settings]
+    return [
+        build(kinds[name], settings[name], f"{group}.{name}", *positional)
+        for name in kinds
+        if name in settings
+    ]
 
 
 def check_states(callbacks: Iterable[Callback], states: object) -> None:
@@ -77,9 +83,13 @@ def check_states(callbacks: Iterable[Callback], states: object) -> None:
     if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
         raise UserError("checkpoint = (callbacks): damaged; use a checkpoint that this project wrote")
     if unknown := [key for key in states if key not in known]:
-        raise UserError(f"checkpoint = {shorten(unknown[0])}: no callback of this project; use a checkpoint that it wrote")
+        raise UserError(
+            f"checkpoint = {shorten(unknown[0])}: no callback of this project; use a checkpoint that it wrote"
+        )
     if "Timer" in states:
-        check_state("Timer", states["Timer"].get("time_elapsed"), {stage.value: float for stage in RunningStage})
+        check_state(
+            "Timer", states["Timer"].get("time_elapsed"), {stage.value: float for stage in RunningStage}
+        )
     for callback in callbacks:
         if callback.state_key in states and callback.state_key != "Timer":
             callback.load_state_dict(states[callback.state_key])

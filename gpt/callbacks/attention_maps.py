@@ -54,7 +54,9 @@ class AttentionMaps(Callback):
         for writer in writers(trainer) if tokens else ():
             weights = attention_weights(model, ids.to(pl_module.device))[:, 0].cpu()
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a text may have any characters
+                warnings.filterwarnings(
+                    "ignore", "Glyph .* missing from font"
+                )  # a text may have any characters
                 for layer, heads in enumerate(weights, start=1):
                     try:
                         figure = draw_attention(heads, tokens, f"layer {layer}")
@@ -79,7 +81,9 @@ def draw_attention(weights: Tensor, tokens: Sequence[str], title: str) -> "Figur
     names = [token.replace("\n", "\u23ce").replace(" ", "\u2423") for token in tokens]
     panel = 0.14 * size  # inches: a line of 8 points for each token
     with matplotlib.style.context(["default", "gpt.style"]):
-        figure = Figure(figsize=(panel * columns + 1.6, panel * rows + 0.4 * rows + 0.9), layout="constrained")
+        figure = Figure(
+            figsize=(panel * columns + 1.6, panel * rows + 0.4 * rows + 0.9), layout="constrained"
+        )
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for head, axes in enumerate(panels.flat):
             if head >= heads:
@@ -88,11 +92,15 @@ def draw_attention(weights: Tensor, tokens: Sequence[str], title: str) -> "Figur
             # The square root brings out small weights, such as those of a head that looks at many tokens
             image = axes.imshow(weights[head].numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
             axes.set_title(f"head {head + 1}")
-            axes.set_xticks(range(size), names, family="DejaVu Sans Mono", rotation=90 if max(map(len, names)) > 1 else 0)
+            axes.set_xticks(
+                range(size), names, family="DejaVu Sans Mono", rotation=90 if max(map(len, names)) > 1 else 0
+            )
             axes.set_yticks(range(size), names, family="DejaVu Sans Mono")
             axes.tick_params(length=0, labelbottom=head + columns >= heads)
             axes.grid(visible=False)
-        figure.colorbar(image, ax=panels, ticks=[0, 0.01, 0.1, 0.5, 1], format="%g", label="attention weight", aspect=40)
+        figure.colorbar(
+            image, ax=panels, ticks=[0, 0.01, 0.1, 0.5, 1], format="%g", label="attention weight", aspect=40
+        )
         figure.suptitle(title)
         figure.supxlabel("attended to", fontsize=9)
         figure.supylabel("attending", fontsize=9)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from gpt.callbacks.state import check_state
-from gpt.settings import UserError
+from gpt.errors import UserError
 from gpt.training_state import Damaged, check_tensors
 
 
@@ -33,10 +33,16 @@ class EMA(EMAWeightAveraging):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._latest_update_step = trainer.global_step  # every step updates the average
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Raises UserError unless the checkpoint holds both sets of weights, each with the names and shapes of the model's."""
         own = pl_module.state_dict()
-        expected = {"state_dict": own, "current_model_state": own, "averaging_state": {"n_averaged": torch.tensor(0)}}
+        expected = {
+            "state_dict": own,
+            "current_model_state": own,
+            "averaging_state": {"n_averaged": torch.tensor(0)},
+        }
         try:
             for name, tensors in expected.items():
                 check_tensors(checkpoint.get(name), tensors)

@@ -60,7 +60,9 @@ class StoreMetadata(Callback):
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["gpt"] = dict(self.metadata)
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):

@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpt.callbacks.run_logger import RunLogger
+from gpt.errors import LARGEST_INT, UserError, shorten
 from gpt.files import check_replaceable, read_text, write_text
-from gpt.settings import LARGEST_INT, UserError, shorten
 
 NAME = re.compile(r"[A-Za-z][\w/.-]{0,99}", re.ASCII)  # of a metric, such as val/loss
 NUMBER = re.compile(r"-?\d{1,30}(\.\d{1,30})?(e[-+]?\d{1,3})?", re.ASCII)  # as Python prints numbers
@@ -36,7 +36,9 @@ class MetricsFile(RunLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.rows.append({"step": step} | {name: value for name, value in metrics.items() if name != "epoch"})  # always 0
+        self.rows.append(
+            {"step": step} | {name: value for name, value in metrics.items() if name != "epoch"}
+        )  # always 0
 
     def save(self) -> None:
         """Do nothing: Lightning calls this after each logged step, which is too often to write a whole file."""
@@ -70,7 +72,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Raises UserError with the number of the line if the file is anything but a table that `MetricsFile` has written.
     """
     header, *lines = [line.split(",") for line in read_text(path).splitlines()] or [[]]
-    if "step" not in header or len(set(header)) != len(header) or not all(NAME.fullmatch(name) for name in header):
+    if (
+        "step" not in header
+        or len(set(header)) != len(header)
+        or not all(NAME.fullmatch(name) for name in header)
+    ):
         raise damaged(path, 1, "not the names of metrics, step among them")
     rows = []
     for number, cells in enumerate(lines, start=2):

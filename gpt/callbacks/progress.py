@@ -19,11 +19,18 @@ class Line(tqdm):
 
     monitor_interval = 0  # no thread: every step may redraw the line
 
-    def __init__(self, facts: Callable[[], list[str]], suffix: Callable[[], str] | None, **settings: Any) -> None:
+    def __init__(
+        self, facts: Callable[[], list[str]], suffix: Callable[[], str] | None, **settings: Any
+    ) -> None:
         self.facts, self.suffix = facts, suffix
         ending = "{facts}  {suffix}" if suffix else " ETA {remaining}{facts}"
         # Without smoothing, the ETA is judged by all the steps since the bar began, validations included
-        always = {"bar_format": "{desc}{n:,}/{total:,} {bar}" + ending, "dynamic_ncols": True, "miniters": 1, "smoothing": 0}
+        always = {
+            "bar_format": "{desc}{n:,}/{total:,} {bar}" + ending,
+            "dynamic_ncols": True,
+            "miniters": 1,
+            "smoothing": 0,
+        }
         super().__init__(**always, **settings)
 
     @property
@@ -95,7 +102,9 @@ class ProgressBar(LightningProgressBar):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -110,5 +119,7 @@ class ProgressLines(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and is_training(trainer):
             metrics = trainer.callback_metrics
-            losses = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics)
+            losses = "  ".join(
+                f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics
+            )
             print(f"step {trainer.global_step:,} of {trainer.max_steps:,}  {losses}", flush=True)

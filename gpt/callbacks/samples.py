@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from gpt.callbacks.context import data_of, is_training, model_of
 from gpt.callbacks.state import check_state
 from gpt.callbacks.tensorboard import writers
+from gpt.errors import UserError
 from gpt.generate import check_sampling, generate
-from gpt.settings import UserError
 
 LARGEST_SAMPLE = 2**24  # bytes of a text that a checkpoint brings along
 MOST_KEPT = 100  # texts in the history, which is part of every checkpoint
@@ -32,7 +32,9 @@ class Samples(Callback):
         if not 0 <= tokens <= 100_000:
             raise ValueError(f"tokens = {tokens}: out of range; set it between 0 and 100,000")
         if not 1 <= len(temperatures) <= 20:
-            raise ValueError(f"temperatures = ({len(temperatures)} values): not from 1 to 20 of them; set a list such as [0.8]")
+            raise ValueError(
+                f"temperatures = ({len(temperatures)} values): not from 1 to 20 of them; set a list such as [0.8]"
+            )
         for temperature in temperatures:
             try:
                 check_sampling(temperature, top_k, None)
@@ -71,7 +73,9 @@ class Samples(Callback):
             # TensorBoard renders Markdown, in which indented text is code and keeps its line breaks
             markdown = "    " + text.replace("\n", "\n    ")
             for writer in writers(trainer):
-                writer.add_text(f"sample/temperature {temperature:g}", markdown, trainer.global_step - 1)  # as for losses
+                writer.add_text(
+                    f"sample/temperature {temperature:g}", markdown, trainer.global_step - 1
+                )  # as for losses
         self.history.append((trainer.global_step, texts[0]))
         if len(self.history) > MOST_KEPT:
             del self.history[1::2]

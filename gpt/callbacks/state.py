@@ -6,7 +6,7 @@ A checkpoint may come from anybody. So a state holds plain values only, never a 
 from collections.abc import Mapping
 from typing import Any
 
-from gpt.settings import UserError, check_arguments
+from gpt.errors import UserError, check_arguments
 
 
 def check_state(name: str, state: object, kinds: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,4 +24,6 @@ def check_state(name: str, state: object, kinds: Mapping[str, Any]) -> dict[str,
         return values
     except UserError as error:
         reason = str(error).split("; ")[0]
-        raise UserError(f"checkpoint = (state of {name}): {reason}; use a checkpoint that this project wrote") from None
+        raise UserError(
+            f"checkpoint = (state of {name}): {reason}; use a checkpoint that this project wrote"
+        ) from None

@@ -32,8 +32,12 @@ class GracefulStop(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.step = trainer.global_step
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set signal handlers
-            names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows lacks SIGUSR1
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python lets no other thread set signal handlers
+            names = [
+                name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+            ]  # Windows lacks SIGUSR1
             numbers = [getattr(signal, name) for name in names]
             self.previous_handlers = {number: signal.signal(number, self.note) for number in numbers}
 
@@ -50,23 +54,35 @@ class GracefulStop(Callback):
             return
         number = self.signal
         if trainer.world_size > 1:  # a signal to any process stops them all
-            largest = trainer.strategy.reduce(torch.tensor(number or 0, device=pl_module.device), reduce_op="max")
+            largest = trainer.strategy.reduce(
+                torch.tensor(number or 0, device=pl_module.device), reduce_op="max"
+            )
             number = int(largest)
         if number:  # otherwise, leave self.signal alone: a signal may have arrived since it was read
             self.signal, self.stopping = number, True
-            validates = (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0 or trainer.global_step >= trainer.max_steps
+            validates = (batch_idx + 1) % (
+                trainer.val_check_batch or math.inf
+            ) == 0 or trainer.global_step >= trainer.max_steps
             saves = any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks)
-            if not (validates and saves):  # otherwise, the validation before the next batch ends in a checkpoint
+            if not (
+                validates and saves
+            ):  # otherwise, the validation before the next batch ends in a checkpoint
                 trainer.save_checkpoint(checkpoint_path(trainer, "last"))
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         if not self.stopping:
             return
-        pl_module.print(f"stopped after {trainer.global_step:,} steps; everything is saved.\n{self.advice}", flush=True)
+        pl_module.print(
+            f"stopped after {trainer.global_step:,} steps; everything is saved.\n{self.advice}", flush=True
+        )
         # Lightning kills its first process if another one that it started ends with anything but 0
         raise SystemExit(128 + (self.signal or 0) if trainer.is_global_zero else 0)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         self.restore_handlers()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -89,7 +105,9 @@ class ValidateAtEnd(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if trainer.global_step >= trainer.max_steps:
-            trainer.val_check_batch = batch_idx + 1  # Lightning validates after batches that this number divides
+            trainer.val_check_batch = (
+                batch_idx + 1
+            )  # Lightning validates after batches that this number divides
 
 
 class EarlyStopping(Callback):

@@ -16,11 +16,24 @@ from torch.utils.tensorboard.summary import hparams
 from gpt.callbacks.context import is_training
 from gpt.callbacks.run_logger import RunLogger
 from gpt.callbacks.state import check_state
-from gpt.settings import UserError, shorten
+from gpt.errors import UserError, shorten
 
 # Of which a file can be chosen. A group that nobody chose from has a "-", or TensorBoard would not see that it differs
-CHOICES = ("ablation", "callbacks", "data", "experiment", "model", "model/arch", "optimizer", "scheduler", "trainer")
-LOSSES = {"train/loss": "train", "val/loss": ""}  # by the run, within a run, that draws them in the chart called loss
+CHOICES = (
+    "ablation",
+    "callbacks",
+    "data",
+    "experiment",
+    "model",
+    "model/arch",
+    "optimizer",
+    "scheduler",
+    "trainer",
+)
+LOSSES = {
+    "train/loss": "train",
+    "val/loss": "",
+}  # by the run, within a run, that draws them in the chart called loss
 
 
 class TensorBoard(TensorBoardLogger, RunLogger):
@@ -33,7 +46,9 @@ class TensorBoard(TensorBoardLogger, RunLogger):
     def __init__(self, run_dir: Path) -> None:
         # Nobody can foresee the name of the file, and so nobody can place a link there that it would be written through
         suffix = f".{secrets.token_hex(8)}"
-        super().__init__(run_dir.absolute(), name="", version="", default_hp_metric=False, filename_suffix=suffix)
+        super().__init__(
+            run_dir.absolute(), name="", version="", default_hp_metric=False, filename_suffix=suffix
+        )
         for path in (run_dir / "train", run_dir / "best"):
             if path.exists() and not path.is_dir():
                 raise UserError(f"file = {path}: not a folder, which TensorBoard needs there; move it away")
@@ -41,7 +56,9 @@ class TensorBoard(TensorBoardLogger, RunLogger):
         self.resume(0)
 
     def resume(self, step: int) -> None:
-        self._kwargs["purge_step"] = step  # TensorBoard hides what earlier files hold of this step and later ones
+        self._kwargs["purge_step"] = (
+            step  # TensorBoard hides what earlier files hold of this step and later ones
+        )
 
     def writer(self, name: str) -> SummaryWriter:
         """The writer of a run within this one, or of this one for "". It makes its folder when it is first asked for."""
@@ -51,10 +68,14 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)  # there is only one
+        super().log_metrics(
+            {name: value for name, value in metrics.items() if name != "epoch"}, step
+        )  # there is only one
         for name in LOSSES.keys() & metrics.keys():
             self.writer(LOSSES[name]).add_scalar("loss", metrics[name], step)
-        if "val/loss" in metrics:  # which is the mean over the whole split; the mean of each batch's perplexity would differ
+        if (
+            "val/loss" in metrics
+        ):  # which is the mean over the whole split; the mean of each batch's perplexity would differ
             loss = metrics["val/loss"]
             self.experiment.add_scalar("val/perplexity", math.exp(loss) if loss < 700 else math.inf, step)
 
@@ -94,7 +115,9 @@ class HParams(Callback):
         # TensorBoard shows the first five that differ, in the order of their names: arch comes before what it sets
         choices = {key.rpartition("/")[2]: overrides.get(key, "-") for key in CHOICES}
         shown = choices | dict(settings)
-        self.settings = {key: value if isinstance(value, (int, float)) else shorten(value) for key, value in shown.items()}
+        self.settings = {
+            key: value if isinstance(value, (int, float)) else shorten(value) for key, value in shown.items()
+        }
         self.best: float | None = None  # the lowest val/loss, in nats per token
         self.has_settings = False  # whether this process has written them
 
@@ -106,7 +129,10 @@ class HParams(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
-        accuracy, is_lowest = trainer.callback_metrics.get("val/accuracy"), self.best is None or loss < self.best
+        accuracy, is_lowest = (
+            trainer.callback_metrics.get("val/accuracy"),
+            self.best is None or loss < self.best,
+        )
         if accuracy is not None and not is_lowest:
             return
         self.best = loss if self.best is None else min(self.best, loss)

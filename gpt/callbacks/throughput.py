@@ -35,14 +35,18 @@ class Throughput(Callback):
         return {"characters": self.characters, "seconds": self.seconds, "elapsed": self.elapsed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = check_state("throughput", state_dict, {"characters": float, "seconds": float, "elapsed": float})
+        state = check_state(
+            "throughput", state_dict, {"characters": float, "seconds": float, "elapsed": float}
+        )
         self.characters, self.seconds = state["characters"], state["seconds"]
         self.start = perf_counter() - state["elapsed"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.running_since, self.new_characters = None, 0.0
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         if self.running_since is None:
             self.running_since = perf_counter()
 

@@ -6,11 +6,11 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gpt.callbacks.context import data_of, is_training, model_of
-from gpt.data import CharData
+from gpt.data import TextData
+from gpt.errors import did_you_mean, shorten
 from gpt.finetune.task import Task
 from gpt.finetune.tasks import TASKS, make_examples, shuffled
 from gpt.finetune.zero_shot import zero_shot_accuracy
-from gpt.settings import did_you_mean, shorten
 
 SEED = 0  # of the examples, which are the same in every run
 
@@ -25,7 +25,9 @@ class ZeroShot(Callback):
 
     def __init__(self, tasks: list[str], examples: int) -> None:
         if unknown := [name for name in tasks if name not in TASKS]:
-            raise ValueError(f"tasks = {shorten(unknown[0])}: no such task; {did_you_mean(unknown[0], TASKS)}")
+            raise ValueError(
+                f"tasks = {shorten(unknown[0])}: no such task; {did_you_mean(unknown[0], TASKS)}"
+            )
         if examples < 1:
             raise ValueError(f"examples = {examples}: must be at least 1; set for instance 200")
         self.names, self.examples = tasks, examples
@@ -33,7 +35,7 @@ class ZeroShot(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the examples. Raises UserError for a text that is not a play."""
-        data = cast(CharData, data_of(trainer))
+        data = cast(TextData, data_of(trainer))
         text = data.tokenizer.decode(data.val_ids)
         for name in self.names:
             examples = shuffled(make_examples(name, text, [SEED, 1]), SEED, self.examples)
@@ -42,5 +44,7 @@ class ZeroShot(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if is_training(trainer):
             for task in self.tasks:
-                accuracy = zero_shot_accuracy(model_of(pl_module), data_of(trainer).tokenizer, task, self.examples)
+                accuracy = zero_shot_accuracy(
+                    model_of(pl_module), data_of(trainer).tokenizer, task, self.examples
+                )
                 pl_module.log(f"zero_shot/{task.name}", accuracy)

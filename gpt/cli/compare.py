@@ -21,8 +21,8 @@ from gpt.cli.table import (
     sort_lines,
 )
 from gpt.cli.task_table import are_tasks, compare_tasks, task_lines
+from gpt.errors import UserError, shorten
 from gpt.files import write_text
-from gpt.settings import UserError, shorten
 
 
 def compare(
@@ -49,11 +49,17 @@ def compare(
     chosen = list(columns) or choose_columns(lines)
     width = width or shutil.get_terminal_size((140, 24)).columns
     cells, dropped = (render(lines, chosen), []) if columns else fit(lines, chosen, width)
-    notes, unfinished = explain(groups, baseline or "the best"), [f"{run.name}: {run.problem}" for run in runs if not run.result]
+    notes, unfinished = (
+        explain(groups, baseline or "the best"),
+        [f"{run.name}: {run.problem}" for run in runs if not run.result],
+    )
     whole = "\n\n".join([markdown(render(lines, chosen)), *notes, *unfinished])
     written = write(folder, whole, lines, groups, x)
     if dropped:
-        notes.insert(0, f"No room here for {', '.join(map(shorten, dropped))}: see compare.csv, or choose with --columns.")
+        notes.insert(
+            0,
+            f"No room here for {', '.join(map(shorten, dropped))}: see compare.csv, or choose with --columns.",
+        )
     shown = [*(line.rstrip() for line in aligned(cells)), "", *(textwrap.fill(note, width) for note in notes)]
     return "\n".join([*shown, *(["", *unfinished] if unfinished else []), "", written])
 
@@ -79,7 +85,9 @@ def read_groups(folder: Path) -> tuple[list[RunRecord], list[Group]]:
 def explain(groups: Sequence[Group], baseline: str) -> list[str]:
     """How to read the table, whose differences are to the group that `baseline` describes."""
     has_seeds = any(len(group.runs) > 1 for group in groups)
-    is_converted = any(run.settings.get("data.tokenizer", "char") != "char" for group in groups for run in group.runs)
+    is_converted = any(
+        run.settings.get("data.tokenizer", "char") != "char" for group in groups for run in group.runs
+    )
     note = "loss: the lowest val/loss of a run, in nats per character"
     note += " (converted, for runs that read bytes or byte pairs)" if is_converted else ""
     notes = [note + (", mean ± standard deviation over seeds." if has_seeds else ".")]

@@ -16,9 +16,9 @@ from gpt.cli.records import Group, RunRecord, group_runs, read_about, read_run, 
 from gpt.cli.svg import inline_svg
 from gpt.cli.table import choose_columns, make_lines, render
 from gpt.cli.task_table import are_tasks, draw_tasks, sort_tasks, task_cells, task_lines
+from gpt.errors import UserError, printable, shorten
 from gpt.files import read_text, write_text
 from gpt.runs.result import Result, TaskResult
-from gpt.settings import UserError, printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,13 @@ def describe_run(folder: Path, run: RunRecord, result: Result) -> str:
     finished = datetime.fromtimestamp((folder / "result.json").stat().st_mtime)
     facts = {"finished": f"{finished:%Y-%m-%d %H:%M}"} | machine_facts(about)
     is_task = isinstance(result, TaskResult)
-    unit = "example" if is_task else "character" if run.settings.get("data.tokenizer", "char") == "char" else "token"
+    unit = (
+        "example"
+        if is_task
+        else "character"
+        if run.settings.get("data.tokenizer", "char") == "char"
+        else "token"
+    )
     curves = attempt(lambda: picture(draw_run(folder / "metrics.csv", unit), "curves", CURVES))
     return "\n".join(
         [
@@ -96,7 +102,10 @@ def describe_sweep(folder: Path, runs: list[RunRecord]) -> str:
     points = locate(groups)
     first = folder / groups[0].runs[0].name
     about = read_about(first)
-    pictures = (("curves", "Validation loss during training", draw_curves), ("axes", "The best loss by setting", draw_axes))
+    pictures = (
+        ("curves", "Validation loss during training", draw_curves),
+        ("axes", "The best loss by setting", draw_axes),
+    )
     if are_tasks(groups):
         drawn = [picture(draw_tasks(task_lines(groups)), "tasks", "Accuracy on the test part")]
     else:
@@ -144,7 +153,9 @@ def picture(figure: "Figure | None", name: str, caption: str, kind: str = "plot"
 
 
 def fact_table(facts: Mapping[str, str]) -> str:
-    rows = [f'<tr><th scope="row">{cell(key)}</th><td>{cell(value)}</td></tr>' for key, value in facts.items()]
+    rows = [
+        f'<tr><th scope="row">{cell(key)}</th><td>{cell(value)}</td></tr>' for key, value in facts.items()
+    ]
     return f'<table class="facts">{"".join(rows)}</table>'
 
 
@@ -153,7 +164,9 @@ def numbers(result: Result) -> str:
     best, unit = result.best_val_loss, "example" if isinstance(result, TaskResult) else "character"
     tiles = [("final val loss", f"{result.final_val_loss:.4f}", f"nats per {unit}")]
     if isinstance(result, TaskResult):
-        tiles.insert(0, ("accuracy", f"{result.test_accuracy:.4f}", f"of {result.test_examples:,} test examples"))
+        tiles.insert(
+            0, ("accuracy", f"{result.test_accuracy:.4f}", f"of {result.test_examples:,} test examples")
+        )
     if best is not None:
         tiles.append(("best val loss", f"{best:.4f}", f"at step {result.best_step:,}"))
     tiles += [
@@ -163,7 +176,9 @@ def numbers(result: Result) -> str:
     ]
     if (speed := result.chars_per_second) is not None:
         tiles.append(("speed", f"{speed:,.0f}", "characters per second"))
-    shown = [f"<div><dt>{name}</dt><dd>{value}<small>{unit}</small></dd></div>" for name, value, unit in tiles]
+    shown = [
+        f"<div><dt>{name}</dt><dd>{value}<small>{unit}</small></dd></div>" for name, value, unit in tiles
+    ]
     return f'<dl class="numbers">{"".join(shown)}</dl>'
 
 
@@ -176,12 +191,16 @@ def duration(seconds: float) -> str:
 
 def machine_facts(about: Mapping[str, Any]) -> dict[str, str]:
     """Where, with what and from which commit a run was made, as far as its run.json tells."""
-    machine, versions = (part if isinstance(part := about.get(key), dict) else {} for key in ("machine", "versions"))
+    machine, versions = (
+        part if isinstance(part := about.get(key), dict) else {} for key in ("machine", "versions")
+    )
     facts = {key: machine[key] for key in ("device", "cpu", "threads", "processes") if key in machine}
     facts |= {key: about[key] for key in ("platform", "python") if key in about}
     facts |= {str(key): value for key, value in list(versions.items())[:20]}
     if about.get("git_commit"):
-        facts["commit"] = shorten(about["git_commit"]) + (", and changes to it" if about.get("git_changes") else "")
+        facts["commit"] = shorten(about["git_commit"]) + (
+            ", and changes to it" if about.get("git_changes") else ""
+        )
     if about.get("text_sha256"):
         facts["SHA-256 of the text"] = about["text_sha256"]
     return facts
@@ -190,7 +209,11 @@ def machine_facts(about: Mapping[str, Any]) -> dict[str, str]:
 def command(about: Mapping[str, Any]) -> str:
     """What was typed to train, as HTML."""
     typed = typed_command(about)
-    return f'<pre class="command">{escape(typed)}</pre>' if typed else '<p class="note">The command was not recorded.</p>'
+    return (
+        f'<pre class="command">{escape(typed)}</pre>'
+        if typed
+        else '<p class="note">The command was not recorded.</p>'
+    )
 
 
 def show_configuration(folder: Path) -> str:
@@ -200,7 +223,9 @@ def show_configuration(folder: Path) -> str:
 
 def show_samples(folder: Path, losses: Mapping[int, float]) -> str:
     """What the model wrote after each validation, side by side. Of many texts, some are shown, the first and last included."""
-    history: list[tuple[int | None, str]] = [*read_history(folder)] or [(None, read_text(folder / "sample.txt"))]
+    history: list[tuple[int | None, str]] = [*read_history(folder)] or [
+        (None, read_text(folder / "sample.txt"))
+    ]
     last = len(history) - 1
     shown = sorted({round(number * last / (MOST_SAMPLES - 1)) for number in range(MOST_SAMPLES)})
     articles = []
@@ -209,7 +234,9 @@ def show_samples(folder: Path, losses: Mapping[int, float]) -> str:
         if step is not None and step in losses:
             title += f", val loss {losses[step]:.4f}"
         cut = text[:LONGEST_SAMPLE] + (" ..." if len(text) > LONGEST_SAMPLE else "")
-        articles.append(f'<article><h3>{title}</h3><pre tabindex="0">\n{escape(printable(cut))}</pre></article>')
+        articles.append(
+            f'<article><h3>{title}</h3><pre tabindex="0">\n{escape(printable(cut))}</pre></article>'
+        )
     return f'<div class="samples">{"".join(articles)}</div>'
 
 
@@ -243,14 +270,20 @@ def show_attention(folder: Path) -> str:
         weights = attention_weights(model, ids)[:MOST_LAYERS, 0, :MOST_HEADS].float()
     pictures = []
     for number, layer in enumerate(weights, start=1):
-        pictures.append(picture(draw_attention(layer, tokens, ""), f"layer{number}", f"Layer {number}", "attention"))
+        pictures.append(
+            picture(draw_attention(layer, tokens, ""), f"layer{number}", f"Layer {number}", "attention")
+        )
     return f"<p>{escape(ATTENTION)}</p>{''.join(pictures)}"
 
 
 def known_text(tokenizer: "Tokenizer") -> str:
     """A text for a tokenizer, which may know another alphabet."""
     known = tokenizer.drop_unknown(TEXT)
-    return known if len(known) > len(TEXT) // 2 else tokenizer.drop_unknown("abcdefghijklmnop") or tokenizer.default_prompt
+    return (
+        known
+        if len(known) > len(TEXT) // 2
+        else tokenizer.drop_unknown("abcdefghijklmnop") or tokenizer.default_prompt
+    )
 
 
 def what_varied(points: list[Point], runs: list[RunRecord]) -> str:

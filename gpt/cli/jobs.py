@@ -15,6 +15,7 @@ from gpt.cli.report import describe_resuming, report
 from gpt.cli.runs import newest_run
 from gpt.cli.sweep import Sweep
 from gpt.config import RunConfig
+from gpt.errors import UserError, shorten
 from gpt.runs.folder import unused_folder
 from gpt.runs.init import fit_to_weights
 from gpt.runs.machine import is_first_process
@@ -22,7 +23,6 @@ from gpt.runs.result import Result
 from gpt.runs.resume import find_run, load_run_config
 from gpt.runs.train import train
 from gpt.runs.trainer import RunOptions
-from gpt.settings import UserError, shorten
 
 
 def run_single(composition: Composition, arguments: Sequence[str]) -> None:
@@ -31,7 +31,9 @@ def run_single(composition: Composition, arguments: Sequence[str]) -> None:
     resume, has_own_folder = values.pop("resume", None), "hydra.run.dir" in overrides
     if resume is not None:
         if has_own_folder:
-            raise UserError(f"resume = {shorten(resume)}: goes on in the run's own folder; leave hydra.run.dir out")
+            raise UserError(
+                f"resume = {shorten(resume)}: goes on in the run's own folder; leave hydra.run.dir out"
+            )
         overrides.pop("resume")
         folder = find_run(str(resume))
         data = values.get("data")
@@ -41,12 +43,16 @@ def run_single(composition: Composition, arguments: Sequence[str]) -> None:
     if has_own_folder:
         return train_and_report(config, folder, overrides)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("hydra.run.dir = (missing): several processes need one folder; set hydra.run.dir=outputs/NAME")
+        raise UserError(
+            "hydra.run.dir = (missing): several processes need one folder; set hydra.run.dir=outputs/NAME"
+        )
     with unused_folder(folder.with_name(name_run(folder.name, overrides, config))) as folder:
         train_and_report(config, folder, overrides)
 
 
-def train_and_report(config: RunConfig, folder: Path, overrides: Mapping[str, Any], place: str = "hydra.run.dir") -> None:
+def train_and_report(
+    config: RunConfig, folder: Path, overrides: Mapping[str, Any], place: str = "hydra.run.dir"
+) -> None:
     command = sys.argv[:]
     # Lightning starts further processes by this program's command line, which now tells them to join the run in its folder
     others = [argument for argument in command[1:] if not argument.startswith(f"{place}=")]
@@ -80,9 +86,15 @@ def with_init(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     place = newest_run() if values["init"] == "last" else values["init"]
     fitted = fit_to_weights(dict(values) | {"init": place}, asked_of_model(overrides))
     data = fitted.get("data")
-    if "data.tokenizer" in overrides and isinstance(data, dict) and overrides["data.tokenizer"] != data["tokenizer"]:
+    if (
+        "data.tokenizer" in overrides
+        and isinstance(data, dict)
+        and overrides["data.tokenizer"] != data["tokenizer"]
+    ):
         given = shorten(overrides["data.tokenizer"])
-        raise UserError(f"data.tokenizer = {given}: the weights of init={shorten(place)} have {data['tokenizer']}; leave it out")
+        raise UserError(
+            f"data.tokenizer = {given}: the weights of init={shorten(place)} have {data['tokenizer']}; leave it out"
+        )
     return fitted
 
 

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from gpt.cli.records import Group
-from gpt.settings import shorten
+from gpt.errors import shorten
 
 MOST_LINES, MOST_PANELS = 7, 6  # as many lines as the palette has colours; panels beside or below each other
 MOST_NAMED = 6  # settings in the name of a group
@@ -23,7 +23,10 @@ class Point:
     @property
     def label(self) -> str:
         return shorten(
-            ", ".join(show(value) if name == "run" else f"{name} {show(value)}" for name, value in self.at.items()), 70
+            ", ".join(
+                show(value) if name == "run" else f"{name} {show(value)}" for name, value in self.at.items()
+            ),
+            70,
         )
 
 
@@ -65,7 +68,9 @@ class Layout:
 
 def locate(groups: list[Group]) -> list[Point]:
     """The groups as points in the space of the settings that vary, or of the runs' names if many settings do."""
-    places = [{shorten(name, 24): simplify(value) for name, value in group.settings.items()} for group in groups]
+    places = [
+        {shorten(name, 24): simplify(value) for name, value in group.settings.items()} for group in groups
+    ]
     if len(places[0]) > MOST_NAMED or len({str(place) for place in places}) < len(places):
         places = [{"run": shorten(group.runs[0].name, 60)} for group in groups]
     for name in places[0]:
@@ -88,7 +93,9 @@ def show(value: Any) -> str:
 
 def cost_ratio(points: list[Point], axis: Axis, cost: Callable[[Group], float]) -> float:
     """How many times the cheapest value of a setting the dearest one costs, on average over the others."""
-    costs = [mean(cost(point.group) for point in points if point.at[axis.name] == value) for value in axis.values]
+    costs = [
+        mean(cost(point.group) for point in points if point.at[axis.name] == value) for value in axis.values
+    ]
     return max(costs) / min(costs) if min(costs) > 0 else 0.0
 
 

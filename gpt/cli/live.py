@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gpt.callbacks.progress import ProgressBar
-from gpt.settings import shorten
+from gpt.errors import shorten
 
 
 class TimeLeft(Callback):

@@ -12,15 +12,25 @@ if TYPE_CHECKING:
     from gpt.config import RunConfig
 
 LONGEST = 80  # bytes of a single run's name
-UNNAMED = {"data.path", "data.folder"}  # where the text is; and of the trainer, what only watches, and on what it runs
-UNNAMED |= {f"trainer.{name}" for name in ("val_check_interval", "log_every_n_steps", "max_time", "detect_anomaly", "profiler")}
-UNNAMED |= {f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "precision", "compile")}
+UNNAMED = {
+    "data.path",
+    "data.folder",
+}  # where the text is; and of the trainer, what only watches, and on what it runs
+UNNAMED |= {
+    f"trainer.{name}"
+    for name in ("val_check_interval", "log_every_n_steps", "max_time", "detect_anomaly", "profiler")
+}
+UNNAMED |= {
+    f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "precision", "compile")
+}
 
 
 def short_names(keys: Sequence[str]) -> list[str]:
     """n_head for model.n_head, unless another key ends so too."""
     last = [key.replace("/", ".").rpartition(".")[2] for key in keys]
-    return [name if last.count(name) == 1 else key.replace("/", ".") for name, key in zip(last, keys, strict=True)]
+    return [
+        name if last.count(name) == 1 else key.replace("/", ".") for name, key in zip(last, keys, strict=True)
+    ]
 
 
 def name_run(start: str, overrides: Mapping[str, Any], config: "RunConfig") -> str:
@@ -32,7 +42,8 @@ def name_run(start: str, overrides: Mapping[str, Any], config: "RunConfig") -> s
     chosen = {
         key: value
         for key, value in overrides.items()
-        if value is not None and (key in named or ((CONF / key).is_dir() and key != "logger" and value != config.name))
+        if value is not None
+        and (key in named or ((CONF / key).is_dir() and key != "logger" and value != config.name))
     }
     if "init" in chosen:
         chosen["init"] = name_place(chosen["init"])
@@ -43,7 +54,10 @@ def name_run(start: str, overrides: Mapping[str, Any], config: "RunConfig") -> s
 
 def name_settings(values: Mapping[str, Any]) -> str:
     """Short names and values, without anything that a file system might refuse: {"model.n_head": 2} becomes n_head=2."""
-    return ",".join(f"{name}={legible(value)}" for name, value in zip(short_names(list(values)), values.values(), strict=True))
+    return ",".join(
+        f"{name}={legible(value)}"
+        for name, value in zip(short_names(list(values)), values.values(), strict=True)
+    )
 
 
 def name_place(value: Any) -> str:
@@ -55,5 +69,7 @@ def legible(value: Any) -> str:
     """A value with nothing but letters, digits and a few signs, which every file system takes."""
     if isinstance(value, list):
         return "-".join(map(legible, value))
-    text = f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    text = (
+        f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    )
     return re.sub(r"[^\w.+-]+", "-", text)

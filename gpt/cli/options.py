@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from gpt.errors import LARGEST_INT, UserError, shorten
 from gpt.files import PRETRAINED
-from gpt.settings import LARGEST_INT, UserError, shorten
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,7 +17,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"options = {shorten(' '.join(sys.argv[1:]))}: {shorten(message, 200)}; --help lists all options")
+        raise UserError(
+            f"options = {shorten(' '.join(sys.argv[1:]))}: {shorten(message, 200)}; --help lists all options"
+        )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -29,7 +31,9 @@ def add_checkpoint(parser: argparse.ArgumentParser, several: bool = False) -> No
     what = "a run folder, of which the best checkpoint is taken, or a .ckpt file; by default the newest run that is no mere trial"
     what += "; several are averaged" if several else ""
     # Suppressed, or else an argument that is not given would overwrite what --pretrained has set
-    which.add_argument("checkpoint", nargs="*" if several else "?", metavar="RUN", default=argparse.SUPPRESS, help=what)
+    which.add_argument(
+        "checkpoint", nargs="*" if several else "?", metavar="RUN", default=argparse.SUPPRESS, help=what
+    )
     shipped = [str(PRETRAINED)] if several else str(PRETRAINED)
     ships = "the small model that comes with this project, trained on Tiny Shakespeare"
     which.add_argument("--pretrained", dest="checkpoint", action="store_const", const=shipped, help=ships)
@@ -42,6 +46,8 @@ def whole_number(smallest: int) -> Callable[[str], int]:
         with contextlib.suppress(ValueError):
             if (number := float(text)).is_integer() and smallest <= number <= LARGEST_INT:
                 return int(number)
-        raise argparse.ArgumentTypeError(f"{shorten(text)!r} is not a whole number from {smallest} to {LARGEST_INT:,}")
+        raise argparse.ArgumentTypeError(
+            f"{shorten(text)!r} is not a whole number from {smallest} to {LARGEST_INT:,}"
+        )
 
     return parse

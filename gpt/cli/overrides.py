@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gpt.settings import UserError, did_you_mean, shorten
+from gpt.errors import UserError, did_you_mean, shorten
 
 CONF = Path(__file__).parents[2] / "conf"
 REQUIRED_GROUPS = ("model", "data", "optimizer", "scheduler", "trainer")
@@ -56,7 +56,11 @@ def read_composition(cfg: DictConfig) -> Composition:
 def plain(cfg: DictConfig, key: str) -> Any:
     """One of the top settings as plain values. Raises UserError if it holds an interpolation that cannot be resolved."""
     value = cfg[key]
-    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
+    return (
+        OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        if OmegaConf.is_config(value)
+        else value
+    )
 
 
 @contextmanager
@@ -91,7 +95,9 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str) -> Use
         if override.is_delete() and key in REQUIRED_GROUPS:
             return UserError(f"{key} = (missing): a run needs this group; choose a file of conf/{key}/")
         if options and not (override.is_delete() or override.is_sweep_override() or value in options):
-            return UserError(f"{key} = {value}: no such file in conf/{key}/; choose one of {', '.join(options)}")
+            return UserError(
+                f"{key} = {value}: no such file in conf/{key}/; choose one of {', '.join(options)}"
+            )
         if key.partition(".")[0] in ("task", "finetune") and config_name == "train":
             return UserError(f"{key} = {value}: a setting of fine-tuning; start scripts/finetune.py")
         if not (override.is_delete() or override.is_add() or override.is_hydra_override() or key in settings):
@@ -99,7 +105,9 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str) -> Use
     several = [override.input_line for override in parsed if override.is_sweep_override()]
     if several and not {"-m", "--multirun"} & set(sys.argv):
         return UserError(f"{several[0]} = (several values): that is a sweep; add -m")
-    return UserError(f"override = {shorten(' '.join(overrides))}: {shorten(error, 200)}; see python scripts/train.py --help")
+    return UserError(
+        f"override = {shorten(' '.join(overrides))}: {shorten(error, 200)}; see python scripts/train.py --help"
+    )
 
 
 def known_settings(config_name: str = "train") -> list[str]:
@@ -122,7 +130,10 @@ def flatten_keys(config: Any) -> Iterator[str]:
 def is_sweep(overrides: Sequence[str]) -> bool:
     """Whether one of the overrides has several values, so that it needs -m or an experiment that is a sweep."""
     try:
-        return any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(list(overrides)))
+        return any(
+            override.is_sweep_override()
+            for override in OverridesParser.create().parse_overrides(list(overrides))
+        )
     except HydraException:
         return False  # it is explained when the overrides are composed
 
@@ -158,8 +169,13 @@ def quote_arguments(arguments: Sequence[str]) -> list[str]:
 
 def quote_argument(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    is_folder = key in ("resume", "hydra.run.dir") and value[:1] not in ("'", '"')  # its name may have = and , in it
-    if key == "init" and not re.search(r"""['"\\]""", value):  # of several, each is a folder, and none has a comma
+    is_folder = key in ("resume", "hydra.run.dir") and value[:1] not in (
+        "'",
+        '"',
+    )  # its name may have = and , in it
+    if key == "init" and not re.search(
+        r"""['"\\]""", value
+    ):  # of several, each is a folder, and none has a comma
         several = [value] if Path(value).exists() else value.split(",")
         return "init=" + ",".join(quote_override(key, place).partition("=")[2] for place in several)
     if is_folder or (equals and not argument.isascii() and not re.search(r"""['"\\\[\]{}(),$]""", value)):

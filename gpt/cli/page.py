@@ -7,10 +7,10 @@ from typing import Any
 
 from gpt.checkpoint import load
 from gpt.cli.records import read_about, read_run, typed_command
-from gpt.corpus import SHA256
-from gpt.extras.page import render
+from gpt.config import ModelConfig
 from gpt.files import write_text
-from gpt.model import GPTConfig, parameter_count
+from gpt.interop.page import render
+from gpt.text import SHA256
 from gpt.tokenizer import Tokenizer
 
 PRIVATE = ("hydra.", "data.path", "data.folder", "init=")  # settings that name folders of one machine
@@ -21,15 +21,20 @@ def export_page(checkpoint: Path, target: Path, title: str | None, prompt: str |
     model, tokenizer, metadata = load(checkpoint)
     if prompt is not None:
         tokenizer.encode(prompt)  # it would be refused in the page, where nobody can mend the file
-    title = title or f"Written by a GPT of {in_words(parameter_count(model.config))} parameters"
+    title = title or f"Written by a GPT of {in_words(model.config.parameter_count())} parameters"
     facts = describe(checkpoint, model.config, tokenizer, metadata)
-    write_text(target, render(model, tokenizer, title, facts, default_prompt(tokenizer) if prompt is None else prompt))
+    write_text(
+        target,
+        render(model, tokenizer, title, facts, default_prompt(tokenizer) if prompt is None else prompt),
+    )
 
 
-def describe(checkpoint: Path, config: GPTConfig, tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> dict[str, str]:
+def describe(
+    checkpoint: Path, config: ModelConfig, tokenizer: Tokenizer, metadata: Mapping[str, Any]
+) -> dict[str, str]:
     """What the page says about the model, as far as the checkpoint and the run's folder tell."""
     facts = {
-        "parameters": f"{parameter_count(config):,}",
+        "parameters": f"{config.parameter_count():,}",
         "layers": str(config.n_layer),
         "heads": str(config.n_head),
         "context": f"{config.context_length} {tokenizer.unit}",
@@ -41,7 +46,11 @@ def describe(checkpoint: Path, config: GPTConfig, tokenizer: Tokenizer, metadata
     if (record := read_run(folder, folder.name)).result is not None:
         loss = record.result.best_val_loss
     if packed := metadata.get("pretrained"):
-        loss, command, facts["date"] = packed["losses_as_stored"]["val_loss"], packed["command"], packed["date"]
+        loss, command, facts["date"] = (
+            packed["losses_as_stored"]["val_loss"],
+            packed["command"],
+            packed["date"],
+        )
     if loss is not None:
         facts["validation loss"] = f"{loss:.4f} nats per {tokenizer.loss_unit}"
     return facts | ({"trained by": command} if command else {})

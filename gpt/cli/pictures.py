@@ -32,7 +32,10 @@ def draw_pictures(groups: list[Group], folder: Path, x: str) -> list[str]:
     Raises ImportError without matplotlib.
     """
     points, written = locate(groups), []
-    pictures: dict[str, Callable[[list[Point], str], Figure | None]] = {"curves.png": draw_curves, "axes.png": draw_axes}
+    pictures: dict[str, Callable[[list[Point], str], Figure | None]] = {
+        "curves.png": draw_curves,
+        "axes.png": draw_axes,
+    }
     with our_style():
         for name, draw in pictures.items():
             if (figure := draw(points, x)) is not None:
@@ -66,13 +69,25 @@ def draw_run(path: Path, unit: str, baselines: Mapping[str, float] | None = None
         smooth = [mean(losses[end - window : end]) for end in range(window, len(losses) + 1)]
         axes.plot(steps, losses, color=MUTED, linewidth=0.5)
         axes.plot(
-            steps[window - 1 :], smooth, color=PALETTE[0], label=f"train/loss, mean of {window}" if window > 1 else "train/loss"
+            steps[window - 1 :],
+            smooth,
+            color=PALETTE[0],
+            label=f"train/loss, mean of {window}" if window > 1 else "train/loss",
         )
     if validation:
-        axes.plot(*zip(*validation, strict=True), color=PALETTE[1], marker="o", markersize=3.5, label="val/loss", zorder=3)
+        axes.plot(
+            *zip(*validation, strict=True),
+            color=PALETTE[1],
+            marker="o",
+            markersize=3.5,
+            label="val/loss",
+            zorder=3,
+        )
     if not axes.lines:
         return None
-    values = sorted(loss for _, loss in [*train[len(train) // 50 :], *validation])  # the first steps are far above the rest
+    values = sorted(
+        loss for _, loss in [*train[len(train) // 50 :], *validation]
+    )  # the first steps are far above the rest
     low, high = values[0], values[-1]
     room = 0.06 * (high - low) or 0.05
     for (name, loss), dashes in zip((baselines or {}).items(), (":", "--", "-."), strict=False):
@@ -103,7 +118,9 @@ def draw_curves(points: list[Point], x: str) -> "Figure | None":
     for rank, point in enumerate(points):
         is_named = rank < len(PALETTE)
         color, label = (PALETTE[rank], point.label) if is_named else (MUTED, None)
-        draw_curve(axes, point.group, x, color=color, label=label, zorder=3 - rank / len(points) if is_named else 1)
+        draw_curve(
+            axes, point.group, x, color=color, label=label, zorder=3 - rank / len(points) if is_named else 1
+        )
     if not axes.lines:
         return None
     axes.set(xlabel=COST.get(x, "step"), ylabel="val/loss (nats per character)")
@@ -156,18 +173,28 @@ def draw_grid(points: list[Point], layout: Layout, x: str) -> "Figure":
     from matplotlib.figure import Figure
 
     best = points[0]
-    shown = [point for point in points if all(point.at[axis.name] == best.at[axis.name] for axis in layout.others)]
+    shown = [
+        point for point in points if all(point.at[axis.name] == best.at[axis.name] for axis in layout.others)
+    ]
     columns, rows = (axis.values if axis else [None] for axis in (layout.columns, layout.rows))
-    width, height = (5.5, 4.0) if len(columns) == len(rows) == 1 else (2.8 * len(columns), 2.6 * len(rows) + 0.4)
+    width, height = (
+        (5.5, 4.0) if len(columns) == len(rows) == 1 else (2.8 * len(columns), 2.6 * len(rows) + 0.4)
+    )
     figure = Figure(figsize=(width + (1.8 if layout.lines else 0.5), height), layout="constrained")
     panels = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
     for row, row_panels in zip(rows, panels, strict=True):
         for column, axes in zip(columns, row_panels, strict=True):
-            place = {axis.name: value for axis, value in ((layout.columns, column), (layout.rows, row)) if axis}
-            inside = [point for point in shown if all(point.at[name] == value for name, value in place.items())]
+            place = {
+                axis.name: value for axis, value in ((layout.columns, column), (layout.rows, row)) if axis
+            }
+            inside = [
+                point for point in shown if all(point.at[name] == value for name, value in place.items())
+            ]
             draw_panel(axes, inside, layout, x)
             if best in inside:
-                axes.plot(place_of(best, layout.x, x), best.group.loss, "k*", markersize=11, zorder=5, label="best")
+                axes.plot(
+                    place_of(best, layout.x, x), best.group.loss, "k*", markersize=11, zorder=5, label="best"
+                )
             axes.set_title(", ".join(f"{name} {show(value)}" for name, value in place.items()), fontsize=9)
     label_x(panels[0, 0], layout.x, x)
     figure.supxlabel(COST.get(x, layout.x.name), fontsize=9)
@@ -179,11 +206,17 @@ def draw_grid(points: list[Point], layout: Layout, x: str) -> "Figure":
         panels[0, 0].set_ylim(kept)
         heading.append("what lies above the picture has diverged")
     figure.suptitle(describe(points, *heading), fontsize=9)
-    handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle
+        for axes in panels.flat
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     if layout.lines:
         order = [show(value) for value in layout.lines.values] + ["best"]
         named = {label: handles[label] for label in order if label in handles}
-        figure.legend(named.values(), named, loc="outside right upper", title=layout.lines.name, alignment="left")
+        figure.legend(
+            named.values(), named, loc="outside right upper", title=layout.lines.name, alignment="left"
+        )
     return figure
 
 
@@ -202,9 +235,14 @@ def draw_panel(axes: "Axes", points: list[Point], layout: Layout, x: str) -> Non
         line.sort(key=lambda point: layout.x.position(point.at[layout.x.name]))
         if not line:
             continue
-        places, losses = [place_of(point, layout.x, x) for point in line], [point.group.losses for point in line]
+        places, losses = (
+            [place_of(point, layout.x, x) for point in line],
+            [point.group.losses for point in line],
+        )
         color, marker = PALETTE[number], MARKERS[number]
-        axes.plot(places, [mean(found) for found in losses], color=color, marker=marker, label=show(value), zorder=3)
+        axes.plot(
+            places, [mean(found) for found in losses], color=color, marker=marker, label=show(value), zorder=3
+        )
         lowest, highest = [min(found) for found in losses], [max(found) for found in losses]
         axes.vlines(places, lowest, highest, color=color, linewidth=1)
         if x not in COST:
@@ -224,12 +262,24 @@ def draw_ranking(points: list[Point]) -> "Figure":
     axes = figure.subplots()
     for place, point in enumerate(ranked):
         color = PALETTE[1] if place == 0 else PALETTE[0]
-        axes.plot([min(point.group.losses), max(point.group.losses)], [place, place], color=color, linewidth=1)
-        axes.plot(point.group.losses, [place] * len(point.group.runs), "o", color=color, markersize=3, alpha=0.6)
-        axes.plot(point.group.loss, place, "*" if place == 0 else "D", color=color, markersize=11 if place == 0 else 5)
+        axes.plot(
+            [min(point.group.losses), max(point.group.losses)], [place, place], color=color, linewidth=1
+        )
+        axes.plot(
+            point.group.losses, [place] * len(point.group.runs), "o", color=color, markersize=3, alpha=0.6
+        )
+        axes.plot(
+            point.group.loss,
+            place,
+            "*" if place == 0 else "D",
+            color=color,
+            markersize=11 if place == 0 else 5,
+        )
     names = list(points[0].at)
     is_one = len(names) == 1  # then its name stands beside the axis
-    axes.set_yticks(range(len(ranked)), [show(point.at[names[0]]) if is_one else point.label for point in ranked])
+    axes.set_yticks(
+        range(len(ranked)), [show(point.at[names[0]]) if is_one else point.label for point in ranked]
+    )
     axes.set_ylim(len(ranked) - 0.5, -0.5)
     axes.set_ylabel(names[0] if is_one else "")
     axes.grid(axis="y", visible=False)
@@ -268,7 +318,9 @@ def label_x(axes: "Axes", axis: Axis, x: str) -> None:
     if not axis.is_numeric or len(axis.values) <= 8:
         labels = [show(value) for value in axis.values]
         is_long = sum(map(len, labels)) > 30
-        axes.set_xticks([axis.position(value) for value in axis.values], labels, rotation=30 if is_long else 0)
+        axes.set_xticks(
+            [axis.position(value) for value in axis.values], labels, rotation=30 if is_long else 0
+        )
     return None
 
 

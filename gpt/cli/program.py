@@ -8,9 +8,21 @@ from omegaconf import DictConfig
 
 from gpt.cli.overrides import CONF, compose, explained, is_sweep, quote_arguments
 from gpt.cli.sweep import Sweep
-from gpt.settings import UserError, user_errors
+from gpt.errors import UserError, user_errors
 
-HYDRA_OPTIONS = {"-m", "--multirun", "-c", "--cfg", "-i", "--info", "-p", "--package", "--resolve", "--hydra-help", "--version"}
+HYDRA_OPTIONS = {
+    "-m",
+    "--multirun",
+    "-c",
+    "--cfg",
+    "-i",
+    "--info",
+    "-p",
+    "--package",
+    "--resolve",
+    "--hydra-help",
+    "--version",
+}
 
 
 def run_program(config_name: str, usage: str) -> None:
@@ -31,7 +43,9 @@ def run_program(config_name: str, usage: str) -> None:
 def run_hydra(config_name: str, arguments: list[str], options: list[str]) -> None:
     """Let Hydra do what its options ask for. A sweep ends with a comparison of its jobs."""
     if unknown := [option for option in options if option.partition("=")[0] not in HYDRA_OPTIONS]:
-        raise UserError(f"options = {' '.join(unknown)}: settings have no dashes; write them as trainer.max_steps=3")
+        raise UserError(
+            f"options = {' '.join(unknown)}: settings have no dashes; write them as trainer.max_steps=3"
+        )
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, to be told in one line
     sys.argv[1:] = arguments
     Sweep.started_here = None

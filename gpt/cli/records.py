@@ -12,9 +12,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from gpt.cli.naming import short_names
+from gpt.errors import LARGEST_INT, UserError, build, one_line, printable, shorten
 from gpt.files import read_json, read_text
 from gpt.runs.result import LARGEST, Result, TaskResult
-from gpt.settings import LARGEST_INT, UserError, build, one_line, printable, shorten
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class RunRecord:
     result: Result | None  # losses are in nats per character; None if the run did not finish
     curve: list[tuple[int, float]]  # steps taken, and the validation loss then in nats per character
     problem: str = "not finished"  # why there is no result
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # what was typed; empty for runs of earlier versions
+    overrides: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what was typed; empty for runs of earlier versions
 
     def tokens(self, steps: int) -> float:
         """How many tokens the run reads in so many steps, or nan if its configuration does not tell."""
@@ -37,11 +39,15 @@ class RunRecord:
 
     def flops(self, steps: int) -> float:
         """How many floating-point operations the training takes for so many steps, or nan if the settings do not tell."""
-        from gpt.model import GPTConfig, flops_per_token
+        from gpt.config import ModelConfig
 
-        values = {key.removeprefix("model."): value for key, value in self.settings.items() if key.startswith("model.")}
+        values = {
+            key.removeprefix("model."): value
+            for key, value in self.settings.items()
+            if key.startswith("model.")
+        }
         try:
-            return self.tokens(steps) * flops_per_token(build(GPTConfig, values, "model"))
+            return self.tokens(steps) * flops_per_token(build(ModelConfig, values, "model"))
         except ValueError:
             return math.nan
 
@@ -114,7 +120,9 @@ def read_run(folder: Path, name: str) -> RunRecord:
     scale = numbers.final_bits_per_char * math.log(2) / numbers.final_val_loss
     best = None if numbers.best_val_loss is None else scale * numbers.best_val_loss
     numbers = replace(numbers, best_val_loss=best, final_val_loss=scale * numbers.final_val_loss)
-    return RunRecord(name, settings, numbers, [(step, scale * loss) for step, loss in curve], overrides=overrides)
+    return RunRecord(
+        name, settings, numbers, [(step, scale * loss) for step, loss in curve], overrides=overrides
+    )
 
 
 def read_overrides(path: Path) -> dict[str, Any]:
@@ -163,7 +171,9 @@ def group_runs(runs: list[RunRecord]) -> list[Group]:
     gathered: dict[str, list[RunRecord]] = {}
     for run in finished:
         gathered.setdefault(str([describe(run.settings.get(key)) for key in varying]), []).append(run)
-    examples = [max(same, key=lambda run: sum("." not in key for key in run.overrides)) for same in gathered.values()]
+    examples = [
+        max(same, key=lambda run: sum("." not in key for key in run.overrides)) for same in gathered.values()
+    ]
     shown = choose_shown(examples, varying)
     names = short_names(shown)
     groups = [
@@ -185,7 +195,11 @@ def choose_shown(runs: Sequence[RunRecord], varying: Sequence[str]) -> list[str]
     others = [key for key in varying if key not in typed]
     choices = [key for key in typed if any(may_set(key, other) for other in others) and differ(runs, [key])]
     shown = [key for key in typed if key in settings or key in choices]
-    return shown + [key for key in others if differ(runs, [*shown, key]) > differ(runs, shown) or differ_untyped(runs, key)]
+    return shown + [
+        key
+        for key in others
+        if differ(runs, [*shown, key]) > differ(runs, shown) or differ_untyped(runs, key)
+    ]
 
 
 def may_set(choice: str, setting: str) -> bool:
@@ -229,4 +243,6 @@ def typed_command(about: Mapping[str, Any], without: tuple[str, ...] = ()) -> st
     words = about.get("command")
     if not (isinstance(words, list) and words and re.fullmatch(r"[^-].*\.py", str(words[0]))):
         return None
-    return printable("python " + shlex.join(str(word) for word in words if not str(word).startswith(without or "\0")))
+    return printable(
+        "python " + shlex.join(str(word) for word in words if not str(word).startswith(without or "\0"))
+    )

@@ -12,11 +12,11 @@ from gpt.checkpoint import load
 from gpt.cli.html_report import report_line
 from gpt.cli.overrides import quote_override
 from gpt.config import RunConfig
+from gpt.errors import build, printable, shorten
 from gpt.files import read_text
 from gpt.finetune.baselines import wilson_interval
 from gpt.generate import generate
 from gpt.runs.result import Result, TaskResult
-from gpt.settings import build, printable, shorten
 from gpt.tokenizer import tokenizer_class
 
 PLAY, TEMPERATURE = 300, 0.8  # how many tokens are written for a run that took no samples, and how
@@ -40,11 +40,22 @@ def show_sample(folder: Path, result: Result, config: RunConfig) -> str:
     sample, best = folder / "sample.txt", folder / "checkpoints" / "best.ckpt"
     if "samples" in config.callbacks and sample.exists():
         samples = build(Samples, config.callbacks["samples"], "callbacks.samples")
-        step, temperature, prompt, text = result.step, samples.temperatures[0], samples.prompt, read_text(sample)
+        step, temperature, prompt, text = (
+            result.step,
+            samples.temperatures[0],
+            samples.prompt,
+            read_text(sample),
+        )
     elif result.best_step is not None and best.exists():
         model, tokenizer, _ = load(best)
         step, temperature, prompt = result.best_step, TEMPERATURE, tokenizer.default_prompt
-        ids = generate(model, tokenizer.encode(prompt)[None], PLAY, temperature, generator=torch.Generator().manual_seed(0))
+        ids = generate(
+            model,
+            tokenizer.encode(prompt)[None],
+            PLAY,
+            temperature,
+            generator=torch.Generator().manual_seed(0),
+        )
         text = prompt + tokenizer.decode(int(i) for i in ids)
     else:
         return ""
@@ -55,12 +66,16 @@ def show_sample(folder: Path, result: Result, config: RunConfig) -> str:
 def next_commands(folder: Path, config: RunConfig) -> list[str]:
     """Commands that work from where the user stands, with what the run has kept."""
     run, commands = shell_path(folder), []
-    if not (sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ):  # the shell does not find this Python by itself
+    if not (
+        sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ
+    ):  # the shell does not find this Python by itself
         commands.append(f"source {shell_path(Path(sys.prefix))}/bin/activate")
     if config.task is not None:
         commands += next_for_task(folder, config)
     elif any((folder / "checkpoints").glob("*.ckpt")):
-        prompt = ' --prompt "ROMEO:"' if config.data.path is None else ""  # another text may lack these characters
+        prompt = (
+            ' --prompt "ROMEO:"' if config.data.path is None else ""
+        )  # another text may lack these characters
         commands += [f"python {script('sample')} {run}{prompt}", f"python {script('evaluate')} {run}"]
         commands += [f"python {script('export_html')} {run}  # a page that writes, for any browser"]
     if "tensorboard" in config.logger:
@@ -94,8 +109,12 @@ def next_for_task(folder: Path, config: RunConfig) -> list[str]:
         count = {"csv": len(config.task.columns), "mark": 1, "next_speech": 3}.get(config.task.name, 2)
         texts = ["What say you", "Nothing, my lord", *["Good night"] * count][:count]
         if config.task.name in ("reply", "next_speech"):  # of which each text begins with who speaks
-            texts = [f"{name}:\\n{text}" for name, text in zip(("ROMEO", "JULIET", "Nurse"), texts, strict=False)]
-        quoted = shlex.quote(texts[0]) if count == 1 else "$'" + "\\t".join(texts) + "'"  # how a shell writes a tab
+            texts = [
+                f"{name}:\\n{text}" for name, text in zip(("ROMEO", "JULIET", "Nurse"), texts, strict=False)
+            ]
+        quoted = (
+            shlex.quote(texts[0]) if count == 1 else "$'" + "\\t".join(texts) + "'"
+        )  # how a shell writes a tab
         commands.append(f"python {script('classify')} {run} --text {quoted}")
     if config.init is not None and config.task.name != "csv":
         places = f"{shell_path(Path(config.init))},null"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli.records import RunRecord, read_run, read_runs
-from gpt.settings import UserError, one_line
+from gpt.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from gpt.ensemble import Ensemble
@@ -95,7 +95,9 @@ def list_runs(outputs: Path = OUTPUTS) -> str:
             losses = [loss for _, loss in run.curve]
             lowest = (run.result and run.result.best_val_loss) or min(losses, default=None)
             loss = "-" if lowest is None else f"{lowest:.4f}"
-            lines.append(f"{loss:>6}  {steps_taken(run):>7,}  {age(time.time() - written):>7}  {outputs / run.name}")
+            lines.append(
+                f"{loss:>6}  {steps_taken(run):>7,}  {age(time.time() - written):>7}  {outputs / run.name}"
+            )
     return "\n".join([*lines, "loss: the lowest validation loss, in nats per character"])
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli.overrides import quote_override
-from gpt.settings import LARGEST_INT, UserError, shorten
+from gpt.errors import LARGEST_INT, UserError, shorten
 
 if TYPE_CHECKING:
     import optuna
 
-Space = dict[str, dict[str, Any]]  # {"optimizer.lr": {"low": 1e-4, "high": 0.01, "log": True}, "seed": {"choices": [1, 2]}}
+Space = dict[
+    str, dict[str, Any]
+]  # {"optimizer.lr": {"low": 1e-4, "high": 0.01, "log": True}, "seed": {"choices": [1, 2]}}
 EXAMPLES = "write {choices: [a, b]}, or {low: a, high: b} and maybe log: true"
 TRIES = 20  # points of a space that are checked before a search begins
 
@@ -28,14 +30,18 @@ def read_space(path: Path) -> Space:
     except UserError:
         content = {}
     if not content:
-        raise UserError(f"--space = {path}: not a YAML file of settings; write lines such as model.n_head: {{choices: [1, 2]}}")
+        raise UserError(
+            f"--space = {path}: not a YAML file of settings; write lines such as model.n_head: {{choices: [1, 2]}}"
+        )
     return {key: check_line(key, line) for key, line in content.items()}
 
 
 def check_line(key: str, line: Any) -> dict[str, Any]:
     """One line of a space, its numbers converted. Raises UserError if it cannot be searched."""
     if not re.fullmatch(r"[A-Za-z_][\w./]*", key) or re.match(r"(hydra|name|resume)\b", key):
-        raise UserError(f"{shorten(key)} = {shorten(line)}: not a setting that can be searched; name one such as model.n_head")
+        raise UserError(
+            f"{shorten(key)} = {shorten(line)}: not a setting that can be searched; name one such as model.n_head"
+        )
     keys = set(line) if isinstance(line, dict) else set()
     if keys == {"choices"}:
         return {"choices": check_choices(key, line["choices"])}
@@ -47,7 +53,9 @@ def check_line(key: str, line: Any) -> dict[str, Any]:
 def check_choices(key: str, choices: Any) -> list[Any]:
     """Raises UserError unless the choices are a list of numbers, texts, true, false or null."""
     is_list = isinstance(choices, list) and 1 <= len(choices) <= 1000
-    if not is_list or not all(value is None or isinstance(value, (bool, int, float, str)) for value in choices):
+    if not is_list or not all(
+        value is None or isinstance(value, (bool, int, float, str)) for value in choices
+    ):
         raise UserError(f"{key}.choices = {shorten(choices)}: not a list of values; {EXAMPLES}")
     for value in choices:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -60,7 +68,9 @@ def check_range(key: str, line: Mapping[str, Any]) -> dict[str, Any]:
     low, high = (check_number(f"{key}.{end}", line[end]) for end in ("low", "high"))
     log = line.get("log", False)
     if not isinstance(log, bool):
-        raise UserError(f"{key}.log = {shorten(log)}: not true or false; write log: true for rates, or leave it out")
+        raise UserError(
+            f"{key}.log = {shorten(log)}: not true or false; write log: true for rates, or leave it out"
+        )
     if not low < high:
         raise UserError(f"{key}.low = {low}: not below high = {high}; {EXAMPLES}")
     if log and low <= 0:
@@ -75,7 +85,9 @@ def check_number(name: str, value: Any) -> int | float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise UserError(f"{name} = {shorten(value)}: not a number; {EXAMPLES}")
     if not abs(value) <= LARGEST_INT:  # true for nan
-        raise UserError(f"{name} = {shorten(value)}: no number that a setting can have; set one up to {LARGEST_INT:,}")
+        raise UserError(
+            f"{name} = {shorten(value)}: no number that a setting can have; set one up to {LARGEST_INT:,}"
+        )
     return value
 
 
@@ -95,7 +107,10 @@ def suggest(trial: "optuna.Trial", space: Space) -> dict[str, Any]:
 def describe_space(space: Space) -> dict[str, list[str]]:
     """The values of each setting, for a person."""
     ranges = {key: f"{line['low']} to {line['high']}" for key, line in space.items() if "low" in line}
-    return {key: [ranges[key]] if key in ranges else [str(value) for value in line["choices"]] for key, line in space.items()}
+    return {
+        key: [ranges[key]] if key in ranges else [str(value) for value in line["choices"]]
+        for key, line in space.items()
+    }
 
 
 def is_whole(line: Mapping[str, Any]) -> bool:

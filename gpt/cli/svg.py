@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What changes with a page's light or dark colours. The page defines the variables
-COLORS = {"#000000": "currentColor", "#eaeaea": "var(--grid)", "#bfbfbf": "var(--muted)", "#0072b2": "var(--blue)"}
+COLORS = {
+    "#000000": "currentColor",
+    "#eaeaea": "var(--grid)",
+    "#bfbfbf": "var(--muted)",
+    "#0072b2": "var(--blue)",
+}
 NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -24,7 +29,9 @@ def inline_svg(figure: "Figure", prefix: str, description: str) -> str:
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {key.rpartition("}")[2]: adapt(key, value, prefix) for key, value in element.attrib.items()}
+        element.attrib = {
+            key.rpartition("}")[2]: adapt(key, value, prefix) for key, value in element.attrib.items()
+        }
     root.attrib |= {"role": "img", "aria-label": description}
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 

@@ -24,19 +24,24 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from gpt.cli.leftovers import is_refusal, outermost_missing, remove_refused
 from gpt.cli.naming import name_place, short_names
 from gpt.cli.overrides import explained, plain
+from gpt.errors import UserError, one_line, printable, shorten, user_errors
 from gpt.files import read_text, write_text
 from gpt.runs.result import Result
-from gpt.settings import UserError, one_line, printable, shorten, user_errors
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback as TrainerCallback
 
     from gpt.cli.live import TimeLeft
 
-OmegaConf.register_new_resolver("name_place", name_place, replace=True)  # here, because each process of a sweep imports this
+OmegaConf.register_new_resolver(
+    "name_place", name_place, replace=True
+)  # here, because each process of a sweep imports this
 ENDINGS = ("result.json", "error.txt")  # the files with which a job ends
 PLAIN = re.compile(r"[\w.+-]+")  # a value that is a good name as it is
-MOST_JOBS, MOST_CHECKED = 10_000, 100  # of one sweep; those that are composed and checked before the first one starts
+MOST_JOBS, MOST_CHECKED = (
+    10_000,
+    100,
+)  # of one sweep; those that are composed and checked before the first one starts
 
 
 class Sweep(Callback):
@@ -45,7 +50,9 @@ class Sweep(Callback):
     So the same command continues a sweep. A job that fails leaves error.txt in its folder, and the others go on.
     """
 
-    started_here: "Sweep | None" = None  # the sweep that this process has started; jobs in other processes get a copy of it
+    started_here: "Sweep | None" = (
+        None  # the sweep that this process has started; jobs in other processes get a copy of it
+    )
 
     def __init__(self) -> None:
         self.folder, self.jobs = Path(), 0
@@ -54,7 +61,9 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Prepare the sweep, or end the program: Hydra would only warn of an exception here, and go on."""
-        warnings.filterwarnings("ignore", "A worker stopped")  # joblib replaces processes that have grown, and loses no job
+        warnings.filterwarnings(
+            "ignore", "A worker stopped"
+        )  # joblib replaces processes that have grown, and loses no job
         try:
             with user_errors():
                 self.prepare(config)
@@ -69,21 +78,27 @@ class Sweep(Callback):
 
         HydraConfig.instance().set_config(config)  # for interpolations such as ${hydra:runtime.choices.model}
         if config.resume is not None:
-            raise UserError(f"resume = {shorten(config.resume)}: not for sweeps; repeat the command to continue one")
+            raise UserError(
+                f"resume = {shorten(config.resume)}: not for sweeps; repeat the command to continue one"
+            )
         overrides = merge_params(config)
         varied = [override for override in overrides if override.is_sweep_override()]
         values = [list_values(override) for override in varied]
         names = short_names([override.key_or_group for override in varied])
         jobs = math.prod(len(found) for found in values)
         if jobs > MOST_JOBS:
-            raise UserError(f"sweep = {shorten(' '.join(names))}: {jobs:,} jobs or more; at most {MOST_JOBS:,} at once")
+            raise UserError(
+                f"sweep = {shorten(' '.join(names))}: {jobs:,} jobs or more; at most {MOST_JOBS:,} at once"
+            )
         lines = [str(override.input_line) for override in overrides]
         fixed = [line for line, override in zip(lines, overrides, strict=True) if override not in varied]
         check_jobs(config, [[*fixed, *job] for job in itertools.product(*values)])
         check_name(config.name)
 
         whole = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        digest = hashlib.sha256("\n".join([OmegaConf.to_yaml(whole), *sorted(lines)]).encode()).hexdigest()[:8]
+        digest = hashlib.sha256("\n".join([OmegaConf.to_yaml(whole), *sorted(lines)]).encode()).hexdigest()[
+            :8
+        ]
         name = "_".join([config.name, *(name for name in names if name != "seed")])
         prefer(config, "hydra.sweep.dir", f"outputs/sweeps/{name[:80]}_{digest}")
         prefer(config, "hydra.sweep.subdir", name_jobs(names, varied, values))
@@ -92,7 +107,10 @@ class Sweep(Callback):
         self.created = outermost_missing(self.folder)
         Sweep.started_here = self
         texts = [[value.partition("=")[2] for value in found] for found in values]
-        print(describe_sweep(f"sweep of {jobs:,} runs", self.folder, dict(zip(names, texts, strict=True))), flush=True)
+        print(
+            describe_sweep(f"sweep of {jobs:,} runs", self.folder, dict(zip(names, texts, strict=True))),
+            flush=True,
+        )
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Take the job's folder back if it is empty: the run makes it again, and removes it if the job is refused."""
@@ -108,7 +126,9 @@ class Sweep(Callback):
         folder = Path(config.hydra.runtime.output_dir)
         outcome = describe_outcome(folder, job_return, self.job_started)
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None  # Hydra has nothing to add
-        later = "" if Sweep.started_here else f"  {self.time_left()}".rstrip()  # where there is no live line to say it
+        later = (
+            "" if Sweep.started_here else f"  {self.time_left()}".rstrip()
+        )  # where there is no live line to say it
         print(f"{config.hydra.job.num + 1} of {self.jobs}  {folder.name}: {outcome}{later}", flush=True)
 
     def live_line(self, number: int, name: str) -> "list[TrainerCallback]":
@@ -121,7 +141,9 @@ class Sweep(Callback):
         """How long the sweep still takes, by the files with which jobs end: jobs of other processes count as well."""
         from gpt.cli.live import TimeLeft
 
-        results, errors = ({path.parent: path.stat().st_mtime for path in self.folder.glob(f"**/{name}")} for name in ENDINGS)
+        results, errors = (
+            {path.parent: path.stat().st_mtime for path in self.folder.glob(f"**/{name}")} for name in ENDINGS
+        )
         trained = [folder for folder, written in results.items() if written >= self.started]
         failed = [folder for folder, written in errors.items() if written >= self.started]
         return TimeLeft(self.started, len(trained), self.jobs - len({*results, *failed}))
@@ -131,7 +153,9 @@ class Sweep(Callback):
         from gpt.cli.compare import compare
         from gpt.cli.html_report import report_line
 
-        (self.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's; the runs have their own config.yaml
+        (self.folder / "multirun.yaml").unlink(
+            missing_ok=True
+        )  # Hydra's; the runs have their own config.yaml
         errors = sorted(self.folder.glob("**/error.txt"))
         if self.created is not None and len(errors) == self.jobs and all(is_refusal(path) for path in errors):
             reason = read_text(errors[0]).strip()
@@ -140,7 +164,9 @@ class Sweep(Callback):
         if any(self.folder.glob("**/result.json")):
             print(f"\n{compare(self.folder)}\n{report_line(self.folder)}", flush=True)
         if errors:
-            raise UserError(f"sweep = {self.folder}: {len(errors)} of {self.jobs} jobs failed; the same command tries them again")
+            raise UserError(
+                f"sweep = {self.folder}: {len(errors)} of {self.jobs} jobs failed; the same command tries them again"
+            )
 
 
 def describe_sweep(what: str, folder: Path, varied: Mapping[str, Sequence[str]]) -> str:
@@ -170,13 +196,17 @@ def merge_params(config: DictConfig) -> list[Override]:
         config.hydra.sweeper.params = params
     given = [*(f"{key}={value}" for key, value in params.items()), *typed]
     with explained(given):
-        return list({override.get_key_element(): override for override in parse(given)}.values())  # the last one counts
+        return list(
+            {override.get_key_element(): override for override in parse(given)}.values()
+        )  # the last one counts
 
 
 def list_values(override: Override) -> list[str]:
     """The overrides that a sweeping one stands for. Raises UserError for an interval, which has no single values."""
     if not override.is_discrete_sweep():
-        raise UserError(f"sweep = {shorten(override.input_line)}: not a list of values; write them as key=1,2,3")
+        raise UserError(
+            f"sweep = {shorten(override.input_line)}: not a list of values; write them as key=1,2,3"
+        )
     key = override.get_key_element()
     return [f"{key}={value}" for value in itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1)]
 
@@ -193,7 +223,9 @@ def check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
         with explained(job):
             job_config = loader.load_sweep_config(config, list(job))
             HydraConfig.instance().set_config(job_config)
-            values = {str(key): plain(job_config, str(key)) for key in job_config if key not in ("hydra", "resume")}
+            values = {
+                str(key): plain(job_config, str(key)) for key in job_config if key not in ("hydra", "resume")
+            }
         try:
             RunConfig.from_dict(values)
         except UserError as error:
@@ -216,7 +248,11 @@ def name_jobs(names: Sequence[str], varied: Sequence[Override], values: Sequence
         shown = [text.partition("=")[2] for text in found]
         if not all(map(PLAIN.fullmatch, shown)):
             given = [parse(text).value() for text in found]
-            shown = [name_place(value) for value in given if value is None or (isinstance(value, str) and "$" not in value)]
+            shown = [
+                name_place(value)
+                for value in given
+                if value is None or (isinstance(value, str) and "$" not in value)
+            ]
             if len(set(shown)) < len(found) or "" in shown:
                 return "job=${hydra:job.num}"
             place = f"${{name_place:{place}}}"

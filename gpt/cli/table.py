@@ -10,14 +10,29 @@ from statistics import NormalDist, median, variance
 from typing import Any
 
 from gpt.cli.records import Group
-from gpt.settings import UserError, did_you_mean, shorten
+from gpt.errors import UserError, did_you_mean, shorten
 
 Line = Mapping[str, Any]  # a column's name and its value, of one group of runs
 # The columns beside what varies. Those that are dropped first, where a terminal has no room, are the last of these
 RESULTS = ("loss", "difference", "noise", "seeds", "seconds", "parameters", "chars_per_second")
-IN_CSV_ONLY = ("sd", "interval", "bits_per_char")  # in a terminal, the first two stand beside what they belong to
+IN_CSV_ONLY = (
+    "sd",
+    "interval",
+    "bits_per_char",
+)  # in a terminal, the first two stand beside what they belong to
 LARGEST_CELL = 24
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # of Student's t, 1 to 10 degrees of freedom
+T_975 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+)  # of Student's t, 1 to 10 degrees of freedom
 
 
 def make_lines(groups: Sequence[Group], baseline: Group) -> list[Line]:
@@ -66,7 +81,11 @@ def student_t(freedom: int) -> float:
     if freedom <= len(T_975):
         return T_975[max(freedom, 1) - 1]
     z = NormalDist().inv_cdf(0.975)
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
     return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
@@ -81,7 +100,9 @@ def find_baseline(groups: Sequence[Group], text: str) -> Group:
     found = found or [group for group in groups if any(text in run.name for run in group.runs)]
     if len(found) != 1:
         reason = f"describes {len(found)} lines of the table" if found else "describes no line of the table"
-        raise UserError(f"--baseline = {shorten(text)}: {reason}; write what varies, as n_layer=2,n_head=4, or a run's name")
+        raise UserError(
+            f"--baseline = {shorten(text)}: {reason}; write what varies, as n_layer=2,n_head=4, or a run's name"
+        )
     return found[0]
 
 
@@ -101,16 +122,24 @@ def check_columns(columns: Sequence[str], line: Line) -> None:
     """Raises UserError for a column that the table does not have."""
     for column in columns:
         if column not in line:
-            raise UserError(f"column = {shorten(column)}: the table has no such column; {did_you_mean(column, line)}")
+            raise UserError(
+                f"column = {shorten(column)}: the table has no such column; {did_you_mean(column, line)}"
+            )
 
 
 def choose_columns(lines: Sequence[Line]) -> list[str]:
     """The columns that say something: the names of runs unless these repeat what varies, what varies, and results."""
     settings = [name for name in lines[0] if name not in ("run", *RESULTS, *IN_CSV_ONLY)]
-    named = not all(re.fullmatch(r"[A-Za-z][\w.]*=[^/]*|job", line["run"]) for line in lines)  # the jobs of a sweep are called so
+    named = not all(
+        re.fullmatch(r"[A-Za-z][\w.]*=[^/]*|job", line["run"]) for line in lines
+    )  # the jobs of a sweep are called so
     has_seeds = any(line["seeds"] > 1 for line in lines)
     results = [name for name in RESULTS if has_seeds or name not in ("noise", "seeds")]
-    return [*(["run"] if named or not settings else []), *settings, *(results if len(lines) > 1 else results[:1] + results[2:])]
+    return [
+        *(["run"] if named or not settings else []),
+        *settings,
+        *(results if len(lines) > 1 else results[:1] + results[2:]),
+    ]
 
 
 def render(lines: Sequence[Line], columns: Sequence[str], name_width: int = 60) -> list[dict[str, str]]:
@@ -122,11 +151,16 @@ def render(lines: Sequence[Line], columns: Sequence[str], name_width: int = 60) 
         "run": lambda line: cut_middle(shorten(line["run"], 1000), name_width),
         "loss": lambda line: with_error(f"{line['loss']:.{digits}f}", line["sd"], digits, bool(spreads)),
         "difference": lambda line: (
-            with_error(f"{line['difference']:+.{digits}f}", line["interval"], digits, intervals) if line["noise"] else ""
+            with_error(f"{line['difference']:+.{digits}f}", line["interval"], digits, intervals)
+            if line["noise"]
+            else ""
         ),
     }
     formats |= {name: lambda line, name=name: show(float(line[name])) for name in RESULTS[4:]}  # type: ignore[misc]
-    return [{column: formats.get(column, lambda line: show(line[column]))(line) for column in columns} for line in lines]  # noqa: B023
+    return [
+        {column: formats.get(column, lambda line: show(line[column]))(line) for column in columns}
+        for line in lines
+    ]  # noqa: B023
 
 
 def with_error(text: str, error: float | None, digits: int, aligned: bool) -> str:
@@ -161,8 +195,14 @@ def fit(lines: Sequence[Line], columns: Sequence[str], width: int) -> tuple[list
     What a run took is dropped first, then the settings in which most lines agree.
     """
     kept = list(columns)
-    agreeing = {name: max(Counter(show(line[name]) for line in lines).values()) for name in columns if name in lines[0]}
-    settings = sorted((name for name in columns if name not in ("run", *RESULTS)), key=lambda name: -agreeing[name])
+    agreeing = {
+        name: max(Counter(show(line[name]) for line in lines).values())
+        for name in columns
+        if name in lines[0]
+    }
+    settings = sorted(
+        (name for name in columns if name not in ("run", *RESULTS)), key=lambda name: -agreeing[name]
+    )
     expendable = [*reversed(RESULTS[4:]), *settings, *reversed(RESULTS[1:4])]
     for name in [name for name in expendable if name in kept]:
         if len(aligned(cells := render(lines, kept, name_width(width)))[0]) <= width:
@@ -182,7 +222,8 @@ def aligned(lines: Sequence[Mapping[str, str]]) -> list[str]:
     width = {key: max(len(line[key]) for line in whole) for key in lines[0]}
     is_text = {key for key in width if not any(re.match(r"[+-]?\d", line[key]) for line in lines)} | {"run"}
     cells = [
-        [line[key].ljust(size) if key in is_text else line[key].rjust(size) for key, size in width.items()] for line in whole
+        [line[key].ljust(size) if key in is_text else line[key].rjust(size) for key, size in width.items()]
+        for line in whole
     ]
     return ["  ".join(line) for line in cells]
 
@@ -194,7 +235,8 @@ def markdown(lines: Sequence[Mapping[str, str]]) -> str:
     header = {key: key for key in width}
     rule = {key: "-" * (size - 1) + ":" for key, size in width.items()}
     return "\n".join(
-        "| " + " | ".join(line[key].rjust(size) for key, size in width.items()) + " |" for line in (header, rule, *lines)
+        "| " + " | ".join(line[key].rjust(size) for key, size in width.items()) + " |"
+        for line in (header, rule, *lines)
     )
 
 
@@ -210,6 +252,8 @@ def comma_separated(lines: Sequence[Line]) -> str:
     writer.writeheader()
     for line in lines:
         unknown = {key: "" for key, value in line.items() if isinstance(value, float) and math.isnan(value)}
-        texts = {key: shorten(value, 1000) for key, value in line.items() if isinstance(value, (str, list, dict))}
+        texts = {
+            key: shorten(value, 1000) for key, value in line.items() if isinstance(value, (str, list, dict))
+        }
         writer.writerow(dict(line) | unknown | texts)
     return text.getvalue()

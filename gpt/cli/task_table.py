@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from gpt.cli.pictures import our_style
 from gpt.cli.records import Group, RunRecord
 from gpt.cli.table import Line, aligned, comma_separated, markdown, name_of, show
+from gpt.errors import UserError
 from gpt.files import atomic, write_text
 from gpt.runs.result import TaskResult
-from gpt.settings import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,14 @@ def compare_tasks(folder: Path, runs: Sequence[RunRecord], groups: Sequence[Grou
     shown = [line.rstrip() for line in aligned(cells)]
     notes = [textwrap.fill(note, width) for note in NOTES]
     return "\n".join(
-        [*shown, "", *notes, *(["", *unfinished] if unfinished else []), "", f"written into {folder}: {', '.join(written)}"]
+        [
+            *shown,
+            "",
+            *notes,
+            *(["", *unfinished] if unfinished else []),
+            "",
+            f"written into {folder}: {', '.join(written)}",
+        ]
     )
 
 
@@ -62,7 +69,9 @@ def task_lines(groups: Sequence[Group]) -> list[Line]:
     are_told_apart = len({Path(place).name for place in places}) == len(places)
     for group in sort_tasks(groups):
         accuracies = group.values("test_accuracy")
-        settings = {name: "null" if value in (None, "None") else value for name, value in group.settings.items()}
+        settings = {
+            name: "null" if value in (None, "None") else value for name, value in group.settings.items()
+        }
         if are_told_apart and isinstance(place := settings.get("init"), str):
             settings["init"] = Path(place).name
         results = {
@@ -117,7 +126,9 @@ def draw_tasks(lines: Sequence[Line]) -> "Figure":
             some = [line for line, label in zip(lines, labels, strict=True) if label == kind]
             places = [tasks.index(line["task"]) + (number - (len(kinds) - 1) / 2) * width for line in some]
             errors = [line["sd"] or 0.0 for line in some]
-            axes.bar(places, [line["accuracy"] for line in some], 0.9 * width, yerr=errors, label=kind or None)
+            axes.bar(
+                places, [line["accuracy"] for line in some], 0.9 * width, yerr=errors, label=kind or None
+            )
         axes.set_xticks(range(len(tasks)), tasks)
         axes.grid(axis="x", visible=False)
     for name, dashes in (("majority", ":"), ("naive_bayes", "--")):
@@ -139,7 +150,9 @@ def draw_layers(axes: Any, lines: Sequence[Line], others: Sequence[str]) -> None
     axes.locator_params(axis="x", integer=True)
 
 
-def draw_baseline(axes: Any, lines: Sequence[Line], tasks: Sequence[str], name: str, dashes: str, is_axis: bool) -> None:
+def draw_baseline(
+    axes: Any, lines: Sequence[Line], tasks: Sequence[str], name: str, dashes: str, is_axis: bool
+) -> None:
     """What there is to beat, for each task."""
     label: str | None = name.replace("_", " ")
     for place, task in enumerate(tasks):
@@ -149,7 +162,9 @@ def draw_baseline(axes: Any, lines: Sequence[Line], tasks: Sequence[str], name: 
         if is_axis:
             axes.axhline(value, color="black", linewidth=0.8, linestyle=dashes, label=label)
         else:
-            axes.hlines(value, place - 0.45, place + 0.45, color="black", linewidth=1.2, linestyle=dashes, label=label)
+            axes.hlines(
+                value, place - 0.45, place + 0.45, color="black", linewidth=1.2, linestyle=dashes, label=label
+            )
         label = None
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from gpt.ensemble import Ensemble
+from gpt.errors import UserError, printable
 from gpt.generate import Reader, generate, generator_of_text, until
 from gpt.model import GPT
-from gpt.settings import UserError, printable
 from gpt.tokenizer import Tokenizer
 
 TEXTS_AT_ONCE = 32
@@ -37,13 +37,17 @@ class Author:
         self.exact = options.exact or not tokenizer.knows("\n")
         self.stop = (options.stop or "").encode(errors="surrogateescape")
         self.longest = options.tokens + (0 if self.exact else options.tokens // 5)
-        self.show = printable if sys.stdout.isatty() else str  # a vocabulary may hold what would command a terminal
+        self.show = (
+            printable if sys.stdout.isatty() else str
+        )  # a vocabulary may hold what would command a terminal
 
     def tell_seed(self) -> None:
         if self.options.seed is None:
             print(f"seed {self.seed}", file=sys.stderr)
 
-    def sample(self, model: GPT | Ensemble | Reader, ids: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
+    def sample(
+        self, model: GPT | Ensemble | Reader, ids: Tensor, generators: list[torch.Generator]
+    ) -> Iterator[Tensor]:
         settings = self.options.temperature, self.options.top_k, self.options.top_p
         return generate(model, ids.to(self.device), self.longest, *settings, generators)
 
@@ -63,7 +67,9 @@ class Author:
         def pieces() -> Iterator[bytes]:
             for token in self.sample(reader, ids, generators):
                 piece = self.tokenizer.decode_bytes(token)
-                surprise = -reader.logits.log_softmax(dim=-1)[0, token[0]].item() if self.options.color else 0.0
+                surprise = (
+                    -reader.logits.log_softmax(dim=-1)[0, token[0]].item() if self.options.color else 0.0
+                )
                 surprises.extend([surprise] * len(piece))
                 drawn.append(token)
                 yield piece
@@ -79,20 +85,29 @@ class Author:
 
     def write(self, prompt: str) -> None:
         """Print the first text while it grows, then the others, many of which are sampled at once."""
-        context = self.tokenizer.encode(prompt or self.tokenizer.default_prompt)[None]  # the model cannot start from nothing
+        context = self.tokenizer.encode(prompt or self.tokenizer.default_prompt)[
+            None
+        ]  # the model cannot start from nothing
         if context.size(1) > (limit := self.model.config.context_length):
-            print(f"note: the prompt has {context.size(1):,} tokens; the model sees the last {limit:,}", file=sys.stderr)
+            print(
+                f"note: the prompt has {context.size(1):,} tokens; the model sees the last {limit:,}",
+                file=sys.stderr,
+            )
         self.tell_seed()
         sys.stdout.write(self.show(prompt))
         deque(self.stream(Reader(self.model, self.longest), context, self.generators([0])), maxlen=0)
         for start in range(1, self.options.num_samples, TEXTS_AT_ONCE):
-            texts: list[list[bytes]] = [[] for _ in range(min(TEXTS_AT_ONCE, self.options.num_samples - start))]
+            texts: list[list[bytes]] = [
+                [] for _ in range(min(TEXTS_AT_ONCE, self.options.num_samples - start))
+            ]
             growing = texts
             several = context.expand(len(texts), -1)
             for ids in self.sample(self.model, several, self.generators(range(start, start + len(texts)))):
                 for text, id in zip(texts, ids.tolist(), strict=True):
                     text.append(self.tokenizer.pieces[id])
-                if self.stop:  # a piece that completes it makes the last pieces, one for each of its bytes, contain it
+                if (
+                    self.stop
+                ):  # a piece that completes it makes the last pieces, one for each of its bytes, contain it
                     growing = [text for text in growing if self.stop not in b"".join(text[-len(self.stop) :])]
                     if not growing:
                         break
@@ -111,7 +126,9 @@ class Author:
         unread = torch.empty(1, 0, dtype=torch.int64)
         interrupts: list[int] = []
         line_end = "\n" if self.tokenizer.knows("\n") else ""
-        for text in chain([] if beginning is None else [beginning], (line + line_end for line in typed_lines())):
+        for text in chain(
+            [] if beginning is None else [beginning], (line + line_end for line in typed_lines())
+        ):
             try:
                 unread = torch.cat((unread, self.tokenizer.encode(text)[None]), dim=1)
             except UserError as error:

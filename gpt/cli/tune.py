@@ -16,8 +16,8 @@ from gpt.cli.leftovers import is_refusal, outermost_missing, remove_refused
 from gpt.cli.naming import name_settings
 from gpt.cli.space import Space, check_space, describe_space, suggest, to_overrides
 from gpt.cli.sweep import describe_sweep
+from gpt.errors import UserError, one_line, shorten
 from gpt.files import read_text, write_text
-from gpt.settings import UserError, one_line, shorten
 
 if TYPE_CHECKING:
     import optuna
@@ -37,7 +37,9 @@ class Search:
     trials: int  # that this process adds
     started: float = field(default_factory=time.time)
     begun: int = 0  # of these trials
-    refusals: list[UserError] = field(default_factory=list)  # by this process: of runs that were refused before they began
+    refusals: list[UserError] = field(
+        default_factory=list
+    )  # by this process: of runs that were refused before they began
 
     @property
     def name(self) -> str:
@@ -54,7 +56,9 @@ def tune(name: str, trials: int, overrides: Sequence[str], space: Space) -> str:
     import_optuna()
     check_name(name)
     if not 1 <= trials <= MOST_TRIALS:
-        raise UserError(f"--trials = {shorten(trials)}: must be from 1 to {MOST_TRIALS:,}; set a number in this range")
+        raise UserError(
+            f"--trials = {shorten(trials)}: must be from 1 to {MOST_TRIALS:,}; set a number in this range"
+        )
     check_overrides(overrides)
     check_space(overrides, space, name)
     search = Search(Path("outputs", "tune", name), list(overrides), space, trials)
@@ -86,7 +90,9 @@ def import_optuna() -> None:
 def check_name(name: str) -> None:
     """Raises UserError unless a study's name is one plain path component: it is a folder's name and part of an address."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
-        raise UserError(f"--study = {shorten(name)}: not a plain name; use letters, digits, dots, dashes and underscores")
+        raise UserError(
+            f"--study = {shorten(name)}: not a plain name; use letters, digits, dots, dashes and underscores"
+        )
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -101,7 +107,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
         if override.key_or_group == "resume":
             raise UserError("resume = (given): not in a search; the same --study goes on by itself")
         if override.is_sweep_override():
-            raise UserError(f"{override.input_line} = (several values): not in a search; write them into the file of --space")
+            raise UserError(
+                f"{override.input_line} = (several values): not in a search; write them into the file of --space"
+            )
 
 
 def open_study(search: Search) -> "optuna.Study":
@@ -119,7 +127,9 @@ def open_study(search: Search) -> "optuna.Study":
             check_database(database)
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{database.as_posix()}",  # relative, because ? and % mean something in an address
-                engine_kwargs={"connect_args": {"timeout": 60}},  # seconds to wait while another process writes
+                engine_kwargs={
+                    "connect_args": {"timeout": 60}
+                },  # seconds to wait while another process writes
                 heartbeat_interval=30,  # so that the trial of a killed process is noticed, and taken over
                 heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
             )
@@ -127,7 +137,9 @@ def open_study(search: Search) -> "optuna.Study":
                 storage=storage,
                 study_name=search.name,
                 load_if_exists=True,
-                sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),  # knows what others are trying
+                sampler=optuna.samplers.TPESampler(
+                    multivariate=True, constant_liar=True
+                ),  # knows what others are trying
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
             )
             asked = {"overrides": search.overrides, "space": search.space}
@@ -139,9 +151,13 @@ def open_study(search: Search) -> "optuna.Study":
         raise
     except Exception as error:  # a damaged database is noticed in many ways
         advice = f"choose another name, or remove {search.folder}"
-        raise UserError(f"--study = {search.name}: its study.db cannot be used, {first_line(error)}; {advice}") from None
+        raise UserError(
+            f"--study = {search.name}: its study.db cannot be used, {first_line(error)}; {advice}"
+        ) from None
     if before != asked:
-        raise UserError(f"--study = {search.name}: it has searched {shorten(before, 300)}; choose another name")
+        raise UserError(
+            f"--study = {search.name}: it has searched {shorten(before, 300)}; choose another name"
+        )
     return study
 
 
@@ -173,7 +189,9 @@ def run_trials(study: "optuna.Study", search: Search) -> None:
     try:
         study.optimize(objective, n_trials=search.trials, catch=(UserError,), callbacks=[stop_if_refused])
     except (SQLAlchemyError, StorageInternalError) as error:
-        raise UserError(f"--study = {search.name}: its study.db failed, {first_line(error)}; the same command goes on") from None
+        raise UserError(
+            f"--study = {search.name}: its study.db failed, {first_line(error)}; the same command goes on"
+        ) from None
 
 
 def run_trial(trial: "optuna.Trial", search: Search) -> float:
@@ -186,7 +204,9 @@ def run_trial(trial: "optuna.Trial", search: Search) -> float:
     from gpt.runs.train import train
     from gpt.runs.trainer import RunOptions
 
-    taken_over = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial.study.trials[trial.number])
+    taken_over = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(
+        trial.study.trials[trial.number]
+    )
     folder = search.folder / f"{taken_over if isinstance(taken_over, int) else trial.number:04}"
     values = suggest(trial, search.space)
     overrides = to_overrides(values)
@@ -205,7 +225,10 @@ def run_trial(trial: "optuna.Trial", search: Search) -> float:
         write_text(folder / "error.txt", f"{one_line(error)}\n")
         print(f"{folder.name}  {' '.join(overrides)}: {one_line(error)}", flush=True)
         raise
-    print(f"{folder.name}  {' '.join(overrides)}: val loss {result.loss:.4f}, {result.seconds:.0f} s", flush=True)
+    print(
+        f"{folder.name}  {' '.join(overrides)}: val loss {result.loss:.4f}, {result.seconds:.0f} s",
+        flush=True,
+    )
     return result.loss
 
 
@@ -218,7 +241,9 @@ def report_to(trial: "optuna.Trial") -> "Callback":
         def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             trial.report(trainer.callback_metrics["val/loss"].item(), trainer.global_step)
             if trial.should_prune():
-                raise optuna.TrialPruned(f"dropped after {trainer.global_step:,} steps: worse than half of the others were then")
+                raise optuna.TrialPruned(
+                    f"dropped after {trainer.global_step:,} steps: worse than half of the others were then"
+                )
 
     return Report()
 
@@ -245,13 +270,17 @@ def draw(study: "optuna.Study", folder: Path) -> list[str]:
         "history": lambda: pictures.plot_optimization_history(study),
         "slices": lambda: pictures.plot_slice(study),
         "parallel": lambda: pictures.plot_parallel_coordinate(study),
-        "importances": lambda: pictures.plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator()),
+        "importances": lambda: pictures.plot_param_importances(
+            study, evaluator=PedAnovaImportanceEvaluator()
+        ),
     }
     written = []
     for name, plot in drawings.items():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # few trials make poor pictures, which is no news
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # few trials make poor pictures, which is no news
                 axes = plot()
         except (ValueError, RuntimeError):  # too few trials, or all alike
             continue

@@ -35,24 +35,38 @@ def naive_bayes_accuracy(task: Task) -> float | None:
     model.fit(vectorizer.transform(example.texts for example in train), [example.label for example in train])
     if not is_choice:
         found = model.predict(vectorizer.transform(example.texts for example in task.test))
-        return float(sum(label == example.label for label, example in zip(found, task.test, strict=True)) / len(task.test))
+        return float(
+            sum(label == example.label for label, example in zip(found, task.test, strict=True))
+            / len(task.test)
+        )
     pairs = [pairs_of(example) for example in task.test]
-    right = iter(model.predict_log_proba(vectorizer.transform(pair.texts for of_one in pairs for pair in of_one))[:, 1])
+    right = iter(
+        model.predict_log_proba(vectorizer.transform(pair.texts for of_one in pairs for pair in of_one))[:, 1]
+    )
     chosen = [max(range(len(of_one)), key=[next(right) for _ in of_one].__getitem__) for of_one in pairs]
-    return sum(number == example.label for number, example in zip(chosen, task.test, strict=True)) / len(task.test)
+    return sum(number == example.label for number, example in zip(chosen, task.test, strict=True)) / len(
+        task.test
+    )
 
 
 def features(texts: Sequence[str]) -> list[str]:
     """The n-grams of each text of an example, marked with its number, and those that two texts share."""
-    grams = [[text[i : i + n] for n in range(1, LONGEST + 1) for i in range(len(text) - n + 1)] for text in texts]
+    grams = [
+        [text[i : i + n] for n in range(1, LONGEST + 1) for i in range(len(text) - n + 1)] for text in texts
+    ]
     shared = set(grams[0]) & set(grams[1]) if len(texts) == 2 else set()
-    return [f"{number}{gram}" for number, of_text in enumerate(grams) for gram in of_text] + [f"={gram}" for gram in shared]
+    return [f"{number}{gram}" for number, of_text in enumerate(grams) for gram in of_text] + [
+        f"={gram}" for gram in shared
+    ]
 
 
 def pairs_of(example: Example) -> list[Example]:
     """A choice as one pair for each candidate, with the label 1 for the right one."""
     context, *candidates = example.texts
-    return [Example((context, candidate), int(number == example.label)) for number, candidate in enumerate(candidates)]
+    return [
+        Example((context, candidate), int(number == example.label))
+        for number, candidate in enumerate(candidates)
+    ]
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

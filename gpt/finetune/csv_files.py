@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt.finetune.task import Example, Task, TaskConfig
-from gpt.settings import UserError, shorten
+from gpt.config import TaskConfig
+from gpt.errors import UserError, shorten
+from gpt.finetune.task import Example, Task
 
 PARTS = ("train", "test")  # what the split column says
 LARGEST_CELL = 2**24  # characters
@@ -21,12 +22,16 @@ def read_task(config: TaskConfig, seed: int) -> Task:
     Raises UserError for a file that cannot be read, a missing column, an empty text, and labels that teach nothing.
     """
     if not config.path or not config.columns or not config.label:
-        raise UserError("task = csv: needs more; set for instance task.path=my.csv task.columns=[text] task.label=label")
+        raise UserError(
+            "task = csv: needs more; set for instance task.path=my.csv task.columns=[text] task.label=label"
+        )
     kind = choose_kind(config)
     rows = read_rows(config.path, [*config.columns, config.label, *filter(None, [config.split_column])])
     for number, row in rows:
         if empty := [column for column in config.columns if not row[column].strip()]:
-            raise UserError(f"task.path = {config.path}: line {number} has an empty {empty[0]}; fill it in, or remove the line")
+            raise UserError(
+                f"task.path = {config.path}: line {number} has an empty {empty[0]}; fill it in, or remove the line"
+            )
     given = [row[config.label] for _, row in rows]
     labels = tuple(config.columns[1:]) if kind == "choice" else tuple(sorted(set(given)))
     check_labels(config, kind, given, labels, [number for number, _ in rows])
@@ -34,17 +39,29 @@ def read_task(config: TaskConfig, seed: int) -> Task:
     for (_, row), label in zip(rows, given, strict=True):
         is_number = kind == "choice" and label not in labels
         examples.append(
-            Example(tuple(row[name] for name in config.columns), int(label) - 1 if is_number else labels.index(label))
+            Example(
+                tuple(row[name] for name in config.columns),
+                int(label) - 1 if is_number else labels.index(label),
+            )
         )
     if config.split_column is None:
         train, test = split_each_label(examples, config.test_fraction, seed)
     else:
-        train, test = ([e for e, (_, row) in zip(examples, rows, strict=True) if row[config.split_column] == p] for p in PARTS)
-        if wrong := [(number, row[config.split_column]) for number, row in rows if row[config.split_column] not in PARTS]:
+        train, test = (
+            [e for e, (_, row) in zip(examples, rows, strict=True) if row[config.split_column] == p]
+            for p in PARTS
+        )
+        if wrong := [
+            (number, row[config.split_column])
+            for number, row in rows
+            if row[config.split_column] not in PARTS
+        ]:
             reason = f"line {wrong[0][0]} has the split {shorten(wrong[0][1]) or '(empty)'}"
             raise UserError(f"task.split_column = {config.split_column}: {reason}; it must be train or test")
         if not train or not test:
-            raise UserError(f"task.split_column = {config.split_column}: all lines are of one part; give train and test")
+            raise UserError(
+                f"task.split_column = {config.split_column}: all lines are of one part; give train and test"
+            )
     return Task(Path(config.path).stem, kind, labels, train, test)
 
 
@@ -53,10 +70,19 @@ def choose_kind(config: TaskConfig) -> str:
     count = len(config.columns)
     pair = "similarity" if config.symmetric else "entailment"
     kind = config.kind or {1: "classification", 2: pair}.get(count, "choice")
-    fits = {"classification": count == 1, "entailment": count == 2, "similarity": count == 2, "choice": count >= 3}[kind]
+    fits = {
+        "classification": count == 1,
+        "entailment": count == 2,
+        "similarity": count == 2,
+        "choice": count >= 3,
+    }[kind]
     if not fits:
-        wanted = {"classification": "one column", "choice": "a context and two candidates or more"}.get(kind, "two columns")
-        raise UserError(f"task.columns = {shorten(config.columns)}: {kind} needs {wanted}; change the columns or task.kind")
+        wanted = {"classification": "one column", "choice": "a context and two candidates or more"}.get(
+            kind, "two columns"
+        )
+        raise UserError(
+            f"task.columns = {shorten(config.columns)}: {kind} needs {wanted}; change the columns or task.kind"
+        )
     return kind
 
 
@@ -75,23 +101,31 @@ def read_rows(path: str, needed: Sequence[str]) -> list[tuple[int, dict[str, str
     except OSError as error:
         raise UserError(f"task.path = {shorten(path)}: {error.strerror}; give a CSV or TSV file") from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"task.path = {path}: not a CSV file in UTF-8 ({shorten(error)}); repair or convert it") from None
+        raise UserError(
+            f"task.path = {path}: not a CSV file in UTF-8 ({shorten(error)}); repair or convert it"
+        ) from None
     for number, row in rows:
         if any(row[name] is None for name in needed):
-            raise UserError(f"task.path = {path}: line {number} has too few columns; fill them in, or remove the line")
+            raise UserError(
+                f"task.path = {path}: line {number} has too few columns; fill them in, or remove the line"
+            )
     if not rows:
         raise UserError(f"task.path = {path}: it has no lines below the names of its columns; give examples")
     return rows
 
 
-def check_labels(config: TaskConfig, kind: str, given: Sequence[str], labels: Sequence[str], lines: Sequence[int]) -> None:
+def check_labels(
+    config: TaskConfig, kind: str, given: Sequence[str], labels: Sequence[str], lines: Sequence[int]
+) -> None:
     """Raises UserError for a label that is no candidate, one that occurs once, or a single label for all."""
     if kind == "choice":
         numbers = {str(number) for number in range(1, len(labels) + 1)}
         for label, line in zip(given, lines, strict=True):
             if label not in numbers and label not in labels:
                 reason = f"line {line} has {shorten(label) or '(empty)'}"
-                raise UserError(f"task.label = {config.label}: {reason}; give a candidate's column or its number")
+                raise UserError(
+                    f"task.label = {config.label}: {reason}; give a candidate's column or its number"
+                )
         return
     if len(labels) < 2:
         raise UserError(
@@ -102,7 +136,9 @@ def check_labels(config: TaskConfig, kind: str, given: Sequence[str], labels: Se
         raise UserError(f"task.label = {config.label}: {reason}; give more examples, or remove it")
 
 
-def split_each_label(examples: Sequence[Example], test_fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+def split_each_label(
+    examples: Sequence[Example], test_fraction: float, seed: int
+) -> tuple[list[Example], list[Example]]:
     """Training and test examples, with the same share of every label in both, as the seed decides."""
     random, parts = np.random.default_rng([seed, 2]), ([], [])  # type: ignore[var-annotated]
     for label in sorted({example.label for example in examples}):

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from gpt.corpus import Text
+from gpt.config import FinetuneConfig, TaskConfig
 from gpt.data import VALIDATION_BATCH, Data, DataConfig, open_text, print_note
-from gpt.finetune.config import FinetuneConfig
+from gpt.errors import UserError
 from gpt.finetune.inputs import Inputs, collate, to_sequences
-from gpt.finetune.task import Example, Task, TaskConfig
+from gpt.finetune.task import Example, Task
 from gpt.finetune.tasks import make_task
-from gpt.settings import UserError
+from gpt.text import Text
 from gpt.tokenizer import Tokenizer, tokenizer_class
 
 Encoded = tuple[list[list[int]], int]  # the sequences of an example, and its label
@@ -56,7 +56,13 @@ class ExampleBatches:
         world_size: int = 1,
     ) -> None:
         self.examples, self.batch_size, self.seed = examples, min(batch_size, len(examples)), seed
-        self.length, self.longest, self.start, self.rank, self.world_size = length, longest, start, rank, world_size
+        self.length, self.longest, self.start, self.rank, self.world_size = (
+            length,
+            longest,
+            start,
+            rank,
+            world_size,
+        )
         self.sizes = np.array([max(map(len, sequences)) for sequences, _ in examples])
 
     def __len__(self) -> int:
@@ -108,7 +114,11 @@ class TaskData(Data):
         self.sha256 = text.sha256
         if tokenizer is None:
             tokenizer = tokenizer_class(config.tokenizer).fit(text, train_fraction, config.bpe_vocab_size)
-        self.tokenizer, self.unit, self.max_length = tokenizer, tokenizer.unit, min(context_length, task.max_length)
+        self.tokenizer, self.unit, self.max_length = (
+            tokenizer,
+            tokenizer.unit,
+            min(context_length, task.max_length),
+        )
         train_text = test_text = ""
         if not is_from_file(task):
             whole = "".join(open_text(config, raw=False))
@@ -125,7 +135,9 @@ class TaskData(Data):
         self.val = [encoded[n] for n in order[:held_out]]
         self.test = [self.encode(example) for example in self.task.test]
         if self.dropped:
-            names = ", ".join(map(repr, sorted(self.dropped)[:10])) + (", ..." if len(self.dropped) > 10 else "")
+            names = ", ".join(map(repr, sorted(self.dropped)[:10])) + (
+                ", ..." if len(self.dropped) > 10 else ""
+            )
             print_note(f"task = {self.task.name}: left out {names}, which the tokenizer does not know")
         self.steps_per_epoch = len(self.train) // min(self.batch_size, len(self.train))
         lengths = tokenizer.lengths[0].tolist()

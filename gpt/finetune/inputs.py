@@ -61,7 +61,9 @@ def collate(batch: Sequence[tuple[list[list[int]], int]], longest: int = 0) -> I
     With `longest`, which no sequence exceeds, T is a multiple of LENGTH_STEP, or `longest` itself, so that few shapes occur.
     """
     sequences = [torch.tensor(sequence) for of_one, _ in batch for sequence in of_one]
-    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # with 0: no position looks at a later one
+    ids = torch.nn.utils.rnn.pad_sequence(
+        sequences, batch_first=True
+    )  # with 0: no position looks at a later one
     if longest:
         T = ids.size(1)
         ids = F.pad(ids, (0, min(T + -T % LENGTH_STEP, longest) - T))

@@ -12,10 +12,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt.config import ModelConfig
+from gpt.errors import UserError, convert, shorten
 from gpt.finetune.inputs import SPECIAL
 from gpt.finetune.task import KINDS
-from gpt.model import GPT, GPTConfig
-from gpt.settings import UserError, convert, shorten
+from gpt.model import GPT
 
 
 class ExtendedEmbedding(nn.Embedding):
@@ -41,7 +42,7 @@ class Classifier(GPT):
 
     tokens: nn.Embedding
 
-    def __init__(self, config: GPTConfig, kind: str, labels: int, dropout: float) -> None:
+    def __init__(self, config: ModelConfig, kind: str, labels: int, dropout: float) -> None:
         super().__init__(config)
         self.kind = kind
         self.tokens = ExtendedEmbedding(self.tokens)
@@ -84,7 +85,9 @@ def answer_size(kind: str, labels: int) -> int:
     return 1 if kind == "choice" else labels
 
 
-def describe_classifier(metadata: Mapping[str, Any], config: GPTConfig) -> tuple[Callable[[GPTConfig], Classifier], int]:
+def describe_classifier(
+    metadata: Mapping[str, Any], config: ModelConfig
+) -> tuple[Callable[[ModelConfig], Classifier], int]:
     """What makes the model of a fine-tuned run's checkpoint, and how many parameters it has beside those of its GPT.
 
     Raises UserError, or whatever wrong types lead to: the metadata may come from anybody.

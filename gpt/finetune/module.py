@@ -22,7 +22,12 @@ class ClassifierModule(GPTModule):
     model: Classifier
 
     def __init__(
-        self, model: Classifier, optimizer: AdamWConfig, scheduler: SchedulerConfig, lengths: Tensor, lm_weight: float
+        self,
+        model: Classifier,
+        optimizer: AdamWConfig,
+        scheduler: SchedulerConfig,
+        lengths: Tensor,
+        lm_weight: float,
     ) -> None:
         super().__init__(model, optimizer, scheduler, lengths)
         self.lm_weight = lm_weight
@@ -61,7 +66,9 @@ class ClassifierModule(GPTModule):
         average("val/accuracy", accuracy(scores, batch.labels), prog_bar=True, batch_size=len(batch.labels))
         average("val/lm_loss", lm_loss, batch_size=len(targets))
         characters = max(int(self.lengths[0, targets].sum()), 1)
-        average("val/bits_per_char", lm_loss / math.log(2) * (len(targets) / characters), batch_size=characters)
+        average(
+            "val/bits_per_char", lm_loss / math.log(2) * (len(targets) / characters), batch_size=characters
+        )
 
 
 def task_scores(model: Classifier, activations: Tensor, batch: Inputs) -> Tensor:
@@ -83,5 +90,7 @@ def language_loss(model: Classifier, activations: Tensor, batch: Inputs) -> tupl
     is_text = (targets < model.config.known_vocab_size()) & (positions + 1 < batch.extract[:, None])
     # Logits of all positions, since their number depends on the batch's shape alone (see `gpt.finetune.data.ExampleBatches`)
     logits = model.head(activations[:, :-1])  # (N, T - 1, V)
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.masked_fill(~is_text, IGNORED).flatten(), ignore_index=IGNORED)
+    loss = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.masked_fill(~is_text, IGNORED).flatten(), ignore_index=IGNORED
+    )
     return loss, targets[is_text]

@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 
 from gpt.checkpoint import assemble, read, refusal
+from gpt.errors import UserError, shorten
 from gpt.finetune.inputs import Inputs, collate, to_sequences
 from gpt.finetune.model import Classifier, check_task
 from gpt.finetune.module import task_scores
 from gpt.finetune.task import Example
-from gpt.settings import UserError, shorten
 from gpt.tokenizer import Tokenizer
 
-TEXTS_NEEDED = {"classification": (1, 1), "entailment": (2, 2), "similarity": (2, 2), "choice": (2, 1000)}  # least and most
+TEXTS_NEEDED = {
+    "classification": (1, 1),
+    "entailment": (2, 2),
+    "similarity": (2, 2),
+    "choice": (2, 1000),
+}  # least and most
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,14 @@ class Answerer:
         if not least <= len(texts) <= most or not all(text.strip() for text in texts):
             wanted = {1: "one text", 2: "two texts"}.get(most, "a text and its candidates")
             given = shorten("\t".join(texts).replace("\t", " | ")) or "(empty)"
-            raise UserError(f"text = {given}: {self.name} is about {wanted}; separate several by tabs, none of them empty")
+            raise UserError(
+                f"text = {given}: {self.name} is about {wanted}; separate several by tabs, none of them empty"
+            )
         sequences = to_sequences(Example(tuple(texts), 0), self.kind, self.tokenizer, self.max_length)
         (scores,) = scores_of(self.model, [collate([(sequences, 0)])])
-        names = self.labels if self.kind != "choice" else [str(number) for number in range(1, scores.size(1) + 1)]
+        names = (
+            self.labels if self.kind != "choice" else [str(number) for number in range(1, scores.size(1) + 1)]
+        )
         return dict(zip(names, scores[0].softmax(dim=0).tolist(), strict=True))
 
 
@@ -55,7 +64,9 @@ def load_answerer(path: Path) -> Answerer:
     model, tokenizer, metadata = assemble(path, content)
     kind, labels, length = check_task(metadata["task"])
     length = min(length, model.config.context_length)
-    return Answerer(cast(Classifier, model), tokenizer, shorten(metadata["task"].get("name")), kind, labels, length)
+    return Answerer(
+        cast(Classifier, model), tokenizer, shorten(metadata["task"].get("name")), kind, labels, length
+    )
 
 
 @torch.no_grad()
@@ -73,4 +84,6 @@ def scores_of(model: Classifier, batches: Iterable[Inputs]) -> list[Tensor]:
 def count_correct(model: Classifier, batches: Iterable[Inputs]) -> int:
     """How many examples the model answers correctly. The batches can be read twice."""
     scores = scores_of(model, batches)
-    return sum(int((found.argmax(dim=1) == batch.labels).sum()) for found, batch in zip(scores, batches, strict=True))
+    return sum(
+        int((found.argmax(dim=1) == batch.labels).sum()) for found, batch in zip(scores, batches, strict=True)
+    )

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gpt.config import TaskConfig
+from gpt.errors import UserError, shorten
 from gpt.finetune.csv_files import read_task
 from gpt.finetune.speeches import Speech, parse_speeches
-from gpt.finetune.task import Example, Task, TaskConfig
-from gpt.settings import UserError, shorten
+from gpt.finetune.task import Example, Task
 
 MARKS = (".", "?", "!")
 CANDIDATES = 4  # of next_speech
@@ -28,11 +29,17 @@ def make_task(config: TaskConfig, train_text: str, test_text: str, seed: int) ->
         task = read_task(config, seed)
     elif config.name in TASKS:
         kind, labels, _ = TASKS[config.name]
-        train, test = (make_examples(config.name, text, [seed, number]) for number, text in enumerate((train_text, test_text)))
+        train, test = (
+            make_examples(config.name, text, [seed, number])
+            for number, text in enumerate((train_text, test_text))
+        )
         task = Task(config.name, kind, labels, train, test)
     else:
         raise UserError(f"task = {shorten(config.name)}: unknown; choose one of {', '.join(TASKS)}, csv")
-    train, test = (shuffled(part, seed, limit) for part, limit in ((task.train, config.max_train), (task.test, config.max_test)))
+    train, test = (
+        shuffled(part, seed, limit)
+        for part, limit in ((task.train, config.max_train), (task.test, config.max_test))
+    )
     return Task(task.name, task.kind, task.labels, train, test)
 
 
@@ -41,7 +48,9 @@ def make_examples(name: str, text: str, seed: Sequence[int]) -> list[Example]:
     examples = TASKS[name][2](parse_speeches(text), np.random.default_rng(seed))
     if len(examples) < 2:
         reason = f"a split of {len(text):,} characters makes {len(examples)} examples"
-        raise UserError(f"task = {name}: {reason}; give a play in which each speech follows its speaker's name")
+        raise UserError(
+            f"task = {name}: {reason}; give a play in which each speech follows its speaker's name"
+        )
     return examples
 
 
@@ -54,7 +63,11 @@ def shuffled(examples: Sequence[Example], seed: int, limit: int) -> list[Example
 def mark(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
     """With which mark did the speech end? The mark is taken away. Each mark is equally frequent."""
     of_each: list[list[Example]] = [
-        [Example((speech.text[:-1],), label) for speech in speeches if speech.text.endswith(mark) and len(speech.text) > 1]
+        [
+            Example((speech.text[:-1],), label)
+            for speech in speeches
+            if speech.text.endswith(mark) and len(speech.text) > 1
+        ]
         for label, mark in enumerate(MARKS)
     ]
     fewest = min(map(len, of_each))
@@ -118,7 +131,9 @@ class ByLength:
 
     def elsewhere(self, place: int, count: int, random: np.random.Generator) -> list[int]:
         """`count` speeches more than NEAR away from `place`, drawn from the 16 nearest in length, or as many as there are."""
-        by_distance = np.argsort(abs(np.arange(len(self.order)) - self.rank[place]), kind="stable")[: 16 + 2 * NEAR + 1]
+        by_distance = np.argsort(abs(np.arange(len(self.order)) - self.rank[place]), kind="stable")[
+            : 16 + 2 * NEAR + 1
+        ]
         far = [int(other) for other in self.order[by_distance] if abs(other - place) > NEAR][:16]
         if len(far) < count:
             far = [other for other in range(len(self.order)) if abs(other - place) > 1]

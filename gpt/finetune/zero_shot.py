@@ -31,11 +31,15 @@ def zero_shot_accuracy(model: GPT, tokenizer: Tokenizer, task: Task, limit: int 
         scores = torch.tensor(mean_log_likelihoods(model, tokenizer, pairs)).view(len(examples), -1)
         chosen = scores.argmax(dim=1).tolist()
     else:
-        pairs = [(example.texts[0].rstrip("\n") + GAP, text) for example in examples for text in example.texts[1:]]
+        pairs = [
+            (example.texts[0].rstrip("\n") + GAP, text) for example in examples for text in example.texts[1:]
+        ]
         after = torch.tensor(mean_log_likelihoods(model, tokenizer, pairs))
         alone = torch.tensor(mean_log_likelihoods(model, tokenizer, [(GAP, text) for _, text in pairs]))
         gains = (after - alone).view(len(examples), -1)
-        chosen = (gains.argmax(dim=1) if task.kind == "choice" else (gains > gains.median()).int()[:, 0]).tolist()
+        chosen = (
+            gains.argmax(dim=1) if task.kind == "choice" else (gains > gains.median()).int()[:, 0]
+        ).tolist()
     return sum(number == label for number, label in zip(chosen, labels, strict=True)) / len(labels)
 
 
@@ -47,13 +51,20 @@ def mean_log_likelihoods(model: GPT, tokenizer: Tokenizer, pairs: Sequence[tuple
     """
     limit, device = model.config.context_length + 1, model.head.weight.device
     encoded = [(tokenizer.encode(first), tokenizer.encode(second)[: limit - 1]) for first, second in pairs]
-    windows = [(torch.cat((first[max(0, len(first) + len(second) - limit) :], second)), len(second)) for first, second in encoded]
-    order = sorted(range(len(windows)), key=lambda number: len(windows[number][0]))  # windows of one batch are about as long
+    windows = [
+        (torch.cat((first[max(0, len(first) + len(second) - limit) :], second)), len(second))
+        for first, second in encoded
+    ]
+    order = sorted(
+        range(len(windows)), key=lambda number: len(windows[number][0])
+    )  # windows of one batch are about as long
     result, was_training = [0.0] * len(pairs), model.training
     model.eval()
     for start in range(0, len(order), BATCH):
         numbers = order[start : start + BATCH]
-        ids = torch.nn.utils.rnn.pad_sequence([windows[number][0] for number in numbers], batch_first=True).to(device)
+        ids = torch.nn.utils.rnn.pad_sequence(
+            [windows[number][0] for number in numbers], batch_first=True
+        ).to(device)
         losses = F.cross_entropy(model.forward(ids[:, :-1]).mT, ids[:, 1:], reduction="none")  # (B, T)
         for number, row in zip(numbers, losses, strict=True):
             window, count = windows[number]

@@ -15,14 +15,19 @@ from filelock import FileLock, Timeout
 
 from gpt.checkpoint import read
 from gpt.config import RunConfig, read_config_file
+from gpt.errors import UserError
 from gpt.files import remove_staged, write_json, write_text
 from gpt.runs.machine import is_first_process
 from gpt.runs.result import Result
-from gpt.settings import UserError
 from gpt.tokenizer import Tokenizer, restore
 
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
-BEFORE_FIRST_STEP = (".lock", ".lock.pid", "checkpoints", "events.out.tfevents.*")  # what there is of a run by then
+BEFORE_FIRST_STEP = (
+    ".lock",
+    ".lock.pid",
+    "checkpoints",
+    "events.out.tfevents.*",
+)  # what there is of a run by then
 TEXTS = ("config.yaml", "run.json", "metrics.csv", "result.json", "sample.txt", "error.txt")
 
 
@@ -36,7 +41,9 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.writes = is_first_process()  # of several processes, one keeps the folder
-        self.started = False  # whether a step of training has been taken: from then on it is kept, whatever happens
+        self.started = (
+            False  # whether a step of training has been taken: from then on it is kept, whatever happens
+        )
         self.created: list[Path] = []  # folders that did not exist
         self.found: set[Path] = set()  # what was in this one
         self.lock = FileLock(self.folder / ".lock", timeout=0)
@@ -95,7 +102,9 @@ class Run:
         if self.writes:
             check_plain(self.folder)
             for path in self.folder.glob("hpc_ckpt*"):  # Lightning would load it in place of ours
-                raise UserError(f"file = {path}: not one of this project's; remove it, or choose another folder")
+                raise UserError(
+                    f"file = {path}: not one of this project's; remove it, or choose another folder"
+                )
             self.created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             self.found = set(self.folder.glob("*"))
             try:
@@ -104,7 +113,9 @@ class Run:
             except OSError as error:
                 self._remove_new()
                 place = error.filename or self.folder
-                raise UserError(f"file = {place}: {error.strerror}; choose another hydra.run.dir, or make room") from None
+                raise UserError(
+                    f"file = {place}: {error.strerror}; choose another hydra.run.dir, or make room"
+                ) from None
         return self
 
     def _acquire(self) -> None:
@@ -113,10 +124,14 @@ class Run:
             self.lock.acquire()
         except Timeout:
             number = note.read_text(errors="replace")[:20] if note.is_file() else "(unknown)"
-            raise UserError(f"run_dir = {self.folder}: process {number} is at work there; wait, or stop it") from None
+            raise UserError(
+                f"run_dir = {self.folder}: process {number} is at work there; wait, or stop it"
+            ) from None
         write_text(note, str(os.getpid()))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.writes:
             if error is not None and not self.started:
                 self._remove_new()
@@ -208,5 +223,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
     callbacks = content.get("callbacks")
     nodes = callbacks.values() if isinstance(callbacks, dict) else ()
     if any(isinstance(node, dict) and "_target_" in node for node in nodes):
-        raise UserError(f"file = {path}: written by an earlier version; resume the run with that one, or begin anew")
+        raise UserError(
+            f"file = {path}: written by an earlier version; resume the run with that one, or begin anew"
+        )
     return content

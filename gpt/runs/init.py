@@ -8,10 +8,10 @@ from typing import Any
 
 from gpt.checkpoint import find, load
 from gpt.config import RunConfig
+from gpt.errors import UserError, shorten
 from gpt.files import read_json
 from gpt.model import GPT
 from gpt.runs.folder import Run
-from gpt.settings import UserError, shorten
 from gpt.tokenizer import Tokenizer
 
 MAY_DIFFER = {"vocab_size", "dropout"}  # the first follows from the tokenizer, the second changes no weight
@@ -38,7 +38,7 @@ def load_weights(place: str) -> Weights:
     """The language model that `init=place` names. Raises UserError, whose line names `init`, if there is none."""
     try:
         if (Path(place) / "config.json").is_file():
-            from gpt.extras.huggingface import from_hf, tokenizer_from_hf
+            from gpt.interop.huggingface import from_hf, tokenizer_from_hf
 
             model, tokenizer = from_hf(place), tokenizer_from_hf(Path(place))
         else:
@@ -61,9 +61,13 @@ def starting_weights(config: RunConfig, run: Run) -> Weights | None:
         return None
     weights = load_weights(config.init)
     check_fit(asdict(config.model), weights, config.init, asdict(config.model))
-    began = read_json(run.folder / "run.json").get("init_sha256") if (run.folder / "run.json").exists() else None
+    began = (
+        read_json(run.folder / "run.json").get("init_sha256") if (run.folder / "run.json").exists() else None
+    )
     if began not in (None, weights.sha256):
-        raise UserError(f"init = {shorten(config.init)}: no longer the weights that the run in {run.folder} began with")
+        raise UserError(
+            f"init = {shorten(config.init)}: no longer the weights that the run in {run.folder} began with"
+        )
     return weights
 
 
@@ -89,4 +93,6 @@ def check_fit(model: Mapping[str, Any], weights: Weights, place: str, fields: Co
     for field, has in asdict(weights.model.config).items():
         if field in fields and field not in MAY_DIFFER and model.get(field) != has:
             given = shorten(model.get(field))
-            raise UserError(f"model.{field} = {given}: the weights of init={shorten(place)} have {has}; leave it out")
+            raise UserError(
+                f"model.{field} = {given}: the weights of init={shorten(place)} have {has}; leave it out"
+            )

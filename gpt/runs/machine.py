@@ -27,7 +27,9 @@ def describe_machine(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-def describe_origin(trainer: L.Trainer, command: Sequence[str], overrides: Mapping[str, Any], text_sha256: str) -> dict[str, Any]:
+def describe_origin(
+    trainer: L.Trainer, command: Sequence[str], overrides: Mapping[str, Any], text_sha256: str
+) -> dict[str, Any]:
     """The content of run.json: how, where and from what a run began."""
     return {
         "command": list(command),

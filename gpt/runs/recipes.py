@@ -6,22 +6,20 @@ from pathlib import Path
 from typing import Any, cast
 
 from gpt.checkpoint import read
-from gpt.config import RunConfig
-from gpt.corpus import Text
-from gpt.data import CharData, Data, open_text
+from gpt.config import FinetuneConfig, RunConfig, TaskConfig
+from gpt.data import Data, TextData, open_text
+from gpt.errors import UserError
 from gpt.finetune.baselines import majority_accuracy, naive_bayes_accuracy
-from gpt.finetune.config import FinetuneConfig
 from gpt.finetune.data import AllExamples, TaskData, source_text
 from gpt.finetune.model import Classifier
 from gpt.finetune.module import ClassifierModule
 from gpt.finetune.predict import count_correct
-from gpt.finetune.task import TaskConfig
 from gpt.model import GPT
 from gpt.module import GPTModule
 from gpt.runs.init import Weights
 from gpt.runs.result import Result, TaskResult
 from gpt.runs.strategies import distribution_of
-from gpt.settings import UserError
+from gpt.text import Text
 from gpt.tokenizer import Tokenizer, tokenizer_class
 from gpt.training_state import PREFIX
 
@@ -53,7 +51,9 @@ class Recipe(ABC):
     def describe(self, data: Data) -> str:
         """What there is to train on, in words."""
 
-    def complete(self, result: Result, config: RunConfig, data: Data, module: GPTModule, best: Path | None) -> Result:
+    def complete(
+        self, result: Result, config: RunConfig, data: Data, module: GPTModule, best: Path | None
+    ) -> Result:
         """The result with what is measured once, at the end, with the checkpoint `best` or else the last weights."""
         return result
 
@@ -64,9 +64,11 @@ class PreTraining(Recipe):
     def text(self, config: RunConfig) -> Text:
         return open_text(config.data, tokenizer_class(config.data.tokenizer).reads_bytes)
 
-    def make_data(self, config: RunConfig, tokenizer: Tokenizer | None) -> CharData:
+    def make_data(self, config: RunConfig, tokenizer: Tokenizer | None) -> TextData:
         shares = not distribution_of(config.trainer.strategy).shares_weights
-        return CharData(config.data, config.model.context_length, config.seed, tokenizer, share_validation=shares)
+        return TextData(
+            config.data, config.model.context_length, config.seed, tokenizer, share_validation=shares
+        )
 
     def make_module(self, config: RunConfig, data: Data, weights: Weights | None) -> GPTModule:
         model = GPT(config.model)
@@ -78,7 +80,7 @@ class PreTraining(Recipe):
         return kind(model, config.optimizer, config.scheduler, data.tokenizer.lengths)
 
     def describe(self, data: Data) -> str:
-        return f"{len(cast(CharData, data).train_ids):,} {data.unit} for training"
+        return f"{len(cast(TextData, data).train_ids):,} {data.unit} for training"
 
 
 class FineTuning(Recipe):
@@ -104,12 +106,19 @@ class FineTuning(Recipe):
         model = Classifier(config.model, task.kind, len(task.labels), finetune.dropout)
         if weights is not None:
             model.take_over(weights.model, finetune.layers)
-        return ClassifierModule(model, config.optimizer, config.scheduler, data.tokenizer.lengths, finetune.lm_weight)
+        return ClassifierModule(
+            model, config.optimizer, config.scheduler, data.tokenizer.lengths, finetune.lm_weight
+        )
 
     def metadata(self, data: Data) -> dict[str, Any]:
         found = cast(TaskData, data)
         task = found.task
-        of_task = {"name": task.name, "kind": task.kind, "labels": list(task.labels), "max_length": found.max_length}
+        of_task = {
+            "name": task.name,
+            "kind": task.kind,
+            "labels": list(task.labels),
+            "max_length": found.max_length,
+        }
         return {"task": of_task}
 
     def describe(self, data: Data) -> str:
@@ -117,7 +126,9 @@ class FineTuning(Recipe):
         held_out, tested = len(found.val), len(found.test)
         return f"{len(found.train):,} examples for training, {held_out:,} to choose the checkpoint, {tested:,} for the test"
 
-    def complete(self, result: Result, config: RunConfig, data: Data, module: GPTModule, best: Path | None) -> TaskResult:
+    def complete(
+        self, result: Result, config: RunConfig, data: Data, module: GPTModule, best: Path | None
+    ) -> TaskResult:
         found, model = cast(TaskData, data), cast(Classifier, module.model)
         if best is not None:
             weights = read(best)["state_dict"]
@@ -151,11 +162,17 @@ def check_supported(config: RunConfig, finetune: FinetuneConfig) -> None:
             f"finetune.layers = {finetune.layers}: the model has {layers} layers; set at most so many, or null for all"
         )
     if finetune.layers is not None and config.init is None:
-        raise UserError(f"finetune.layers = {finetune.layers}: there are no weights to take over; set init=outputs/RUN")
+        raise UserError(
+            f"finetune.layers = {finetune.layers}: there are no weights to take over; set init=outputs/RUN"
+        )
     if trainer.compile:
         raise UserError("trainer.compile = true: not for sequences of many lengths; leave it out")
     if distribution_of(trainer.strategy).shares_weights:
-        raise UserError(f"trainer.strategy = {trainer.strategy}: not for fine-tuning, which it does not pay for; use trainer=ddp")
+        raise UserError(
+            f"trainer.strategy = {trainer.strategy}: not for fine-tuning, which it does not pay for; use trainer=ddp"
+        )
     for name in ("samples", "attention", "zero_shot"):
         if name in config.callbacks:
-            raise UserError(f"callbacks.{name} = (set): it is for language models; leave it out, as callbacks=finetune does")
+            raise UserError(
+                f"callbacks.{name} = (set): it is for language models; leave it out, as callbacks=finetune does"
+            )

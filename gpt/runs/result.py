@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from gpt.errors import UserError, build, shorten
 from gpt.files import read_json, write_json
-from gpt.settings import UserError, build, shorten
 
 LARGEST = 1e15  # of any number
 
@@ -13,7 +13,9 @@ LARGEST = 1e15  # of any number
 class Result:
     """Losses are in nats per token, which usually is a character. Raises ValueError for numbers that no run can have."""
 
-    best_val_loss: float | None  # the best two and the speed are None if the configuration left out what measures them
+    best_val_loss: (
+        float | None
+    )  # the best two and the speed are None if the configuration left out what measures them
     best_step: int | None
     final_val_loss: float
     final_bits_per_char: float

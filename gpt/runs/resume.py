@@ -9,16 +9,26 @@ import lightning as L
 
 from gpt.checkpoint import check_training_state
 from gpt.config import RunConfig, flatten
-from gpt.corpus import Text
+from gpt.errors import UserError, shorten
 from gpt.files import read_json
 from gpt.runs.folder import Run, read_run_config
 from gpt.runs.machine import describe_machine
 from gpt.runs.strategies import distribution_of
-from gpt.settings import UserError, shorten
+from gpt.text import Text
 
 # Settings that may change on resume. None of them changes the batches or the model. Other devices change the last digits.
-MAY_CHANGE_ON_RESUME = {"trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "trainer.profiler"}
-MAY_CHANGE_ON_RESUME |= {"trainer.detect_anomaly", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"}
+MAY_CHANGE_ON_RESUME = {
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+}
+MAY_CHANGE_ON_RESUME |= {
+    "trainer.detect_anomaly",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+}
 MAY_CHANGE_ON_RESUME |= {"trainer.strategy"}  # unless the optimizer's state is stored in another order
 MAY_CHANGE_ON_RESUME |= {
     "data.path",
@@ -37,7 +47,9 @@ def find_run(place: str) -> Path:
         ended = ("result.json", "error.txt")
         folders = [path.parent for path in begun if not any((path.parent / name).exists() for name in ended)]
         if not folders:
-            raise UserError("resume = last: no run under outputs/ that has not ended; name one: resume=outputs/RUN")
+            raise UserError(
+                "resume = last: no run under outputs/ that has not ended; name one: resume=outputs/RUN"
+            )
         return folders[-1]
     if not (Path(place) / "config.yaml").is_file():
         raise UserError(f"resume = {shorten(place)}: no run there; give a run folder, such as outputs/RUN")
@@ -80,7 +92,9 @@ def check_same_text(run: Run, text: Text) -> None:
     This comes before the text is encoded: a stranger's configuration may name any file, which must not be copied or shown.
     """
     if read_json(run.folder / "run.json").get("text_sha256") != text.sha256:
-        raise UserError(f"data.path = {text.files[0]}: not the text that the run in {run.folder} has seen; use that one")
+        raise UserError(
+            f"data.path = {text.files[0]}: not the text that the run in {run.folder} has seen; use that one"
+        )
 
 
 def check_resumable(run: Run, config: RunConfig, stored: RunConfig, text_sha256: str) -> None:
@@ -91,15 +105,21 @@ def check_resumable(run: Run, config: RunConfig, stored: RunConfig, text_sha256:
     check_same(run.folder, config.flat(), stored.flat())
     before, asked = stored.trainer.max_steps, config.trainer.max_steps
     if before > asked and run.result:
-        raise UserError(f"trainer.max_steps = {asked}: the run in {run.folder} has taken {before} steps; set more")
+        raise UserError(
+            f"trainer.max_steps = {asked}: the run in {run.folder} has taken {before} steps; set more"
+        )
     checkpoint, content = run.checkpoint, run.content
     if checkpoint is None or content is None:
         if run.result and run.result.step < config.trainer.max_steps:
-            raise UserError(f"resume = {run.folder}: it has ended and has no checkpoint to go on from; begin anew elsewhere")
+            raise UserError(
+                f"resume = {run.folder}: it has ended and has no checkpoint to go on from; begin anew elsewhere"
+            )
         return
     metadata = content["gpt"]
     if not content.get("optimizer_states"):
-        raise UserError(f"resume = {checkpoint}: weights alone, no optimizer state; begin anew in another folder")
+        raise UserError(
+            f"resume = {checkpoint}: weights alone, no optimizer state; begin anew in another folder"
+        )
     check_training_state(content)
     if metadata.get("text_sha256") != text_sha256 or not isinstance(metadata.get("config"), dict):
         raise UserError(f"resume = {checkpoint}: the checkpoint of another run; restore this run's own")
@@ -112,12 +132,20 @@ def check_resumable(run: Run, config: RunConfig, stored: RunConfig, text_sha256:
 
 def check_same(place: Path, asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Raises UserError that names the settings in which `asked` differs from what is `stored` at a place."""
-    orders = {distribution_of(str(values.get("trainer.strategy"))).shares_weights for values in (asked, stored)}
+    orders = {
+        distribution_of(str(values.get("trainer.strategy"))).shares_weights for values in (asked, stored)
+    }
     may_change = MAY_CHANGE_ON_RESUME - ({"trainer.strategy"} if len(orders) > 1 else set())
-    keys = [key for key in dict.fromkeys((*asked, *stored)) if key not in may_change and asked.get(key) != stored.get(key)]
+    keys = [
+        key
+        for key in dict.fromkeys((*asked, *stored))
+        if key not in may_change and asked.get(key) != stored.get(key)
+    ]
     if keys:
         now, before = (", ".join(shorten(values.get(key)) for key in keys[:5]) for values in (asked, stored))
-        raise UserError(f"{', '.join(keys[:5])} = {now}: the run in {place} has {before}; leave it out, or choose another folder")
+        raise UserError(
+            f"{', '.join(keys[:5])} = {now}: the run in {place} has {before}; leave it out, or choose another folder"
+        )
 
 
 def note_differences(run: Run, trainer: L.Trainer) -> None:
@@ -128,4 +156,7 @@ def note_differences(run: Run, trainer: L.Trainer) -> None:
     for what, now in describe_machine(trainer).items():
         if what in began and began[what] != now:
             before = shorten(began[what])
-            print(f"note: {what} {now} where the run began with {before}: its last digits may differ", file=sys.stderr)
+            print(
+                f"note: {what} {now} where the run began with {before}: its last digits may differ",
+                file=sys.stderr,
+            )

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from gpt.config import RunConfig
-from gpt.extras import fsdp
+from gpt.errors import UserError, shorten
+from gpt.interop import fsdp
 from gpt.module import GPTModule
-from gpt.settings import UserError, shorten
 
 
 @dataclass(frozen=True)
@@ -17,16 +17,26 @@ class Distribution:
 
     make: Callable[[], str | Strategy] = lambda: "auto"  # for Lightning's Trainer
     module: type[GPTModule] = GPTModule
-    shares_weights: bool = False  # no process has a whole model, and the optimizer's state is stored in another order
-    check: Callable[[RunConfig], None] = lambda config: None  # raises UserError for settings that do not go with it
+    shares_weights: bool = (
+        False  # no process has a whole model, and the optimizer's state is stored in another order
+    )
+    check: Callable[[RunConfig], None] = lambda config: (
+        None
+    )  # raises UserError for settings that do not go with it
 
 
 DISTRIBUTIONS = {
     "auto": Distribution(),  # one device
-    "ddp": Distribution(lambda: DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)),  # buffers are constants
+    "ddp": Distribution(
+        lambda: DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
+    ),  # buffers are constants
     "fsdp": Distribution(fsdp.make_strategy, fsdp.ShardedGPTModule, True, fsdp.check_supported),
 }
-NEED_WHOLE_MODEL = {"samples", "attention", "zero_shot"}  # callbacks by which one process calls the model alone
+NEED_WHOLE_MODEL = {
+    "samples",
+    "attention",
+    "zero_shot",
+}  # callbacks by which one process calls the model alone
 
 
 def distribution_of(strategy: str) -> Distribution:

@@ -19,7 +19,8 @@ from gpt.callbacks.throughput import Throughput
 from gpt.checkpoint import FORMAT
 from gpt.config import RunConfig
 from gpt.data import Data
-from gpt.hardware import keep_freed_memory
+from gpt.errors import UserError, one_line
+from gpt.machine import keep_freed_memory
 from gpt.module import Diverged, GPTModule
 from gpt.runs.folder import Run
 from gpt.runs.init import Weights, starting_weights
@@ -28,7 +29,6 @@ from gpt.runs.recipes import Recipe, recipe_of
 from gpt.runs.result import Result
 from gpt.runs.resume import check_resumable, check_same_text, keep_resolved, note_differences
 from gpt.runs.trainer import RunOptions, make_trainer
-from gpt.settings import UserError, one_line
 
 
 def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> Result:  # noqa: B008 - frozen
@@ -61,7 +61,9 @@ def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -
     return result
 
 
-def resolve(config: RunConfig, run: Run, recipe: Recipe, weights: Weights | None) -> tuple[RunConfig, Data, list[str]]:
+def resolve(
+    config: RunConfig, run: Run, recipe: Recipe, weights: Weights | None
+) -> tuple[RunConfig, Data, list[str]]:
     """The configuration with everything decided, the data, and the reasons for what was chosen for this machine.
 
     Raises UserError if the folder has another run than this one.
@@ -129,15 +131,21 @@ def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | No
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Diverged as error:
         last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        raise UserError(f"{error}; its last good checkpoint is {last}" if last.exists() else str(error)) from None
-    if "val/loss" not in trainer.callback_metrics:  # all steps had been taken, and only the result was missing
+        raise UserError(
+            f"{error}; its last good checkpoint is {last}" if last.exists() else str(error)
+        ) from None
+    if (
+        "val/loss" not in trainer.callback_metrics
+    ):  # all steps had been taken, and only the result was missing
         trainer.loggers = []  # they have logged it
         trainer.validate(module, datamodule=data, verbose=False)
 
 
 def collect_result(trainer: L.Trainer, module: GPTModule, seconds: float) -> tuple[Result, str | None]:
     """The numbers of a run that has ended, and the last text that the model wrote (None if it was not asked to)."""
-    best, throughput, samples = (find_callback(trainer, kind) for kind in (BestCheckpoint, Throughput, Samples))
+    best, throughput, samples = (
+        find_callback(trainer, kind) for kind in (BestCheckpoint, Throughput, Samples)
+    )
     result = Result(
         best_val_loss=best.score if best else None,
         best_step=best.step if best and best.score is not None else None,
@@ -147,7 +155,9 @@ def collect_result(trainer: L.Trainer, module: GPTModule, seconds: float) -> tup
         vocab_size=module.model.config.known_vocab_size(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         seconds=round(throughput.elapsed if throughput else seconds, 1),
-        chars_per_second=round(throughput.characters / throughput.seconds, 1) if throughput and throughput.seconds else None,
+        chars_per_second=round(throughput.characters / throughput.seconds, 1)
+        if throughput and throughput.seconds
+        else None,
     )
     return result, samples.latest if samples else None
 
@@ -169,7 +179,9 @@ def refusals_before_first_step(run: Run) -> Iterator[None]:
     except (UserError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
-        is_output = isinstance(error, OSError) and error.filename is None  # standard output was closed, or is full
+        is_output = (
+            isinstance(error, OSError) and error.filename is None
+        )  # standard output was closed, or is full
         if run.started or is_output:
             raise
         reason = f"{type(error).__name__}: {one_line(error)[:300]}"

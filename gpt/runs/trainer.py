@@ -19,11 +19,10 @@ from gpt.callbacks.stopping import GracefulStop, ValidateAtEnd
 from gpt.callbacks.tensorboard import HParams
 from gpt.checkpoint_io import AtomicCheckpointIO
 from gpt.config import RunConfig
-from gpt.hardware import device_type, free_space, memory_size
-from gpt.model import parameter_count
+from gpt.errors import UserError, one_line
+from gpt.machine import device_type, free_space, memory_size
 from gpt.runs.folder import Run
 from gpt.runs.strategies import NEED_WHOLE_MODEL, distribution_of
-from gpt.settings import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,9 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
             use_distributed_sampler=False,  # our batches know their rank
             num_sanity_val_steps=0,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),  # none but ours
+            enable_progress_bar=any(
+                isinstance(callback, ProgressBar) for callback in callbacks
+            ),  # none but ours
             enable_model_summary=False,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
@@ -117,11 +118,17 @@ def check_processes(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> No
     """Raises UserError for more processes than cores, a batch that they cannot share, or a job that would start processes."""
     cores = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
-        raise UserError(f"trainer.devices = {trainer.num_devices}: more processes than the {cores} cores here; set fewer")
+        raise UserError(
+            f"trainer.devices = {trainer.num_devices}: more processes than the {cores} cores here; set fewer"
+        )
     if (size := config.data.batch_size) % trainer.world_size:
-        raise UserError(f"data.batch_size = {size}: not divisible among {trainer.world_size} processes; set a multiple")
+        raise UserError(
+            f"data.batch_size = {size}: not divisible among {trainer.world_size} processes; set a multiple"
+        )
     if in_sweep and starts_processes(trainer):
-        raise UserError(f"trainer.devices = {trainer.num_devices}: a job of a sweep uses one device; use Slurm for more")
+        raise UserError(
+            f"trainer.devices = {trainer.num_devices}: a job of a sweep uses one device; use Slurm for more"
+        )
 
 
 def starts_processes(trainer: L.Trainer) -> bool:
@@ -144,7 +151,10 @@ def check_resources(config: RunConfig, run: Run) -> None:
             f"model, data.batch_size = {parameters:,} parameters, {tokens:,} tokens a batch: they need at least "
             f"{needed / 2**30:,.0f} GiB of memory, and this machine has {available / 2**30:,.0f}; reduce the model or the batch"
         )
-    free, needed = free_space(run.folder), 3 * 8 * parameters  # best, last, and the next one while it is written
+    free, needed = (
+        free_space(run.folder),
+        3 * 8 * parameters,
+    )  # best, last, and the next one while it is written
     if needed > free and not (run.folder / "checkpoints").exists():
         raise UserError(
             f"run_dir = {run.folder}: {free:,} bytes free, and checkpoints take {needed:,}; make room, or choose another folder"

@@ -38,7 +38,9 @@ class Decoder:
         self.blocks = [make_block(block, cache, rotary) for block in model.blocks if isinstance(block, Block)]
         self.norm, self.head = make_norm(model.norm), make_linear(model.head)
 
-    @np.errstate(over="ignore", invalid="ignore")  # a diverged model overflows, as silently as it does in torch
+    @np.errstate(
+        over="ignore", invalid="ignore"
+    )  # a diverged model overflows, as silently as it does in torch
     def __call__(self, ids: Tensor) -> Tensor:
         """Logits (B, V) after ids (B, 1). The cache grows by one position."""
         x = self.tokens[ids.numpy()]  # (B, 1, C)
@@ -68,7 +70,9 @@ def make_norm(module: nn.Module) -> Layer:
     if isinstance(module, nn.Identity):
         return lambda x: x
     if not isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        raise ValueError(f"norm = {type(module).__name__}: the numpy decoder does not know it; add it to make_norm")
+        raise ValueError(
+            f"norm = {type(module).__name__}: the numpy decoder does not know it; add it to make_norm"
+        )
     centred = isinstance(module, nn.LayerNorm)
     weight, eps = as_array(module.weight), np.float32(module.eps or 0)
     bias = as_array(module.bias) if isinstance(module, nn.LayerNorm) and module.bias is not None else None
@@ -86,7 +90,10 @@ def make_norm(module: nn.Module) -> Layer:
 def make_conv(module: CausalConv | None, cache: KVCache) -> Layer:
     if module is None:
         return lambda x: x
-    weight, earlier = as_array(module.weight)[:, 0], as_array(cache.conv_inputs[module])  # (width, C) and (B, width, C)
+    weight, earlier = (
+        as_array(module.weight)[:, 0],
+        as_array(cache.conv_inputs[module]),
+    )  # (width, C) and (B, width, C)
 
     def convolve(x: Array) -> Array:
         y = x + np.einsum("bwc,wc->bc", earlier, weight)[:, None]
@@ -116,7 +123,9 @@ def make_attention(module: SelfAttention, cache: KVCache, rotary: Array | None) 
         q = qk[:, 0, :, :, None] * scale  # (B, H, D, 1)
         scores = keys[:, :, : t + 1] @ q  # (B, H, S, 1)
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
-        y = weights.swapaxes(2, 3) @ values[:, :, : t + 1] / weights.sum(axis=2, keepdims=True)  # (B, H, 1, D)
+        y = (
+            weights.swapaxes(2, 3) @ values[:, :, : t + 1] / weights.sum(axis=2, keepdims=True)
+        )  # (B, H, 1, D)
         return proj(y.reshape(B, 1, H * D))
 
     return attend

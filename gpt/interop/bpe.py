@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gpt.corpus import Text
-from gpt.settings import UserError
+from gpt.errors import UserError
+from gpt.text import Text
 from gpt.tokenizer import Tokenizer
 
 LARGEST_VOCABULARY = 2**16  # ids are stored in two bytes
@@ -31,7 +31,9 @@ class BPETokenizer(Tokenizer):
         """Raises UserError if the library is missing or the vocabulary is too large, KeyError or ValueError if it is damaged."""
         hf, letters = load_tokenizers(), byte_letters()
         if len(vocabulary) > LARGEST_VOCABULARY:
-            raise UserError(f"data.bpe_vocab_size = {len(vocabulary):,}: too many; set {LARGEST_VOCABULARY:,} or less")
+            raise UserError(
+                f"data.bpe_vocab_size = {len(vocabulary):,}: too many; set {LARGEST_VOCABULARY:,} or less"
+            )
         if not set(letters) <= set(vocabulary):
             raise ValueError("not every byte is in the vocabulary")
         if len(set(vocabulary)) != len(vocabulary) or "" in vocabulary:
@@ -49,7 +51,9 @@ class BPETokenizer(Tokenizer):
         count = min(int(len(text) * train_fraction), SAMPLE)
         tokenizer = cls.from_parts(first_characters(text, count), vocab_size)
         if len(tokenizer) < vocab_size:
-            tokenizer.remark = f"only {len(tokenizer)} pieces were found in it, not data.bpe_vocab_size = {vocab_size}"
+            tokenizer.remark = (
+                f"only {len(tokenizer)} pieces were found in it, not data.bpe_vocab_size = {vocab_size}"
+            )
         return tokenizer
 
     @classmethod
@@ -61,7 +65,9 @@ class BPETokenizer(Tokenizer):
         LONGEST_RUN characters, and the pairs across a cut are not counted. Encoding has no such limit and needs no cut.
         """
         hf, untrained = load_tokenizers(), cls(list(byte_letters()), [])
-        trainer = hf.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(byte_letters()), show_progress=False)
+        trainer = hf.trainers.BpeTrainer(
+            vocab_size=vocab_size, initial_alphabet=list(byte_letters()), show_progress=False
+        )
         untrained.bpe.train_from_iterator((run for part in parts for run in LONG_RUN.split(part)), trainer)
         model = json.loads(untrained.bpe.to_str())["model"]
         return cls(sorted(model["vocab"], key=model["vocab"].get), model["merges"])
@@ -72,7 +78,11 @@ class BPETokenizer(Tokenizer):
 
     @property
     def state(self) -> dict[str, Any]:
-        return {"kind": self.kind, "vocabulary": self.vocabulary, "merges": [list(pair) for pair in self.merges]}
+        return {
+            "kind": self.kind,
+            "vocabulary": self.vocabulary,
+            "merges": [list(pair) for pair in self.merges],
+        }
 
     def ids(self, text: str) -> np.ndarray:
         # Lines are encoded on all cores. A piece never reaches across a place between a non-space and a line break

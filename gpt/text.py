@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gpt.settings import UserError
+from gpt.errors import UserError
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -58,8 +58,12 @@ def verified(path: Path) -> Path:
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
             return path
     except OSError as error:
-        raise UserError(f"corpus = {path}: {error.strerror}; make it readable, or delete it and start again") from None
-    raise UserError(f"corpus = {path}: not Tiny Shakespeare, its SHA-256 differs; delete that file and start again")
+        raise UserError(
+            f"corpus = {path}: {error.strerror}; make it readable, or delete it and start again"
+        ) from None
+    raise UserError(
+        f"corpus = {path}: not Tiny Shakespeare, its SHA-256 differs; delete that file and start again"
+    )
 
 
 def find_files(path: str) -> list[Path]:
@@ -83,11 +87,17 @@ def find_files(path: str) -> list[Path]:
                 found.setdefault(target, file)
         is_folder, exists = place.is_dir(), place.exists()
     except OSError as error:
-        raise UserError(f"data.path = {path}: {error.strerror}; give a file, a folder or a pattern that can be read") from None
+        raise UserError(
+            f"data.path = {path}: {error.strerror}; give a file, a folder or a pattern that can be read"
+        ) from None
     if found:
         return list(found.values())
-    why = "a folder without files" if is_folder else "neither a file nor a folder" if exists else "no such file"
-    raise UserError(f"data.path = {path}: {why}; give a text file, a folder or a pattern, or leave it out for Tiny Shakespeare")
+    why = (
+        "a folder without files" if is_folder else "neither a file nor a folder" if exists else "no such file"
+    )
+    raise UserError(
+        f"data.path = {path}: {why}; give a text file, a folder or a pattern, or leave it out for Tiny Shakespeare"
+    )
 
 
 def split_pattern(pattern: str) -> tuple[Path, tuple[str, ...]]:
@@ -177,7 +187,9 @@ class Text:
                     done = 3
                 file.seek(done)
                 while content := file.read(PART):
-                    pending = len(decoder.getstate()[0])  # bytes of a character that the previous part did not complete
+                    pending = len(
+                        decoder.getstate()[0]
+                    )  # bytes of a character that the previous part did not complete
                     yield content if self.raw else decoder.decode(content)
                     done += len(content)
             if not self.raw:

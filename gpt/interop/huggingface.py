@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpt.extras.bpe import BPETokenizer, byte_letters, load_tokenizers
-from gpt.extras.onnx import write_onnx
+from gpt.config import ModelConfig
+from gpt.errors import UserError, one_line, shorten
 from gpt.files import read_json
-from gpt.model import GPT, GPTConfig, parameter_count
-from gpt.settings import UserError, one_line, shorten
+from gpt.interop.bpe import BPETokenizer, byte_letters, load_tokenizers
+from gpt.interop.onnx import write_onnx
+from gpt.model import GPT
 from gpt.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -35,9 +36,15 @@ GPT1_NAMES = """
     blocks.*.norm2 transformer.h.*.ln_2
     blocks.*.mlp.fc transformer.h.*.mlp.c_fc
     blocks.*.mlp.proj transformer.h.*.mlp.c_proj"""
-GPT2_NAMES = GPT1_NAMES.replace("tokens_embed", "wte").replace("positions_embed", "wpe") + "\n norm transformer.ln_f"
+GPT2_NAMES = (
+    GPT1_NAMES.replace("tokens_embed", "wte").replace("positions_embed", "wpe") + "\n norm transformer.ln_f"
+)
 NAMES = {"openai-gpt": GPT1_NAMES, "gpt2": GPT2_NAMES}
-ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "relu2": "relu2"}  # gelu_new is their name for GELU's tanh form
+ACTIVATIONS = {
+    "gelu": "gelu_new",
+    "relu": "relu",
+    "relu2": "relu2",
+}  # gelu_new is their name for GELU's tanh form
 # Settings that change what their models compute and that ours do not have: an imported model needs the value of an exported one
 FIXED_SETTINGS = ["afn", "activation_function", "n_inner", "layer_norm_epsilon", "scale_attn_weights"]
 FIXED_SETTINGS += ["scale_attn_by_inverse_layer_idx", "add_cross_attention"]
@@ -47,47 +54,70 @@ def load_transformers() -> ModuleType:
     try:
         import transformers
     except ImportError:
-        raise UserError("transformers = (missing): it is needed to convert models; pip install -e '.[hf]'") from None
+        raise UserError(
+            "transformers = (missing): it is needed to convert models; pip install -e '.[hf]'"
+        ) from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
-def hf_config(config: GPTConfig) -> "PretrainedConfig":
+def hf_config(config: ModelConfig) -> "PretrainedConfig":
     """The configuration of the class that computes the same. Raises UserError, with the reason, if there is none."""
     tf, kind = load_transformers(), (config.norm_position, config.positions)
     if config.conv_width:
         reason = "transformers has no such convolution; train with model/arch=gpt2 or gpt1, or write --onnx"
         raise UserError(f"model.conv_width = {config.conv_width}: {reason}")
     if config.norm != "layernorm":
-        raise UserError(f"model.norm = {config.norm}: no class of transformers has it here; train with model.norm=layernorm")
-    sizes = dict(vocab_size=config.vocab_size, bos_token_id=None, eos_token_id=None, tie_word_embeddings=config.tied_head)
-    learned = dict(n_positions=config.context_length, n_embd=config.n_embd, n_layer=config.n_layer, n_head=config.n_head)
+        raise UserError(
+            f"model.norm = {config.norm}: no class of transformers has it here; train with model.norm=layernorm"
+        )
+    sizes = dict(
+        vocab_size=config.vocab_size,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=config.tied_head,
+    )
+    learned = dict(
+        n_positions=config.context_length, n_embd=config.n_embd, n_layer=config.n_layer, n_head=config.n_head
+    )
     attn_pdrop = config.dropout if config.attention_dropout else 0.0
     dropout = dict(resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=attn_pdrop)
     if kind == ("post", "learned") and not config.qk_norm and config.activation != "relu2":
-        return tf.OpenAIGPTConfig(**sizes, **learned, **dropout, afn=config.activation)  # where "gelu" is the tanh form
+        return tf.OpenAIModelConfig(
+            **sizes, **learned, **dropout, afn=config.activation
+        )  # where "gelu" is the tanh form
     if kind == ("pre", "learned") and not config.qk_norm:
-        return tf.GPT2Config(**sizes, **learned, **dropout, activation_function=ACTIVATIONS[config.activation])
+        return tf.GPT2Config(
+            **sizes, **learned, **dropout, activation_function=ACTIVATIONS[config.activation]
+        )
     raise UserError(
         f"model.norm_position, positions, qk_norm, activation = {', '.join(kind)}, {config.qk_norm}, {config.activation}: "
         "no class of transformers combines them; train with model/arch=gpt1 or gpt2, or write --onnx"
     )
 
 
-def our_config(theirs: "PretrainedConfig") -> GPTConfig:
+def our_config(theirs: "PretrainedConfig") -> ModelConfig:
     """The configuration of which `hf_config` would make `theirs`.
 
     Raises UserError for another class, and for settings that ours does not have.
     """
     kind = theirs.model_type
     if kind not in NAMES:
-        raise UserError(f"model_type = {shorten(kind)}: cannot be converted; choose one of {', '.join(NAMES)}")
+        raise UserError(
+            f"model_type = {shorten(kind)}: cannot be converted; choose one of {', '.join(NAMES)}"
+        )
     activation = getattr(theirs, {"openai-gpt": "afn", "gpt2": "activation_function"}[kind])
-    known = {"gelu": "gelu", "relu": "relu"} if kind == "openai-gpt" else {name: ours for ours, name in ACTIVATIONS.items()}
+    known = (
+        {"gelu": "gelu", "relu": "relu"}
+        if kind == "openai-gpt"
+        else {name: ours for ours, name in ACTIVATIONS.items()}
+    )
     if activation not in known:
-        raise UserError(f"activation = {shorten(activation)}: this model does not have it; choose one of {', '.join(known)}")
+        raise UserError(
+            f"activation = {shorten(activation)}: this model does not have it; choose one of {', '.join(known)}"
+        )
     try:
-        config = GPTConfig(
+        config = ModelConfig(
             vocab_size=theirs.vocab_size,
             context_length=theirs.max_position_embeddings,
             n_layer=theirs.num_hidden_layers,
@@ -161,21 +191,29 @@ def load_hf(source: str | Path) -> "PreTrainedModel":
     """
     tf, is_folder = load_transformers(), os.path.isdir(source)
     if is_folder and os.path.lexists(Path(source) / "adapter_config.json"):
-        raise UserError(f"model = {source}: a folder with adapter_config.json, an adapter of another model; merge the two first")
+        raise UserError(
+            f"model = {source}: a folder with adapter_config.json, an adapter of another model; merge the two first"
+        )
     options: dict[str, Any] = dict(trust_remote_code=False, local_files_only=is_folder)
     try:
         config = our_config(tf.AutoConfig.from_pretrained(source, **options))
         held = sum(path.stat().st_size for path in Path(source).glob("*.safetensors"))
-        if is_folder and held < (needed := parameter_count(config)):  # a parameter takes at least a byte
+        if is_folder and held < (needed := config.parameter_count()):  # a parameter takes at least a byte
             raise UserError(
                 f"model = {source}: its safetensors have {held:,} bytes, and config.json asks for {needed:,} parameters; "
                 "use a model with all of its weights"
             )
-        theirs = tf.AutoModelForCausalLM.from_pretrained(source, config=hf_config(config), use_safetensors=True, **options)
+        theirs = tf.AutoModelForCausalLM.from_pretrained(
+            source, config=hf_config(config), use_safetensors=True, **options
+        )
     except UserError:
         raise
-    except Exception as error:  # transformers raises OSError, ValueError, TypeError, KeyError, safetensors its own
-        raise UserError(f"model = {source}: cannot be read ({one_line(error)[:200]}); choose another one") from None
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, TypeError, KeyError, safetensors its own
+        raise UserError(
+            f"model = {source}: cannot be read ({one_line(error)[:200]}); choose another one"
+        ) from None
     return theirs
 
 
@@ -185,8 +223,12 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     if isinstance(tokenizer, BPETokenizer):
         return tokenizer.bpe.to_str()
     if isinstance(tokenizer, CharTokenizer):
-        theirs = hf.Tokenizer(hf.models.WordLevel({char: number for number, char in enumerate(tokenizer.vocabulary)}))
-        theirs.pre_tokenizer = hf.pre_tokenizers.Split(hf.Regex(r"[\s\S]"), behavior="isolated")  # a dot misses new lines
+        theirs = hf.Tokenizer(
+            hf.models.WordLevel({char: number for number, char in enumerate(tokenizer.vocabulary)})
+        )
+        theirs.pre_tokenizer = hf.pre_tokenizers.Split(
+            hf.Regex(r"[\s\S]"), behavior="isolated"
+        )  # a dot misses new lines
         theirs.decoder = hf.decoders.Fuse()  # puts no spaces between tokens
     else:
         theirs = hf.Tokenizer(hf.models.BPE(byte_letters(), []))
@@ -216,7 +258,9 @@ def tokenizer_from_hf(folder: Path) -> Tokenizer:
             return BPETokenizer(vocabulary, [(left, right) for left, right in merges])
         raise ValueError("neither characters nor pieces of bytes")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"tokenizer = {path}: not one that can be used here ({shorten(error, 100)}); use another model") from None
+        raise UserError(
+            f"tokenizer = {path}: not one that can be used here ({shorten(error, 100)}); use another model"
+        ) from None
 
 
 def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -> str:
@@ -243,7 +287,10 @@ def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -
             theirs.save_pretrained(staged)
         # Written by hand: version 4 of transformers cannot read what version 5 writes. And without a class, AutoTokenizer would
         # take the tokenizer that goes with the class of the model
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context_length}
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": model.config.context_length,
+        }
         settings |= {"clean_up_tokenization_spaces": False}
         (staged / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
         (staged / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")

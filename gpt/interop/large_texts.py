@@ -12,14 +12,16 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from gpt.corpus import Text
 from gpt.data import encode_parts, id_type
+from gpt.errors import UserError
 from gpt.files import atomic, check_replaceable, read_json, remove_staged, write_json
-from gpt.settings import UserError
+from gpt.text import Text
 from gpt.tokenizer import Tokenizer
 
 
-def encode_into_file(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def encode_into_file(
+    text: Text, tokenizer: Tokenizer, split: int, folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
     """The ids of the first `split` characters of a text and those of the rest, from a file below `folder`.
 
     The file is named after the SHA-256 of text, tokenizer and split. It is made anew if its content is not what was written.
@@ -48,7 +50,10 @@ def encode_into_file(text: Text, tokenizer: Tokenizer, split: int, folder: Path)
 def write(text: Text, tokenizer: Tokenizer, split: int, ids_file: Path, record: Path) -> int:
     """Encode the text into `ids_file`, and note in `record` what was written. Returns the number of training ids."""
     train_length, digest = 0, hashlib.sha256()
-    with atomic(ids_file) as file, contextlib.closing(show_progress(text)) as parts:  # errors find the line erased
+    with (
+        atomic(ids_file) as file,
+        contextlib.closing(show_progress(text)) as parts,
+    ):  # errors find the line erased
         for is_training, ids in encode_parts(parts, tokenizer, split):
             train_length += len(ids) if is_training else 0
             digest.update(ids.data)
@@ -61,7 +66,14 @@ def show_progress(text: Text) -> Generator[Any, None, None]:
     """The parts of a text. Where stderr is a terminal, a line says how much of it was used, and is erased at the end."""
     shown = "{desc} {percentage:.0f}% {bar} ETA {remaining}"
     # None: there is no bar without a terminal
-    with tqdm(total=len(text), desc="encoding the text", disable=None, leave=False, dynamic_ncols=True, bar_format=shown) as line:
+    with tqdm(
+        total=len(text),
+        desc="encoding the text",
+        disable=None,
+        leave=False,
+        dynamic_ncols=True,
+        bar_format=shown,
+    ) as line:
         for part in text:
             yield part
             line.update(len(part))

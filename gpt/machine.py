@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
-WORTH_COMPILING = {"cuda": 1e15, "cpu": 3e13}  # floating-point operations: minutes of training, as compiling takes one
+WORTH_COMPILING = {
+    "cuda": 1e15,
+    "cpu": 3e13,
+}  # floating-point operations: minutes of training, as compiling takes one
 
 
 def device_type(accelerator: str) -> str:
@@ -40,7 +43,8 @@ def choose_compilation(device: str, precision: str, flops: float, has_masks: boo
     """
     obstacles = {
         "it gains nothing in float32 on a CPU": device == "cpu" and precision != "bf16-mixed",
-        "masks of ReLU or of dropout on attention weights are slow in compiled code on a CPU": device == "cpu" and has_masks,
+        "masks of ReLU or of dropout on attention weights are slow in compiled code on a CPU": device == "cpu"
+        and has_masks,
         "it was not tried on this device": device not in WORTH_COMPILING,
         f"there is no {'C' if device == 'cuda' else 'C++'} compiler": not has_compiler(device),
         "the run is too short to repay it": flops < WORTH_COMPILING.get(device, 0),
