@@ -5,7 +5,7 @@ Sources: [A] is Vaswani et al. 2017, *Attention Is All You Need*. The letters of
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -119,17 +119,6 @@ class KVCache:
         self.length = 0
         self.keys_values: dict[nn.Module, Tensor] = {}  # per SelfAttention (2, B, H, capacity, D)
         self.conv_inputs: dict[nn.Module, Tensor] = {}  # per CausalConv (B, width, C)
-
-    @classmethod
-    def stack(cls, caches: Sequence["KVCache"]) -> "KVCache":
-        """One cache of all rows of several caches, which have the same capacity and length."""
-        stacked = cls(caches[0].capacity)
-        stacked.length = caches[0].length
-        for layer in caches[0].keys_values:
-            stacked.keys_values[layer] = torch.cat([cache.keys_values[layer] for cache in caches], dim=1)
-        for layer in caches[0].conv_inputs:
-            stacked.conv_inputs[layer] = torch.cat([cache.conv_inputs[layer] for cache in caches], dim=0)
-        return stacked
 
     def append(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's keys and values of new positions (B, H, T, D); return those of all positions (B, H,
