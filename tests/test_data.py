@@ -132,6 +132,7 @@ TEXT = "To be, or not to be: π 🙂 that is the question.\n" * 40
 def test_large_text_is_encoded_once_into_files(kind, tmp_path, monkeypatch):
     if kind == "bpe":
         pytest.importorskip("tokenizers", reason="extra hf is not installed")
+    monkeypatch.setattr("gpt.text.PART", 100)
     small = load(tmp_path, TEXT, kind)
     assert small.tokenizer.decode([*small.train_ids.tolist(), *small.val_ids.tolist()]) == TEXT
     monkeypatch.setattr(data, "IN_MEMORY", 10)
