@@ -1,3 +1,4 @@
+import os
 import re
 import sqlite3
 import subprocess
@@ -22,9 +23,7 @@ FOLDER = Path("outputs/tune/s")
 @pytest.fixture
 def shared(tmp_path, text, monkeypatch) -> list[str]:
     """The options that all calls of a test share."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(tmp_path)
     tiny = [override for override in TINY if "samples" not in override]
     return ["--study", "s", *tiny, *SHORT, f"data.path={text}", *SPACE]
 
@@ -51,8 +50,7 @@ def tried(line: str, count: int = 40) -> set[str]:
 
 GRAMMAR = {
     "model.n_head=1,2,4": {"1", "2", "4"},
-    "scheduler=choice(linear,cosine)": {"linear", "cosine"},
-    "data.path=null,'a b'": {"null", "'a b'"},
+    "data.path=choice(a,'b c')": {"a", r"b\ c"},  # as Hydra reads it
     "model.n_layer=range(2,5)": {"2", "3", "4"},
     "model.n_embd=range(64,16,-16)": {"64", "48", "32"},
     "model.dropout=range(0.0,1.0,0.25)": {"0.0", "0.25", "0.5", "0.75"},
@@ -132,7 +130,6 @@ def test_combination_that_makes_no_model_does_not_end_the_study(shared, monkeypa
     monkeypatch.setattr(search, "suggest", lambda trial, space: [f"model.n_head={next(heads)}"])
     tune.main([*shared, "--trials", "3"])
     assert states() == ["PRUNED", "COMPLETE", "PRUNED"]
-    assert "n_head = 3" in Path(FOLDER, "0000/error.txt").read_text()
     assert "0000  model.n_head=3: model.n_head = 3: " in capsys.readouterr().out
 
 
@@ -156,7 +153,7 @@ def test_refused_search_leaves_nothing(shared, arguments):
         tune.main([*shared, *arguments.split()])
     assert REFUSED[arguments] in str(refusal.value)
     assert "\n" not in str(refusal.value)
-    assert list(Path().iterdir()) == []
+    assert os.listdir() == ["text.txt"]
 
 
 def test_what_does_not_fit_a_study_leaves_it_as_it_was(shared, text):

@@ -101,8 +101,8 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, Override]:
         found = {override.get_key_element(): override for override in parse(list(arguments))}
         chosen = found.pop("hparams_search", None)
         if chosen or not any(override.is_sweep_override() for override in found.values()):
-            lines = read_file(chosen.value() if chosen else "default")
-            found = {override.get_key_element(): override for override in parse(lines)} | found
+            searched = parse(read_file(chosen.value() if chosen else "default"))
+            found = {override.get_key_element(): override for override in searched} | found
     except HydraException as error:
         reason = f"{shorten(error, 200)}; docs/scaling.md shows how several values are written"
         raise UserError(f"search = {shorten(' '.join(arguments))}: {reason}") from None
@@ -112,10 +112,11 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, Override]:
 
 
 def read_file(name: Any) -> list[str]:
-    """The overrides in conf/hparams_search/NAME.yaml. Raises UserError if there is no such file of settings."""
+    """The overrides in conf/hparams_search/NAME.yaml. Raises UserError if there is no such YAML file."""
     path = CONF / "hparams_search" / f"{name}.yaml"
     try:
-        return [f"{key}={value}" for key, value in yaml.safe_load(path.read_bytes()).items()]
+        lines = yaml.load(path.read_bytes(), yaml.BaseLoader)  # every value as the text that it is
+        return [f"{key}={value}" for key, value in lines.items()]
     except OSError:
         known = sorted(file.stem for file in path.parent.glob("*.yaml"))
         reason = f"no such file; choose one of {', '.join(known)}"
@@ -178,9 +179,8 @@ def open_study(search: Search) -> optuna.Study:
             storage=storage,
             study_name=search.folder.name,
             load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(
-                multivariate=True, constant_liar=True
-            ),  # knows what others try
+            # constant_liar: it knows what other processes are trying
+            sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
         )
         asked = [*(str(override.input_line) for override in search.space.values()), *search.shared]
