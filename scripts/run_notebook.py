@@ -1,4 +1,4 @@
-"""Execute the derivation notebook in place:  python dev/run_notebook.py
+"""Execute the derivation notebook in place:  python scripts/run_notebook.py
 
 The file changes only if every cell has run. A checksum of the code is stored with the outputs, by which tests/test_notebook.py
 knows whether they belong together.

@@ -1,6 +1,6 @@
 """Pack the best checkpoint of a finished run as the model that comes with this project (sample.py --pretrained):
 
-python dev/pack.py outputs/RUN
+python scripts/pack.py outputs/RUN
 """
 
 import copy

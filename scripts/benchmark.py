@@ -1,7 +1,7 @@
 """Measure speed on this machine:
 
-python dev/benchmark.py                                   # everything
-python dev/benchmark.py throughput sampling --compare hf  # two sections, next to Hugging Face's GPT-2
+python scripts/benchmark.py                                   # everything
+python scripts/benchmark.py throughput sampling --compare hf  # two sections, next to Hugging Face's GPT-2
 
 Things that are compared take turns, so that a passing load meets all of them. Each number is a median over rounds, and each
 ratio is the median of the ratios within one round. The results are written to bench.md and bench.json in a new folder.
