@@ -72,6 +72,7 @@ def split(line: str) -> list[str]:
 
 def test_every_command_is_known():
     assert len(TRAINING) >= 15
+    subprocess.run(["bash", "-n"], input=SHELL, text=True, check=True)  # no parentheses without quotes, say
     installed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     for line in LINES:
         words = shlex.split(line, comments=True) or ["#!/bin/bash"]
