@@ -15,7 +15,7 @@ from gpt.errors import UserError, printable, user_errors
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    what = "a fine-tuned run, of which the best checkpoint is taken, or a .ckpt file; by default the newest fine-tuned run"
+    what = "a fine-tuned run (its best checkpoint is used) or a .safetensors file; default: the newest such run"
     parser.add_argument("checkpoint", nargs="?", metavar="RUN", help=what)
     parser.add_argument(
         "--text",

@@ -118,5 +118,6 @@ def refuse(config: TaskConfig, setting: str, reason: str) -> NoReturn:
 
 def refuse_first(config: TaskConfig, setting: str, wrong: "pd.Series", advice: str) -> None:
     """Raise a UserError about the first of some cells of a column that are wrong, if there are any."""
-    for row, cell in wrong.items():
-        refuse(config, setting, f"row {row} has {shorten(cell) or 'nothing'} in column {wrong.name}; {advice}")
+    if not wrong.empty:
+        found = shorten(wrong.iloc[0]) or "nothing"
+        refuse(config, setting, f"row {wrong.index[0]} has {found} in column {wrong.name}; {advice}")
