@@ -1,36 +1,39 @@
-"""Several trained models as one: the mean of their probabilities (Hansen and Salamon 1990, *Neural Network Ensembles*)."""
+"""Several models as one: their mean probabilities (Hansen and Salamon 1990, *Neural Network Ensembles*)."""
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from gpt.attention import KVCache
 from gpt.model import GPT
 
 
 class Ensemble(nn.Module):
     """Models with one vocabulary. Its context is the shortest of theirs.
 
-    What it returns in place of logits are the logarithms of averaged probabilities, which the softmax leaves as they are.
+    In place of logits it returns logarithms of averaged probabilities, which the softmax leaves as they are.
     """
 
     def __init__(self, members: Sequence[GPT]) -> None:
         super().__init__()
         self.members: Iterable[GPT] = nn.ModuleList(members)  # type: ignore[assignment]
-        self.config = replace(
-            members[0].config, context_length=min(member.config.context_length for member in members)
-        )
+        shortest = min(member.config.context_length for member in members)
+        self.config = members[0].config.model_copy(update={"context_length": shortest})
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Log probabilities (B, T, V) for ids (B, T)."""
-        return average([member.forward(ids) for member in self.members])
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Log probabilities (B, T, V) for ids (B, T). One cache has room for the layers of all members."""
+        logits, start = [], cache.length if cache is not None else 0
+        for member in self.members:
+            if cache is not None:
+                cache.length = start  # which the member before has advanced
+            logits.append(member.forward(ids, cache))
+        return average(logits)
 
 
 def average(logits: Sequence[Tensor]) -> Tensor:
     """The logarithm of the mean of the probabilities that several logits (..., V) stand for."""
-    return torch.stack([of_one.log_softmax(dim=-1) for of_one in logits]).logsumexp(dim=0) - math.log(
-        len(logits)
-    )
+    probabilities = torch.stack([of_one.log_softmax(dim=-1) for of_one in logits])
+    return probabilities.logsumexp(dim=0) - math.log(len(logits))

@@ -1,4 +1,4 @@
-"""Write a trained model for other programs: Hugging Face's `transformers` reads it without any code of ours (extra hf):
+"""Write a trained model for other programs; `transformers` reads it without any code of ours (extra hf):
 
 python scripts/export_hf.py outputs/RUN --out exported
 """
@@ -13,12 +13,10 @@ from gpt.errors import user_errors
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_checkpoint(parser)
-    parser.add_argument(
-        "--out", metavar="DIR", required=True, help="the folder to write, which must not exist yet"
-    )
-    parser.add_argument(
-        "--onnx", action="store_true", help="also write model.onnx, for any architecture (extra onnx)"
-    )
+    folder = "the folder to write, which must not exist yet"
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help=folder)
+    onnx = "also write model.onnx, for any architecture (extra onnx)"
+    parser.add_argument("--onnx", action="store_true", help=onnx)
     return parser.parse_args(arguments)
 
 
@@ -26,11 +24,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
     from gpt.checkpoint import load
-    from gpt.cli.runs import find_checkpoint
+    from gpt.cli.newest import find_checkpoint
     from gpt.interop.huggingface import export
 
     model, tokenizer, _ = load(find_checkpoint(options.checkpoint))
-    print(f"{options.out}: {export(model, tokenizer, Path(options.out), options.onnx)}")
+    print(f"{options.out}: {export(model, tokenizer, options.out, options.onnx)}")
 
 
 if __name__ == "__main__":

@@ -112,17 +112,3 @@ def test_cache_returns_all_keys_and_values_without_copying_them():
     assert torch.equal(keys, k)
     assert torch.equal(values, v)
     assert keys.data_ptr() == cache.keys_values[layer].data_ptr()
-
-
-def test_stacked_cache_has_the_rows_of_all_caches():
-    layer, conv = torch.nn.Identity(), torch.nn.Identity()
-    _, k, v = random_qkv(5)
-    caches = [KVCache(capacity=8) for _ in range(2)]
-    for row, cache in enumerate(caches):
-        cache.append(layer, k[row : row + 1], v[row : row + 1])
-        cache.prepend_conv_inputs(conv, k[row : row + 1, 0], width=3)
-        cache.length = 5
-    stacked = KVCache.stack(caches)
-    assert stacked.length == 5
-    assert torch.equal(stacked.keys_values[layer][0, :, :, :5], k)
-    assert torch.equal(stacked.conv_inputs[conv], k[:, 0, -3:])

@@ -6,35 +6,34 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from gpt.errors import LARGEST_INT, UserError, shorten
-from gpt.files import PRETRAINED
+from gpt.errors import UserError, shorten
+
+LARGEST = 2**31 - 1
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows the program's docstring as it is, and reports wrong options on one line, like every other mistake of a user."""
+    """Shows the program's docstring as it is, and reports wrong options on one line, as any mistake."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(
-            f"options = {shorten(' '.join(sys.argv[1:]))}: {shorten(message, 200)}; --help lists all options"
-        )
+        given, what = shorten(" ".join(sys.argv[1:])), shorten(message, 200)
+        raise UserError(f"options = {given}: {what}; --help lists all options")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Add the argument that says which trained model is meant. Its value, `checkpoint`, is for `gpt.cli.runs.find_checkpoint`.
+    """Add the argument that says which trained model is meant. It is called `checkpoint`.
 
-    With `several` it is a list of them, for `gpt.cli.runs.load_models`.
+    It is for `gpt.cli.newest.find_checkpoint`, or with `several` a list of them for `load_models`.
     """
     which = parser.add_mutually_exclusive_group()
-    what = "a run folder, of which the best checkpoint is taken, or a .ckpt file; by default the newest run that is no mere trial"
-    what += "; several are averaged" if several else ""
+    what = "a run folder, of which the best checkpoint is taken, or a .safetensors file; "
+    what += "by default the newest run of at least 500 steps" + "; several are averaged" * several
     # Suppressed, or else an argument that is not given would overwrite what --pretrained has set
-    which.add_argument(
-        "checkpoint", nargs="*" if several else "?", metavar="RUN", default=argparse.SUPPRESS, help=what
-    )
-    shipped = [str(PRETRAINED)] if several else str(PRETRAINED)
+    missing, number = argparse.SUPPRESS, "*" if several else "?"
+    which.add_argument("checkpoint", nargs=number, metavar="RUN", default=missing, help=what)
+    shipped = ["pretrained"] if several else "pretrained"
     ships = "the small model that comes with this project, trained on Tiny Shakespeare"
     which.add_argument("--pretrained", dest="checkpoint", action="store_const", const=shipped, help=ships)
 
@@ -44,10 +43,9 @@ def whole_number(smallest: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         with contextlib.suppress(ValueError):
-            if (number := float(text)).is_integer() and smallest <= number <= LARGEST_INT:
+            if (number := float(text)).is_integer() and smallest <= number <= LARGEST:
                 return int(number)
-        raise argparse.ArgumentTypeError(
-            f"{shorten(text)!r} is not a whole number from {smallest} to {LARGEST_INT:,}"
-        )
+        reason = f"{shorten(text)!r} is not a whole number from {smallest} to {LARGEST:,}"
+        raise argparse.ArgumentTypeError(reason)
 
     return parse

@@ -1,8 +1,8 @@
-"""Byte-pair encoding with Hugging Face's library `tokenizers`, which the extra `hf` installs (data.tokenizer=bpe)."""
+"""Byte-pair encoding by Hugging Face's library `tokenizers`, which the extra `hf` installs (data.tokenizer=bpe)."""
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -19,29 +19,26 @@ LONG_RUN = re.compile(rf"(\S{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}})")
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-pair encoding (Sennrich et al. 2016; Radford et al. 2018, section 4.1) over bytes, as GPT-2 has it.
+    """Byte-pair encoding (Sennrich et al. 2016; Radford et al. 2018, section 4.1) over bytes, as in GPT-2.
 
-    All 256 bytes are in the vocabulary, so any text can be encoded. `vocabulary` lists the pieces by id, written in the
-    letters of `byte_letters`. `merges` lists the pairs of pieces that are joined, the most frequent first.
+    All 256 bytes are in the vocabulary, so any text can be encoded. `vocabulary` lists the pieces by id, written
+    in the letters of `byte_letters`. `merges` lists the pairs of pieces that are joined, most frequent first.
     """
 
     kind, unit, loss_unit = "bpe", "tokens", "token"
 
-    def __init__(self, vocabulary: list[str], merges: list[tuple[str, str]]) -> None:
-        """Raises UserError if the library is missing or the vocabulary is too large, KeyError or ValueError if it is damaged."""
+    def __init__(self, vocabulary: list[str], merges: Iterable[Iterable[str]]) -> None:
+        """Raises UserError if the library is missing or the vocabulary is too large, ValueError if one is damaged."""
         hf, letters = load_tokenizers(), byte_letters()
         if len(vocabulary) > LARGEST_VOCABULARY:
-            raise UserError(
-                f"data.bpe_vocab_size = {len(vocabulary):,}: too many; set {LARGEST_VOCABULARY:,} or less"
-            )
-        if not set(letters) <= set(vocabulary):
-            raise ValueError("not every byte is in the vocabulary")
-        if len(set(vocabulary)) != len(vocabulary) or "" in vocabulary:
-            raise ValueError("a piece is empty or occurs twice")
-        self.vocabulary = list(vocabulary)
-        self.merges = [(left, right) for left, right in merges]
+            limit = f"too many; set {LARGEST_VOCABULARY:,} or less"
+            raise UserError(f"data.bpe_vocab_size = {len(vocabulary):,}: {limit}")
+        ids = {piece: id for id, piece in enumerate(vocabulary)}
+        if not set(letters) <= set(vocabulary) or len(ids) != len(vocabulary) or "" in ids:
+            raise ValueError("a byte is not in the vocabulary, or a piece is empty or occurs twice")
+        self.vocabulary, self.merges = list(vocabulary), [(left, right) for left, right in merges]
         self.pieces = [bytes(letters[letter] for letter in piece) for piece in vocabulary]
-        self.bpe = hf.Tokenizer(hf.models.BPE({piece: i for i, piece in enumerate(vocabulary)}, self.merges))
+        self.bpe = hf.Tokenizer(hf.models.BPE(ids, self.merges))
         self.bpe.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
         self.bpe.decoder = hf.decoders.ByteLevel()
 
@@ -50,47 +47,35 @@ class BPETokenizer(Tokenizer):
         """Join the most frequent pairs in the training part, of which at most SAMPLE characters are read."""
         count = min(int(len(text) * train_fraction), SAMPLE)
         tokenizer = cls.from_parts(first_characters(text, count), vocab_size)
-        if len(tokenizer) < vocab_size:
-            tokenizer.remark = (
-                f"only {len(tokenizer)} pieces were found in it, not data.bpe_vocab_size = {vocab_size}"
-            )
+        if (found := len(tokenizer)) < vocab_size:
+            wanted = f"data.bpe_vocab_size = {vocab_size}"
+            tokenizer.remark = f"only {found} pieces were found in it, not {wanted}"
         return tokenizer
 
     @classmethod
     def from_parts(cls, parts: Iterable[str], vocab_size: int) -> "BPETokenizer":
         """Join the most frequent pairs in a text, beginning with the 256 bytes, until there are `vocab_size` pieces.
 
-        The library's time grows with the square of the length of a word, and of a run of spaces. So a run of more than
-        LONGEST_RUN characters with no whitespace between them, or with nothing but whitespace, is cut after every
-        LONGEST_RUN characters, and the pairs across a cut are not counted. Encoding has no such limit and needs no cut.
+        The library's time grows with the square of the length of a word, and of a run of spaces. So a run of more
+        than LONGEST_RUN characters, all whitespace or none of them, is cut after every LONGEST_RUN characters, and
+        the pairs across a cut are not counted. Encoding has no such limit and needs no cut.
         """
-        hf, untrained = load_tokenizers(), cls(list(byte_letters()), [])
-        trainer = hf.trainers.BpeTrainer(
-            vocab_size=vocab_size, initial_alphabet=list(byte_letters()), show_progress=False
-        )
+        hf, letters = load_tokenizers(), list(byte_letters())
+        untrained = cls(letters, [])
+        trainer = hf.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=letters, show_progress=False)
         untrained.bpe.train_from_iterator((run for part in parts for run in LONG_RUN.split(part)), trainer)
         model = json.loads(untrained.bpe.to_str())["model"]
         return cls(sorted(model["vocab"], key=model["vocab"].get), model["merges"])
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "BPETokenizer":
-        return cls(state["vocabulary"], state["merges"])
-
     @property
     def state(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "vocabulary": self.vocabulary,
-            "merges": [list(pair) for pair in self.merges],
-        }
+        merges = [list(pair) for pair in self.merges]
+        return {"kind": self.kind, "vocabulary": self.vocabulary, "merges": merges}
 
     def ids(self, text: str) -> np.ndarray:
         # Lines are encoded on all cores. A piece never reaches across a place between a non-space and a line break
         lines = re.split(r"(?<=\S)(?=\n)", text.encode(errors="replace").decode())
         return np.array([i for line in self.bpe.encode_batch_fast(lines) for i in line.ids], dtype=np.uint16)
-
-    def knows(self, char: str) -> bool:
-        return True
 
 
 def first_characters(parts: Iterable[str], count: int) -> Iterator[str]:
@@ -103,7 +88,7 @@ def first_characters(parts: Iterable[str], count: int) -> Iterator[str]:
 
 
 def byte_letters() -> dict[str, int]:
-    """The letter for each byte in a tokenizer.json: the character itself if it is visible, and one from 256 on if not."""
+    """The letter for each byte in a tokenizer.json: the character itself if visible, or else one from 256 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -114,7 +99,6 @@ def load_tokenizers() -> ModuleType:
     try:
         import tokenizers
     except ImportError:
-        raise UserError(
-            "data.tokenizer = bpe: the library tokenizers is not installed; pip install -e '.[hf]', or choose char or byte"
-        ) from None
+        how = "pip install -e '.[hf]', or choose char or byte"
+        raise UserError(f"data.tokenizer = bpe: the library tokenizers is not installed; {how}") from None
     return tokenizers

@@ -16,17 +16,18 @@ from torch import Tensor
 
 from gpt.ensemble import Ensemble
 from gpt.errors import UserError, printable
-from gpt.generate import Reader, generate, generator_of_text, until
+from gpt.generate import CachedModel, generate, generator_of_text, until
+from gpt.interop.numpy_decoder import NumpyCachedModel
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
 TEXTS_AT_ONCE = 32
 SEPARATOR = "-" * 20 + "\n"
-# From which surprise on, in nats, a character has which colours of the 256 that terminals know: black on ever darker red
+# From which surprise on, in nats, a character has which of a terminal's 256 colours: black on ever darker red
 TINTS = ((5.0, "48;5;203;30"), (3.0, "48;5;210;30"), (1.5, "48;5;217;30"), (0.5, "48;5;224;30"))
 
 
-class Author:
+class TextWriter:
     """A model that writes texts with the options of `scripts/sample.py`."""
 
     def __init__(self, model: GPT | Ensemble, tokenizer: Tokenizer, options: argparse.Namespace) -> None:
@@ -37,39 +38,35 @@ class Author:
         self.exact = options.exact or not tokenizer.knows("\n")
         self.stop = (options.stop or "").encode(errors="surrogateescape")
         self.longest = options.tokens + (0 if self.exact else options.tokens // 5)
-        self.show = (
-            printable if sys.stdout.isatty() else str
-        )  # a vocabulary may hold what would command a terminal
+        # A vocabulary may hold what would command a terminal
+        self.show = printable if sys.stdout.isatty() else str
 
     def tell_seed(self) -> None:
         if self.options.seed is None:
             print(f"seed {self.seed}", file=sys.stderr)
 
-    def sample(
-        self, model: GPT | Ensemble | Reader, ids: Tensor, generators: list[torch.Generator]
-    ) -> Iterator[Tensor]:
-        settings = self.options.temperature, self.options.top_k, self.options.top_p
-        return generate(model, ids.to(self.device), self.longest, *settings, generators)
+    def generators(self, numbers: Iterable[int]) -> list[torch.Generator]:
+        """Random numbers for each of several texts, so that no text depends on how many there are."""
+        return [generator_of_text(self.seed, number, self.device) for number in numbers]
 
-    def generators(self, indices: Iterable[int]) -> list[torch.Generator]:
-        """Random numbers for each of several texts. So none of them depends on how many there are."""
-        return [generator_of_text(self.seed, index, self.device) for index in indices]
+    def sample(self, cached: CachedModel, ids: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
+        settings = self.options.temperature, self.options.top_k, self.options.top_p
+        return generate(cached, ids.to(self.device), self.longest, *settings, generators)
 
     def shorten(self, pieces: Iterable[bytes]) -> Iterable[bytes]:
         pieces = pieces if self.exact else up_to_line_end(pieces, self.options.tokens)
         return until(pieces, self.stop) if self.stop else pieces
 
-    def stream(self, reader: Reader, ids: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
+    def stream(self, cached: CachedModel, ids: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
         """Print one text while it grows. Yields each token drawn (1,), after what it adds is printed."""
         drawn: deque[Tensor] = deque()
         surprises: deque[float] = deque()  # one for each byte that has not been printed
 
         def pieces() -> Iterator[bytes]:
-            for token in self.sample(reader, ids, generators):
-                piece = self.tokenizer.decode_bytes(token)
-                surprise = (
-                    -reader.logits.log_softmax(dim=-1)[0, token[0]].item() if self.options.color else 0.0
-                )
+            for token in self.sample(cached, ids, generators):
+                piece, surprise = self.tokenizer.decode_bytes(token), 0.0
+                if self.options.color:
+                    surprise = -cached.logits.log_softmax(dim=-1)[0, token[0]].item()
                 surprises.extend([surprise] * len(piece))
                 drawn.append(token)
                 yield piece
@@ -85,50 +82,47 @@ class Author:
 
     def write(self, prompt: str) -> None:
         """Print the first text while it grows, then the others, many of which are sampled at once."""
-        context = self.tokenizer.encode(prompt or self.tokenizer.default_prompt)[
-            None
-        ]  # the model cannot start from nothing
-        if context.size(1) > (limit := self.model.config.context_length):
-            print(
-                f"note: the prompt has {context.size(1):,} tokens; the model sees the last {limit:,}",
-                file=sys.stderr,
-            )
+        ids = self.tokenizer.encode(prompt or self.tokenizer.default_prompt)[None]  # never nothing
+        if ids.size(1) > (limit := self.model.config.context_length):
+            length = f"the prompt has {ids.size(1):,} tokens; the model sees the last {limit:,}"
+            print(f"note: {length}", file=sys.stderr)
         self.tell_seed()
         sys.stdout.write(self.show(prompt))
-        deque(self.stream(Reader(self.model, self.longest), context, self.generators([0])), maxlen=0)
+        cached = NumpyCachedModel(self.model, self.longest)
+        deque(self.stream(cached, ids, self.generators([0])), maxlen=0)
         for start in range(1, self.options.num_samples, TEXTS_AT_ONCE):
-            texts: list[list[bytes]] = [
-                [] for _ in range(min(TEXTS_AT_ONCE, self.options.num_samples - start))
-            ]
-            growing = texts
-            several = context.expand(len(texts), -1)
-            for ids in self.sample(self.model, several, self.generators(range(start, start + len(texts)))):
-                for text, id in zip(texts, ids.tolist(), strict=True):
-                    text.append(self.tokenizer.pieces[id])
-                if (
-                    self.stop
-                ):  # a piece that completes it makes the last pieces, one for each of its bytes, contain it
-                    growing = [text for text in growing if self.stop not in b"".join(text[-len(self.stop) :])]
-                    if not growing:
-                        break
-            for text in texts:
+            numbers = range(start, min(start + TEXTS_AT_ONCE, self.options.num_samples))
+            for text in self.write_several(ids, numbers):
                 whole = prompt + b"".join(self.shorten(text)).decode(errors="replace")
                 print(SEPARATOR + self.show(whole), flush=True)
 
-    def converse(self, beginning: str | None) -> None:
-        """Go on after each line that is typed, with all that came before in mind, until the input ends.
+    def write_several(self, ids: Tensor, numbers: range) -> list[list[bytes]]:
+        """The pieces of several texts, drawn until the last of them holds the string to stop at."""
+        texts: list[list[bytes]] = [[] for _ in numbers]
+        growing, cached = texts, NumpyCachedModel(self.model, self.longest)
+        for drawn in self.sample(cached, ids.expand(len(texts), -1), self.generators(numbers)):
+            for text, id in zip(texts, drawn.tolist(), strict=True):
+                text.append(self.tokenizer.pieces[id])
+            if self.stop:  # its bytes come from at most as many pieces, the last of which completes it
+                growing = [text for text in growing if self.stop not in b"".join(text[-len(self.stop) :])]
+                if not growing:
+                    break
+        return texts
 
-        Ctrl-C stops a text, and the next line goes on from there. A line that cannot be encoded is refused and changes nothing.
+    def converse(self, beginning: str | None) -> None:
+        """Continue after each line that is typed, with all that came before in mind, until the input ends.
+
+        Ctrl-C stops a text, and the next line continues there. A line that cannot be encoded is refused and
+        changes nothing.
         """
-        print("Type a line, and the model goes on. Ctrl-C stops a text, Ctrl-D ends.", file=sys.stderr)
+        print("Type a line, and the model continues. Ctrl-C stops a text, Ctrl-D ends.", file=sys.stderr)
         self.tell_seed()
-        reader, generators = Reader(self.model), self.generators([0])
+        cached, generators = NumpyCachedModel(self.model), self.generators([0])
         unread = torch.empty(1, 0, dtype=torch.int64)
         interrupts: list[int] = []
         line_end = "\n" if self.tokenizer.knows("\n") else ""
-        for text in chain(
-            [] if beginning is None else [beginning], (line + line_end for line in typed_lines())
-        ):
+        lines = (line + line_end for line in typed_lines())
+        for text in chain([] if beginning is None else [beginning], lines):
             try:
                 unread = torch.cat((unread, self.tokenizer.encode(text)[None]), dim=1)
             except UserError as error:
@@ -138,7 +132,7 @@ class Author:
                 continue
             interrupts.clear()
             signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
-            for token in self.stream(reader, unread, generators):
+            for token in self.stream(cached, unread, generators):
                 unread = token.cpu()[None]
                 if interrupts:
                     print()
@@ -171,13 +165,13 @@ def choose_device(name: str) -> str:
 
 
 def tint(char: str, surprise: float) -> str:
-    """The character in the colours for its surprise. Line breaks have none, because a terminal would colour the whole line."""
+    """The character in the colours for its surprise. Line breaks have none: they would colour whole lines."""
     color = next((color for least, color in TINTS if surprise >= least), None)
     return char if color is None or char in ("", "\n") else f"\x1b[{color}m{char}\x1b[0m"
 
 
 def up_to_line_end(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
-    """The first `count` pieces of a text, and those after them to the end of the line, whose line break is left out."""
+    """The first `count` pieces of a text, and more up to the end of the line, without its break."""
     for number, piece in enumerate(pieces, start=1):
         if number >= count and b"\n" in piece:
             yield piece.partition(b"\n")[0]

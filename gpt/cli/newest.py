@@ -1,0 +1,122 @@
+"""Which runs there are under outputs/, and which of them is meant if none is named."""
+
+import contextlib
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from gpt.ensemble import Ensemble
+    from gpt.model import GPT
+    from gpt.tokenizer import Tokenizer
+
+OUTPUTS = Path("outputs")
+CHECKPOINTS = "checkpoints/*.safetensors"  # in the folder of a run
+ENOUGH = 500  # steps: a run of fewer is passed over if there is a longer one
+
+
+def find_checkpoint(place: str | None) -> Path:
+    """The checkpoint of a run or file, or of the newest run for None. Raises UserError if it is missing."""
+    from gpt.checkpoint import find
+
+    return find(newest_run() if place is None else place)
+
+
+def load_models(places: Sequence[str]) -> tuple["GPT | Ensemble", "Tokenizer", dict[str, Any]]:
+    """The model that a place means, or the ensemble of several, with tokenizer and metadata of the first.
+
+    Without any place it is the newest run. Raises UserError if there is none, or if two have other texts.
+    """
+    from gpt.checkpoint import load
+    from gpt.ensemble import Ensemble
+
+    checkpoints = [find_checkpoint(place) for place in places] or [find_checkpoint(None)]
+    models, tokenizers, metadata = zip(*map(load, checkpoints), strict=True)
+    for checkpoint, tokenizer, of_this in zip(checkpoints, tokenizers, metadata, strict=True):
+        if tokenizer.state != tokenizers[0].state or of_this["text_sha256"] != metadata[0]["text_sha256"]:
+            reason = f"has seen another text than {checkpoints[0]}, or has another tokenizer"
+            raise UserError(f"checkpoint = {checkpoint}: {reason}; average runs on one text")
+    return models[0] if len(models) == 1 else Ensemble(models).eval(), tokenizers[0], metadata[0]
+
+
+def find_runs(outputs: Path) -> list[Path]:
+    """The folders of all runs that have a checkpoint, the one that wrote its last one most recently first."""
+    runs = {path.parents[1] for path in outputs.glob(f"**/{CHECKPOINTS}")}
+    return sorted(runs, key=trained_at, reverse=True)
+
+
+def trained_at(run: Path) -> float:
+    """When a run last wrote a checkpoint, which touches the folder that it is in, in seconds since 1970."""
+    return (run / "checkpoints").stat().st_mtime
+
+
+def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
+    """The newest run of a language model with at least 500 steps, or the newest of all if none has as many.
+
+    With `fine_tuned` it is the newest run that was fine-tuned for a task. It is named on stderr, and why.
+    Raises UserError if there is none.
+    """
+    runs = [run for run in find_runs(outputs) if is_fine_tuned(run) == fine_tuned]
+    if not runs:
+        kind, advice = "fine-tuned run", "fine-tune one first: python scripts/finetune.py init=last task=mark"
+        if not fine_tuned:
+            ours = "take the one that comes with this project: --pretrained, or init=pretrained"
+            kind, advice = "run", f"train one first: python scripts/train.py, or {ours}"
+        raise UserError(f"checkpoint = (newest): no {kind} under {outputs}/; {advice}")
+    long = (run for run in runs if fine_tuned or progress(run)[0] >= ENOUGH)
+    newest, why = next(long, runs[0]), "the newest run"
+    if newest != runs[0]:
+        steps = progress(newest)[0]
+        why += f" of at least {ENOUGH} steps ({steps:,}); {one_line(runs[0])} is newer, but shorter"
+    print(f"note: {one_line(newest)} is {why}", file=sys.stderr)
+    return str(newest)
+
+
+def is_fine_tuned(run: Path) -> bool:
+    """Whether the configuration of a run has a task."""
+    config = run / "config.yaml"
+    return config.exists() and "\ntask:\n" in config.read_text(encoding="utf-8")
+
+
+def progress(run: Path) -> tuple[int, float | None]:
+    """The steps of a run up to its end or last validation, and its lowest loss in nats per character."""
+    result, metrics = run / "result.json", run / "metrics.csv"
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        if result.exists():
+            numbers = json.loads(result.read_text(encoding="utf-8"))
+            loss = numbers["best_val_loss"]
+            if loss is not None and "test_accuracy" not in numbers:  # it is per token
+                loss *= numbers["final_bits_per_char"] * math.log(2) / numbers["final_val_loss"]
+            return numbers["step"], loss
+        with metrics.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["val/loss"]]
+        bits = [float(row.get("val/bits_per_char") or float(row["val/loss"]) / math.log(2)) for row in rows]
+        return int(rows[-1]["step"]) + 1, min(bits) * math.log(2)
+    return 0, None
+
+
+def list_runs(outputs: Path = OUTPUTS) -> str:
+    """A table of the runs from which one can sample, newest first. Raises UserError if there is none."""
+    lines = [f"{'loss':>6}  {'steps':>7}  {'age':>7}  run"]
+    for run in find_runs(outputs):
+        steps, loss = progress(run)
+        shown, since = "-" if loss is None else f"{loss:.4f}", age(time.time() - trained_at(run))
+        lines.append(f"{shown:>6}  {steps:>7,}  {since:>7}  {one_line(run)}")
+    if len(lines) == 1:
+        raise UserError(f"folder = {outputs}: no run in it; train one first: python scripts/train.py")
+    return "\n".join([*lines, "loss: the lowest validation loss, in nats per character"])
+
+
+def age(seconds: float) -> str:
+    """A time span in its largest unit: "5 min"."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

@@ -1,0 +1,65 @@
+"""The exact loss of a trained model on all of a text's validation split and all of its training split."""
+
+from typing import Any
+
+import lightning as L
+from tqdm import tqdm
+
+from gpt.config import RunConfig
+from gpt.data import TextData
+from gpt.ensemble import Ensemble
+from gpt.errors import UserError
+from gpt.machine import silence_lightning
+from gpt.model import GPT
+from gpt.module import GPTModule
+from gpt.tokenizer import Tokenizer
+
+BAR = {"bar_format": "{desc} {n:,}/{total:,} {bar} ETA {remaining}", "dynamic_ncols": True, "leave": False}
+
+
+def evaluate(
+    model: GPT | Ensemble,
+    tokenizer: Tokenizer,
+    metadata: dict[str, Any],
+    path: str | None = None,
+    context_length: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The losses of a model, as `gpt.checkpoint.load` returns it, on its run's text or on the one at `path`.
+
+    Each split is cut into windows of `context_length` tokens, by default as many as the model sees.
+    Returns {"val": {"loss": ..., "bits_per_char": ..., "bits_per_byte": ..., "unit": ...}, "train": ...}.
+    Losses are in nats per unit (character, byte or token). They are computed in float32, as a run validates,
+    so they are the same numbers. A terminal shows the progress on stderr. Raises UserError for a text that
+    the model cannot read, and for the run's own text if it has been changed.
+    """
+    length = model.config.context_length
+    if context_length is not None and context_length > length:
+        limit = f"the model sees at most {length} tokens; give no more"
+        raise UserError(f"--context-length = {context_length}: {limit}")
+    stored: dict[str, Any] = metadata["config"]
+    # The folder that may be written to is this one's, wherever the model was trained
+    changes = {"folder": "data"} | ({} if path is None else {"path": path})
+    config = RunConfig.from_dict({"data": stored["data"] | changes}).data
+    data = TextData(config, context_length or length, seed=0, tokenizer=tokenizer)
+    if path is None and data.sha256 != metadata["text_sha256"]:
+        reason = "no longer the text that this model has seen; give it with --data FILE"
+        raise UserError(f"data.path = {config.path}: {reason}")
+    silence_lightning()
+    module = GPTModule(model, lengths=tokenizer.lengths)
+    trainer = L.Trainer(
+        # A run that chose the CPU is evaluated there: another device would round differently
+        accelerator="cpu" if stored.get("trainer", {}).get("accelerator") == "cpu" else "auto",
+        devices=1,
+        precision="32-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    losses: dict[str, dict[str, Any]] = {}
+    for split, ids in (("val", data.val_ids), ("train", data.train_ids)):
+        with tqdm(data.exact(ids), split, disable=None, **BAR) as batches:  # None: no bar without a terminal
+            (metrics,) = trainer.validate(module, batches, verbose=False)
+        losses[split] = {name.removeprefix("val/"): value for name, value in metrics.items()}
+        losses[split]["unit"] = tokenizer.loss_unit
+    return losses

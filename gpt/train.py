@@ -1,0 +1,182 @@
+"""The story of a run: configuration, text, model, training, result.
+
+`train` tells it in order, and what follows are its steps. A run with a task fine-tunes, and one without
+pre-trains: `make_data` and `make_module` are all in which the two differ here.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from gpt import callbacks as parts
+from gpt.callbacks.trainer import RunOptions, make_trainer
+from gpt.checkpoint import read
+from gpt.config import RunConfig
+from gpt.data import Data, TextData
+from gpt.errors import UserError, one_line, shorten
+from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
+from gpt.interop.weights import InitialWeights, starting_weights
+from gpt.model import GPT
+from gpt.module import Diverged, GPTModule
+from gpt.resume import check_resumable, resolve
+from gpt.run import Result, Run
+from gpt.tokenizer import Tokenizer, restore
+
+
+def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> Result:  # noqa: B008 - it is frozen
+    """Train in `folder` as `config` says, or continue what the folder has of this run, and return its result.
+
+    Raises UserError, and leaves everything as it was, if the run cannot be done.
+    """
+    silence_lightning()
+    keep_freed_memory()
+    with Run(folder) as run:
+        stored = run.config
+        weights = starting_weights(config, run)
+        content = read(run.last) if run.last else None
+        data = make_data(config, weights.tokenizer if weights else stored_tokenizer(config, content))
+        config, reasons = resolve(config, stored, data)
+        if stored:
+            check_resumable(run, config, stored, data, content)
+        if (result := run.result) and (result.step >= config.trainer.max_steps or result.stopped_early):
+            return result
+        with refusals_before_first_step(run):
+            origin = {"init_sha256": weights.sha256} if weights else {}
+            trainer = make_trainer(config, run, data, options, origin)
+            module = make_module(config, data, weights)
+            resume_loggers(trainer, run, content)
+            if not options.quiet:
+                announce(module, data, reasons)
+            del content, weights  # their tensors would take memory while the run trains
+            start = time.perf_counter()
+            fit(trainer, module, data, run.last)
+        result, sample = collect_result(trainer, module, time.perf_counter() - start)
+        best = run.checkpoint("best")
+        result = module.complete(result, data, best if best.exists() else None)
+        if not run.has_begun:  # all steps had been taken before, and only the result was missing
+            run.begin(config, origin)
+        run.finish(result, sample)
+    return result
+
+
+def make_data(config: RunConfig, tokenizer: Tokenizer | None) -> Data:
+    """What the run trains on. Without a `tokenizer`, the one that `config` asks for is made. Raises UserError."""
+    if config.task is None:
+        return TextData(config.data, config.model.context_length, config.seed, tokenizer)
+    from gpt.finetune import make_task_data  # only where it is needed: tasks are a chapter of their own
+
+    return make_task_data(config, tokenizer)
+
+
+def make_module(config: RunConfig, data: Data, weights: InitialWeights | None = None) -> GPTModule:
+    """The model as Lightning trains it. What does not come from other weights is drawn from the run's seed."""
+    L.seed_everything(config.seed, verbose=False)
+    if config.task is not None:
+        from gpt.finetune import make_task_module
+
+        return make_task_module(config, data, weights.model if weights else None)
+    model = GPT(config.model)
+    if weights is not None:
+        model.load_state_dict(weights.model.state_dict())
+    if config.trainer.compile:
+        model.compile()  # in place, so that the names in checkpoints stay as they are
+    return GPTModule(model, config.optimizer, config.scheduler, data.tokenizer.lengths)
+
+
+def stored_tokenizer(config: RunConfig, content: Mapping[str, Any] | None) -> Tokenizer | None:
+    """The tokenizer of a run that continues, unless the text alone determines it.
+
+    One that was learnt is kept, because another version of its library might find other pieces, and so is one
+    that came with the weights that the run began with.
+    """
+    if content is None:
+        return None
+    state = content["gpt"]["tokenizer"]
+    return None if state.get("kind") in ("char", "byte") and config.init is None else restore(state)
+
+
+def resume_loggers(trainer: L.Trainer, run: Run, content: Mapping[str, Any] | None) -> None:
+    """Let the loggers continue where the checkpoint was: what was logged after it will be logged again.
+
+    Notes on stderr each thing by which this machine may change the last digits of the run.
+    """
+    began = run.origin.get("machine", {}) if content is not None and trainer.is_global_zero else {}
+    for what, now in describe_machine(trainer).items():
+        if what in began and began[what] != now:
+            change = f"{what} {now} where the run began with {shorten(began[what])}"
+            print(f"note: {change}: its last digits may differ", file=sys.stderr)
+    for logger in trainer.loggers:
+        if isinstance(logger, parts.RunLogger):
+            logger.resume(content["global_step"] if content is not None else 0)
+
+
+@rank_zero_only
+def announce(module: GPTModule, data: Data, reasons: Sequence[str]) -> None:
+    """Print what is trained on what, and what was chosen for this machine."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    lines = [f"{parameters:,} parameters, {data.description}", "; ".join(reasons)]
+    print("\n".join(filter(None, lines)), flush=True)
+
+
+def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | None) -> None:
+    """Train to the end. Raises UserError that names the last good checkpoint if the run diverges."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except Diverged as error:
+        last = parts.checkpoints.checkpoint_path(trainer, "last")
+        where = f"; its last good checkpoint is {last}" if last.exists() else ""
+        raise UserError(f"{error}{where}") from None
+    if "val/loss" not in trainer.callback_metrics:  # all steps had been taken, and only the result was missing
+        trainer.loggers = []  # they have logged it
+        trainer.validate(module, datamodule=data, verbose=False)
+
+
+def collect_result(trainer: L.Trainer, module: GPTModule, seconds: float) -> tuple[Result, str | None]:
+    """The numbers of a run that has ended, and the last text that it wrote (None if it was not asked to)."""
+    best, throughput = find_callback(trainer, parts.BestCheckpoint), find_callback(trainer, parts.Throughput)
+    samples, stopping = find_callback(trainer, parts.Samples), find_callback(trainer, parts.EarlyStopping)
+    result = Result(
+        best_val_loss=best.score if best else None,
+        best_step=best.step if best and best.score is not None else None,
+        final_val_loss=trainer.callback_metrics["val/loss"].item(),
+        final_bits_per_char=trainer.callback_metrics["val/bits_per_char"].item(),
+        step=trainer.global_step,
+        vocab_size=module.model.config.known_vocab_size(),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        seconds=round(throughput.elapsed if throughput else seconds, 1),
+        chars_per_second=throughput.mean if throughput else None,
+        stopped_early=bool(stopping and stopping.is_met),
+    )
+    return result, samples.latest if samples else None
+
+
+def find_callback(trainer: L.Trainer, kind: type[Callback]) -> Any:
+    """The callback of a kind. None if the configuration left it out."""
+    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in found if isinstance(callback, kind)), None)
+
+
+@contextlib.contextmanager
+def refusals_before_first_step(run: Run) -> Iterator[None]:
+    """Turn whatever is raised before the first step into one line: the settings do not fit.
+
+    After the first step an unexpected error is a bug, and keeps its traceback.
+    """
+    try:
+        yield
+    except (UserError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        is_output = isinstance(error, OSError) and error.filename is None  # standard output is closed, or full
+        if run.has_begun or is_output:
+            raise
+        reason = f"{type(error).__name__}: {one_line(error)[:300]}"
+        raise UserError(f"training = (not started): {reason}; change the setting that this names") from error
