@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
-
+    from pydantic import ValidationError
 
 # What other projects call a setting, and what it is called here
 ELSEWHERE = {

@@ -1,13 +1,13 @@
 """The story of a run: configuration, text, model, training, result.
 
 `train` tells it in order, and what follows are its steps. A run with a task fine-tunes, and one without
-pre-trains: `make_data` and `make_module` are all in which the two differ here.
+pre-trains: `pretraining_parts` and `gpt.finetune.parts` are all in which the two differ.
 """
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from gpt.checkpoint import read
 from gpt.config import RunConfig
 from gpt.data import Data, TextData
 from gpt.errors import UserError, one_line, shorten
+from gpt.finetune.parts import finetuning_parts
+from gpt.interop.weights import starting_weights
 from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
-from gpt.interop.weights import InitialWeights, starting_weights
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
 from gpt.resume import check_resumable, resolve
@@ -42,7 +43,11 @@ def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -
         stored = run.config
         weights = starting_weights(config, run)
         content = read(run.last) if run.last else None
-        data = make_data(config, weights.tokenizer if weights else stored_tokenizer(config, content))
+        source, tokenizer = (
+            (weights.model, weights.tokenizer) if weights else (None, stored_tokenizer(config, content))
+        )
+        parts_of_kind = pretraining_parts if config.task is None else finetuning_parts
+        data, make_module = parts_of_kind(config, source, tokenizer)
         config, reasons = resolve(config, stored, data)
         if stored:
             check_resumable(run, config, stored, data, content)
@@ -51,11 +56,12 @@ def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -
         with refusals_before_first_step(run):
             origin = {"init_sha256": weights.sha256} if weights else {}
             trainer = make_trainer(config, run, data, options, origin)
-            module = make_module(config, data, weights)
+            L.seed_everything(config.seed, verbose=False)  # of the weights that do not come from others
+            module = make_module(config)
             resume_loggers(trainer, run, content)
             if not options.quiet:
                 announce(module, data, reasons)
-            del content, weights  # their tensors would take memory while the run trains
+            del content, weights, source, make_module  # their tensors would take memory while the run trains
             start = time.perf_counter()
             fit(trainer, module, data, run.last)
         result, sample = collect_result(trainer, module, time.perf_counter() - start)
@@ -67,28 +73,25 @@ def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -
     return result
 
 
-def make_data(config: RunConfig, tokenizer: Tokenizer | None) -> Data:
-    """What the run trains on. Without a `tokenizer`, the one that `config` asks for is made. Raises UserError."""
-    if config.task is None:
-        return TextData(config.data, config.model.context_length, config.seed, tokenizer)
-    from gpt.finetune import make_task_data  # only where it is needed: tasks are a chapter of their own
+def pretraining_parts(
+    config: RunConfig, source: GPT | None, tokenizer: Tokenizer | None
+) -> tuple[TextData, Callable[[RunConfig], GPTModule]]:
+    """The data of a run that pre-trains, and what makes its module once the configuration is resolved.
 
-    return make_task_data(config, tokenizer)
+    The module has the weights of `source` if there is one, and draws them otherwise. Without a `tokenizer`, the one that
+    the configuration asks for is made. Raises UserError as `TextData` does.
+    """
+    data = TextData(config.data, config.model.context_length, config.seed, tokenizer)
 
+    def make_module(resolved: RunConfig) -> GPTModule:
+        model = GPT(resolved.model)
+        if source is not None:
+            model.load_state_dict(source.state_dict())
+        if resolved.trainer.compile:
+            model.compile()  # in place, so that the names in checkpoints stay as they are
+        return GPTModule(model, resolved.optimizer, resolved.scheduler, data.tokenizer.lengths)
 
-def make_module(config: RunConfig, data: Data, weights: InitialWeights | None = None) -> GPTModule:
-    """The model as Lightning trains it. What does not come from other weights is drawn from the run's seed."""
-    L.seed_everything(config.seed, verbose=False)
-    if config.task is not None:
-        from gpt.finetune import make_task_module
-
-        return make_task_module(config, data, weights.model if weights else None)
-    model = GPT(config.model)
-    if weights is not None:
-        model.load_state_dict(weights.model.state_dict())
-    if config.trainer.compile:
-        model.compile()  # in place, so that the names in checkpoints stay as they are
-    return GPTModule(model, config.optimizer, config.scheduler, data.tokenizer.lengths)
+    return data, make_module
 
 
 def stored_tokenizer(config: RunConfig, content: Mapping[str, Any] | None) -> Tokenizer | None:
@@ -134,7 +137,9 @@ def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | No
         last = parts.checkpoints.checkpoint_path(trainer, "last")
         where = f"; its last good checkpoint is {last}" if last.exists() else ""
         raise UserError(f"{error}{where}") from None
-    if "val/loss" not in trainer.callback_metrics:  # all steps had been taken, and only the result was missing
+    if (
+        "val/loss" not in trainer.callback_metrics
+    ):  # all steps had been taken, and only the result was missing
         trainer.loggers = []  # they have logged it
         trainer.validate(module, datamodule=data, verbose=False)
 
@@ -175,7 +180,9 @@ def refusals_before_first_step(run: Run) -> Iterator[None]:
     except (UserError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
-        is_output = isinstance(error, OSError) and error.filename is None  # standard output is closed, or full
+        is_output = (
+            isinstance(error, OSError) and error.filename is None
+        )  # standard output is closed, or full
         if run.has_begun or is_output:
             raise
         reason = f"{type(error).__name__}: {one_line(error)[:300]}"
