@@ -65,7 +65,7 @@ def read_table(config: TaskConfig) -> "pd.DataFrame":
     except OSError as error:
         refuse(config, "path", f"{error.strerror}; give a CSV or TSV file")
     except ValueError as error:  # what pandas does not understand, or what is not UTF-8
-        refuse(config, "path", f"not a CSV file in UTF-8 ({shorten(error)}); repair or convert it")
+        refuse(config, "path", f"not a CSV file in UTF-8 ({shorten(error, 100)}); repair or convert it")
     table.index += 2
     for name in filter(None, [*config.columns, config.label, config.split_column]):
         if name not in table:
@@ -113,7 +113,7 @@ def split_each_label(
 
 def refuse(config: TaskConfig, setting: str, reason: str) -> NoReturn:
     """Raise the UserError that says why one of the task's settings cannot be used."""
-    raise UserError(f"task.{setting} = {shorten(getattr(config, setting))}: {reason}") from None
+    raise UserError(f"task.{setting} = {shorten(getattr(config, setting), 200)}: {reason}") from None
 
 
 def refuse_first(config: TaskConfig, setting: str, wrong: "pd.Series", advice: str) -> None:
