@@ -128,7 +128,7 @@ def same_speaker(speeches: Sequence[Speech], random: np.random.Generator) -> lis
 
 
 def next_speech(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
-    """Which of four speeches comes next? The others are as long and from elsewhere. Shown as in `reply`."""
+    """Which of four speeches comes next? The others are about as long, from elsewhere. As in `reply`."""
     examples, by_length = [], ByLength(speeches)
     if len(speeches) <= 2 * NEAR + CANDIDATES:
         return []
