@@ -1,6 +1,5 @@
 """A task from anyone's table: a CSV or TSV file with texts and labels."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -97,9 +96,7 @@ def number_labels(config: TaskConfig, kind: str, given: "pd.Series") -> tuple[tu
     return labels, [numbers[label] for label in given]
 
 
-def split_each_label(
-    examples: Sequence[Example], test_fraction: float, seed: int
-) -> tuple[list[Example], list[Example]]:
+def split_each_label(examples: list[Example], test_fraction: float, seed: int) -> list[list[Example]]:
     """Training and test examples, with the same share of every label in both, as the seed decides."""
     random, train, test = np.random.default_rng([seed, 2]), list[Example](), list[Example]()
     for label in sorted({example.label for example in examples}):
@@ -108,7 +105,7 @@ def split_each_label(
         order = random.permutation(len(alike))
         test += [alike[number] for number in order[:count]]
         train += [alike[number] for number in order[count:]]
-    return train, test
+    return [train, test]
 
 
 def refuse(config: TaskConfig, setting: str, reason: str) -> NoReturn:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -45,13 +46,11 @@ class ExampleBatches:
 
     def __iter__(self) -> Iterator[Inputs]:
         per_epoch = len(self.examples) // self.batch_size
-        epoch, batches = -1, []
-        for k in range(self.start, self.length):
-            if k // per_epoch != epoch:
-                epoch = k // per_epoch
-                batches = self.epoch(epoch)
-            rows = batches[k % per_epoch][self.rank :: self.world_size]
-            yield collate([self.examples[row] for row in rows], self.longest)
+        for epoch, numbers in groupby(range(self.start, self.length), key=lambda k: k // per_epoch):
+            batches = self.epoch(epoch)
+            for k in numbers:
+                rows = batches[k % per_epoch][self.rank :: self.world_size]
+                yield collate([self.examples[row] for row in rows], self.longest)
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """The rows of each batch of an epoch, in an order of its own. Those of a batch are similarly long."""

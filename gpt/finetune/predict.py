@@ -46,9 +46,8 @@ def load_answerer(path: Path) -> Answerer:
     content = read(path)
     if (task := content["gpt"].get("task")) is None:
         advice = "fine-tune it first: python scripts/finetune.py init=RUN task=mark"
-        raise UserError(
-            f"checkpoint = {path}: a language model, which answers no questions about texts; {advice}"
-        )
+        reason = "a language model, which answers no questions about texts"
+        raise UserError(f"checkpoint = {path}: {reason}; {advice}")
     model, tokenizer, _ = assemble(path, content)
     longest = min(task["max_length"], model.config.context_length)
     return Answerer(cast(Classifier, model), tokenizer, shorten(task["name"]), task["labels"], longest)
