@@ -1,11 +1,14 @@
 """What the tests share: small models, small texts, and the training script called as from a command line."""
 
+import csv
+import json
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -50,6 +53,48 @@ def make_model(arch: str = "modern", seed: int = 0, **changes) -> GPT:
         if isinstance(module, CausalConv):
             torch.nn.init.normal_(module.weight, std=0.5)  # it starts at zero, which would test nothing
     return model
+
+
+def read_result(folder: str | Path) -> dict[str, Any]:
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+def history(folder: str | Path) -> list[dict[str, str]]:
+    """All that a run has logged, but for the speed."""
+    with Path(folder, "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if not key.startswith("perf")} for row in rows]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two contents of checkpoints are equal, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def assert_same_run(parts: str | Path, whole: str | Path) -> None:
+    """Two runs have logged the same, and left the same checkpoints and results, to the last bit."""
+    assert history(parts) == history(whole)
+    for name in ("best", "last"):
+        one, other = (read_checkpoint(Path(run, f"checkpoints/{name}.safetensors")) for run in (parts, whole))
+        for content in (one, other):
+            content.get("callbacks", {}).pop("throughput", None)  # the time that it took
+        assert same(one, other)
+    one, other = (read_result(run) for run in (parts, whole))
+    for key in (
+        "best_val_loss",
+        "best_step",
+        "final_val_loss",
+        "final_bits_per_char",
+        "step",
+        "stopped_early",
+    ):
+        assert one[key] == other[key]
 
 
 @pytest.fixture(params=list(ARCHITECTURES))
@@ -108,6 +153,20 @@ def call(tmp_path: Path, monkeypatch, capsys) -> Callable[..., tuple[int, str, s
         code = run_program(*arguments, **program)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def succeed(call, text: Path) -> Callable[..., str]:
+    """Call scripts/train.py with the smallest settings, `text` and what is given, without a mistake: stdout."""
+
+    def run(*arguments: str) -> str:
+        options = [argument for argument in arguments if argument.startswith("-")]
+        settings = [argument for argument in arguments if not argument.startswith("-")]
+        code, out, err = call(*options, *TINY, f"data.path={text}", *settings)
+        assert code == 0, out + err
+        return out
 
     return run
 
