@@ -52,6 +52,7 @@ class Sweep(Callback):
         self.folder, self.jobs = Path(), 0  # 0: a single run
         self.created: Path | None = None  # the outermost folder that did not exist before
         self.started = self.job_started = 0.0
+        self.error: Exception | None = None  # of a single run
 
     # Hydra only warns of an exception in a callback, and continues. So mistakes end the program here
 
@@ -76,7 +77,8 @@ class Sweep(Callback):
             elif not was_typed(config, "hydra.run.dir"):
                 # type: ignore[arg-type]
                 typed = parse_overrides(OmegaConf.to_container(config.hydra.overrides.task))
-                folder = Path(name_run(str(config.hydra.run.dir), config.name, typed))
+                start = Path(config.hydra.run.dir)
+                folder = start.with_name(name_run(start.name, config.name, typed))
                 self.note_missing(folder.parent)
                 set_hydra(config, "hydra.run.dir", str(make_unused(folder)))
             self.begin(Path(config.hydra.run.dir))
@@ -133,6 +135,9 @@ class Sweep(Callback):
         """Print the job's line, and keep the reason of a job that failed."""
         from gpt.machine import is_first_process
 
+        if config.hydra.mode != RunMode.MULTIRUN and job_return.status == JobStatus.FAILED:
+            self.error = job_return._return_value  # raised by `conclude`: Hydra would print a line about it
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         if config.hydra.mode != RunMode.MULTIRUN or not is_first_process():
             return
         folder = Path(config.hydra.runtime.output_dir)
@@ -159,8 +164,10 @@ class Sweep(Callback):
 
     def conclude(self) -> None:
         """Compare the jobs of a sweep. Raises UserError if some have failed, and leaves nothing if none could
-        begin.
+        begin. After a single run, raises what has ended it.
         """
+        if self.error is not None:
+            raise self.error
         if not self.jobs:
             return
         from gpt.analysis.report import report_line
