@@ -87,9 +87,8 @@ def explain(error: "ValidationError", group: str = "", known: Iterable[str] = ()
         del place[1]  # the name by which pydantic has chosen the class
     value = "null" if first["input"] is None else first["input"]
     name, reason = ".".join(place), first["msg"].removeprefix("Input ").removeprefix("String ")
-    if first["type"] == "union_tag_invalid":
-        name, value = f"{name}.name", first["ctx"]["tag"]
-        reason = f"should be one of {first['ctx']['expected_tags']}"
+    if first["type"].startswith("union_tag_"):  # invalid, or not found
+        name, value, reason = f"{name}.name", first["ctx"].get("tag", "(missing)"), "choose adamw or muon"
     elif first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         reason = f"no such setting; {did_you_mean(name, known)}"
     elif first["type"] == "value_error":
