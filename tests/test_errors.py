@@ -1,67 +1,52 @@
-from dataclasses import dataclass
-
 import pytest
 
-from gpt.settings import UserError, build, did_you_mean, user_errors
+from gpt.errors import UserError, did_you_mean, one_line, printable, shorten, user_errors
 
 
-@dataclass(frozen=True)
-class Sizes:
-    width: int
-    rate: float
-    wide: bool
-    name: str | None
-    pair: tuple[float, float]
-
-    def __post_init__(self):
-        if self.width < 1:
-            raise ValueError(f"width = {self.width}: too small; set more")
+def test_advice_names_the_closest_name_or_the_one_that_other_projects_use():
+    assert did_you_mean("n_haed", ["n_head", "n_layer"]) == "did you mean n_head?"
+    assert did_you_mean("n_head", ["model.n_head", "seed"]) == "did you mean model.n_head?"
+    assert did_you_mean("model.block_size", ["model.n_head"]) == "it is called model.context_length here"
+    assert did_you_mean("ckpt_path", ["resume"]) == "it is called resume here"
+    assert did_you_mean("xyz", ["b", "a"]) == "choose one of a, b"
+    assert did_you_mean("xyz", map(str, range(99))) == "python scripts/train.py --cfg job lists all settings"
 
 
-GOOD = dict(width=3, rate=0.5, wide=True, name=None, pair=[1, 2])
-
-
-def test_builds_and_converts():
-    made = build(Sizes, GOOD | {"width": 1e3, "rate": 2, "name": 7}, "size")
-    assert made == Sizes(width=1000, rate=2.0, wide=True, name="7", pair=(1.0, 2.0))
-    assert type(made.width) is int
+def test_values_in_messages_are_short_lines_without_control_characters():
+    assert shorten("a\n b\x1b[2J") == "a b\\x1b[2J"
+    assert shorten("x" * 99, 10) == "xxxxxxx..."
+    assert shorten(-(10**5000)) == "-(a number of about 5000 digits)"
+    assert one_line(ValueError("a\r\nb")) == "a b"
+    assert printable("a\n\tb\x1b]0;title\x07\u202e") == "a\n\tb\\x1b]0;title\\x07\\u202e"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("error", "code", "line"),
     [
-        ({"width": 1.5}, "size.width = 1.5: not a whole number"),
-        ({"width": "abc"}, "size.width = abc: not a whole number"),
-        ({"width": True}, "size.width = True: not a whole number"),
-        ({"width": float("inf")}, "size.width = inf: not a whole number"),
-        ({"width": None}, "size.width = None: not a whole number"),
-        ({"width": 0}, "size.width = 0: too small; set more"),
-        ({"rate": float("nan")}, "size.rate = nan: not a finite number"),
-        ({"rate": "fast"}, "size.rate = fast: not a finite number"),
-        ({"wide": 1}, "size.wide = 1: not true or false"),
-        ({"pair": [1]}, "size.pair = [1]: not a list of 2"),
-        ({"pair": [1, "x"]}, "size.pair = x: not a finite number"),
-        ({"widht": 3}, "size.widht = 3: no such setting; did you mean size.width?"),
+        (UserError("a = b: c;\nd"), 2, "error: a = b: c; d\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "error: output = (standard output): No space left on device; make room, or write somewhere else\n",
+        ),
     ],
 )
-def test_refuses_by_name(change, message):
-    with pytest.raises(UserError) as caught:
-        build(Sizes, GOOD | change, "size")
-    assert str(caught.value).startswith(message)
-
-
-def test_refuses_what_is_missing():
-    with pytest.raises(UserError, match=r"size\.rate = \(missing\)"):
-        build(Sizes, {key: value for key, value in GOOD.items() if key != "rate"}, "size")
-
-
-def test_did_you_mean():
-    assert did_you_mean("n_haed", ["n_head", "n_layer"]) == "did you mean n_head?"
-    assert did_you_mean("xyz", ["b", "a"]) == "choose one of a, b"
-
-
-def test_user_errors_end_in_one_line_and_exit_code_2(capsys):
+def test_mistakes_end_in_one_line_and_an_exit_code(capsys, monkeypatch, error, code, line):
+    monkeypatch.setattr("gpt.errors.discard_output", lambda: None)
     with pytest.raises(SystemExit) as stop, user_errors():
-        raise UserError("a = b: c; d")
-    assert stop.value.code == 2
-    assert capsys.readouterr() == ("", "error: a = b: c; d\n")
+        raise error
+    assert stop.value.code == code
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), OSError(2, "missing", "a.txt"), ValueError("b")])
+def test_bugs_keep_their_traceback(capsys, error):
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise error
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith(
+        "This is a bug of this project. Please report it with the lines above and the command.\n"
+    )
