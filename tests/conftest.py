@@ -159,7 +159,7 @@ def call(tmp_path: Path, monkeypatch, capsys) -> Callable[..., tuple[int, str, s
 
 @pytest.fixture
 def succeed(call, text: Path) -> Callable[..., str]:
-    """Call scripts/train.py with the smallest settings, `text` and what is given, without a mistake: stdout."""
+    """Call scripts/train.py with the smallest settings, `text` and more. It must end well: returns stdout."""
 
     def run(*arguments: str) -> str:
         options = [argument for argument in arguments if argument.startswith("-")]

@@ -28,7 +28,7 @@ CHOICES = [
     if path.parent != CONF and not path.is_relative_to(CONF / "hydra")
 ]
 FINE_TUNING = ("task=", "callbacks=finetune")  # choices for scripts/finetune.py, trained in test_finetune.py
-# trained in test_zero_shot.py, which has a play; in test_distributed.py; in test_loggers.py, which has the libraries
+# trained in test_zero_shot.py, which has a play, in test_distributed.py, and in test_loggers.py
 ELSEWHERE = ("callbacks=zero_shot", "trainer=ddp", "logger=wandb", "logger=mlflow", "logger=many")
 DEFAULTS = {  # what stands in the class of a group
     "model": ModelConfig(),

@@ -150,8 +150,8 @@ def train_job(cfg: DictConfig) -> float | None:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """All settings but Hydra's own as plain values, every interpolation resolved."""
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+    # type: ignore[return-value] - its keys are text
+    return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
 
 
 def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunConfig:

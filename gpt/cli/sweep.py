@@ -76,7 +76,8 @@ class Sweep(Callback):
             elif not was_typed(config, "hydra.run.dir"):
                 # type: ignore[arg-type]
                 typed = parse_overrides(OmegaConf.to_container(config.hydra.overrides.task))
-                folder = Path(name_run(str(config.hydra.run.dir), config.name, typed))
+                start = Path(config.hydra.run.dir)
+                folder = start.with_name(name_run(start.name, config.name, typed))
                 self.note_missing(folder.parent)
                 set_hydra(config, "hydra.run.dir", str(make_unused(folder)))
             self.begin(Path(config.hydra.run.dir))
