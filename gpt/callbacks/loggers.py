@@ -50,10 +50,8 @@ class RunLogger(Logger):
     """A logger that writes into the run's folder, and continues where a checkpoint was taken."""
 
     def resume(self, step: int) -> None:
-        """Keep what an earlier process has logged of the first `step` steps, and drop what it logged after
-        them.
-
-        Is called before anything is logged, with 0 for a run that begins.
+        """Drop what an earlier process has logged after the first `step` steps. Is called before anything is
+        logged.
         """
         raise NotImplementedError
 
@@ -65,8 +63,8 @@ class RunLogger(Logger):
 class MetricsFile(RunLogger):
     """metrics.csv: a row for each call of `log`, with empty cells for other metrics. Steps count from 0.
 
-    Lightning's CSVLogger deletes what it finds in its file. This one continues where a resumed run's
-    checkpoint was. The file is written whole, before each checkpoint and at the end.
+    Lightning's CSVLogger deletes what it finds in its file. This one continues, and writes it whole each
+    time.
     """
 
     name = version = None  # type: ignore[assignment]
@@ -118,8 +116,7 @@ class LateWriter(SummaryWriter):
 
 
 class TensorBoard(TensorBoardLogger, RunLogger):
-    """Lightning's logger for TensorBoard, straight in the run's folder and without hparams.yaml, since there
-    is config.yaml.
+    """Lightning's logger for TensorBoard, straight in the run's folder and without hparams.yaml.
 
     TensorBoard sorts its charts by the first word of their names, and draws two lines in one chart only if
     they come from two runs. So the losses are written once more under the name "loss": the training loss by a
