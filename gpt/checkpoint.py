@@ -51,14 +51,11 @@ def find(place: str | Path) -> Path:
     if os.path.isdir(path):  # unlike path.is_dir(), this raises nothing for a name that is too long
         best, last = (path / "checkpoints" / f"{name}{SUFFIX}" for name in ("best", "last"))
         path = last if last.exists() and not best.exists() else best
+    if os.path.exists(former := path.with_suffix(".ckpt")) and not (os.path.isfile(path) and path != former):
+        advice = "python scripts/convert_checkpoint.py RUN converts it"
+        raise refusal(former, "written by an earlier version", advice)
     if not os.path.isfile(path):
-        former = path.with_suffix(".ckpt").exists()
-        advice = (
-            "python scripts/convert_checkpoint.py RUN converts a former one"
-            if former
-            else "give a run folder or file"
-        )
-        raise refusal(path, "no such file", advice)
+        raise refusal(path, "no such file", "give a run folder or file")
     return path
 
 
@@ -173,19 +170,21 @@ def read(path: Path) -> dict[str, Any]:
         raise refusal(
             path, "not one of this project's", "give a run folder under outputs/ or a checkpoint in one"
         )
-    metadata = json.loads(header["gpt"])
-    if (found := metadata.get("format")) != FORMAT:
-        raise refusal(
-            path,
-            f"its format is {shorten(found)}, this version reads {FORMAT}",
-            "use the version that wrote it",
-        )
-    if header.get("sha256") != checksum(tensors):
-        raise refusal(path, "damaged: its tensors are not those that were written", "use another one")
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("training/")}
-    weights |= {name: tensors[of] for name, of in json.loads(header["tied"]).items()}
-    rest = decode(json.loads(header["training"]), tensors) if "training" in header else {}
-    return {"gpt": metadata, "state_dict": weights} | rest
+    try:
+        metadata = dict(json.loads(header["gpt"]))
+        if (found := metadata.get("format")) != FORMAT:
+            reason = f"its format is {shorten(found)}, this version reads {FORMAT}"
+            raise refusal(path, reason, "use the version that wrote it")
+        if header.get("sha256") != checksum(tensors):
+            raise refusal(path, "damaged: its tensors are not those that were written", "use another one")
+        weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("training/")}
+        weights |= {name: tensors[of] for name, of in json.loads(header["tied"]).items()}
+        rest = decode(json.loads(header["training"]), tensors) if "training" in header else {}
+        return {"gpt": metadata, "state_dict": weights} | rest
+    except UserError:
+        raise
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        raise refusal(path, "its header is damaged", "use another one") from None
 
 
 def encode(value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, str]) -> Any:

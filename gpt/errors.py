@@ -62,8 +62,8 @@ def printable(text: str) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Advice that names the closest of `known`, or lists them if they are few, or says where to find them."""
     known = sorted(known)
-    if word in ELSEWHERE:
-        return f"it is called {ELSEWHERE[word]} here"
+    if (elsewhere := word.rpartition(".")[2]) in ELSEWHERE:
+        return f"it is called {ELSEWHERE[elsewhere]} here"
     if inner := [name for name in known if name.replace("/", ".").endswith(f".{word}")]:
         return f"did you mean {' or '.join(inner[:3])}?"  # n_layer for model.n_layer
     if close := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
@@ -78,11 +78,13 @@ def explain(error: "ValidationError", group: str = "", known: Iterable[str] = ()
     """
     first = error.errors()[0]
     place = [*filter(None, [group]), *map(str, first["loc"])]
-    if place[:1] == ["optimizer"] and len(place) > 2:
+    if place[:1] == ["optimizer"] and place[1:2] in (["adamw"], ["muon"]):
         del place[1]  # the name by which pydantic has chosen the class
     value = "null" if first["input"] is None else first["input"]
-    name, reason = ".".join(place), first["msg"].removeprefix("Input ")
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    name, reason = ".".join(place), first["msg"].removeprefix("Input ").removeprefix("String ")
+    if first["type"].startswith("union_tag_"):  # invalid, or not found
+        name, value, reason = f"{name}.name", first["ctx"].get("tag", "(missing)"), "choose adamw or muon"
+    elif first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         reason = f"no such setting; {did_you_mean(name, known)}"
     elif first["type"] == "value_error":
         reason = str(first["ctx"]["error"])

@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -102,6 +103,18 @@ class MetricsFile(RunLogger):
         """Do nothing: config.yaml has them."""
 
 
+class LateWriter(SummaryWriter):
+    """Makes its file when it first writes: Lightning asks for it before the first step, which may fail."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.may_write = False
+        super().__init__(*args, **kwargs)
+        self.may_write = True
+
+    def _get_file_writer(self) -> Any:
+        return super()._get_file_writer() if self.may_write else None
+
+
 class TensorBoard(TensorBoardLogger, RunLogger):
     """Lightning's logger for TensorBoard, straight in the run's folder and without hparams.yaml.
 
@@ -112,7 +125,7 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
-        self.writers: dict[str, SummaryWriter] = {}  # of the runs within this one
+        self.writers: dict[str, SummaryWriter] = {}  # of this run, called "", and of the runs within it
         self.resume(0)
 
     def resume(self, step: int) -> None:
@@ -120,12 +133,15 @@ class TensorBoard(TensorBoardLogger, RunLogger):
         self._kwargs["purge_step"] = step
 
     def writer(self, name: str) -> SummaryWriter:
-        """The writer of a run within this one, or of this one for "". It makes its folder when it is first
-        used.
-        """
-        if name and name not in self.writers:
-            self.writers[name] = SummaryWriter(str(Path(self.log_dir, name)), **self._kwargs)
-        return self.writers[name] if name else self.experiment
+        """The writer of a run within this one, or of this one for ""."""
+        if name not in self.writers:
+            self.writers[name] = LateWriter(str(Path(self.log_dir, name)), **self._kwargs)
+        return self.writers[name]
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        return self.writer("")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -146,7 +162,7 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
     @rank_zero_only
     def write(self) -> None:
-        for writer in filter(None, (self._experiment, *self.writers.values())):
+        for writer in self.writers.values():
             writer.flush()
 
     def save(self) -> None:
@@ -154,7 +170,6 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        super().finalize(status)
         for writer in self.writers.values():
             writer.close()
 

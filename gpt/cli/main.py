@@ -4,10 +4,11 @@ What Hydra composes begins with the defaults of `gpt.config`, which are register
 them.
 """
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def run_program(main: Callable[[], Any]) -> None:
     """Run one of the two functions of Hydra below on the command line. A sweep ends with a comparison of its
     jobs.
     """
-    with user_errors():
+    with mistakes():
         options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
         if unknown := sorted(options - get_args_parser()._option_string_actions.keys()):
             advice = "settings have no dashes; write them as trainer.max_steps=3"
@@ -54,15 +55,21 @@ def run_program(main: Callable[[], Any]) -> None:
             main()
             if Sweep.started_here:
                 Sweep.started_here.conclude()
-        except UserError:
-            raise
+        finally:
+            if Sweep.started_here:
+                Sweep.started_here.remove_empty()
+
+
+@contextlib.contextmanager
+def mistakes() -> Iterator[None]:
+    """`user_errors`, for which what Hydra complains about is a mistake of the user too."""
+    with user_errors():
+        try:
+            yield
         except Exception as error:
             if (mistake := explain(error)) is None:
                 raise
             raise mistake from None
-        finally:
-            if Sweep.started_here:
-                Sweep.started_here.remove_empty()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -86,6 +93,12 @@ def finetune() -> None:
 
 
 def run_job(cfg: DictConfig) -> float | None:
+    """Train as Hydra has composed. Mistakes end a single run here: Hydra would add a line of its own."""
+    with contextlib.nullcontext() if HydraConfig.get().mode == RunMode.MULTIRUN else mistakes():
+        return train_job(cfg)
+
+
+def train_job(cfg: DictConfig) -> float | None:
     """Train the run that Hydra has composed, a single one or a job of a sweep, or continue the one that it
     resumes.
 
@@ -237,6 +250,13 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> UserErr
     """The one line for what Hydra or OmegaConf complains about. None for any other error, which is a bug."""
     text = f"{error}\n{error.__cause__ or ''}"
     typed = [word for word in (sys.argv[1:] if overrides is None else overrides) if not word.startswith("-")]
+    if "Config group override must be" in text:  # such as callbacks=null
+        given = {key: value for key, value in parse_overrides(typed).items() if (CONF / key).is_dir()}
+        group = next(key for key, value in given.items() if not isinstance(value, (str, list)))
+        choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        value = "null" if given[group] is None else given[group]
+        reason = f"no such file in conf/{group}/; choose one of {', '.join(choices)}"
+        return UserError(f"{group} = {value}: {reason}")
     if not type(error).__module__.startswith(("hydra", "omegaconf")):
         return None
     if found := re.search(r"Could not override '([^'@]+)", text):
@@ -256,7 +276,8 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> UserErr
     if found := re.search(
         r"Could not find '([^']+)/([^'/]+)'\n\nAvailable options in '[^']+':\n(.*)", text, re.DOTALL
     ):
-        choices = [word for word in found[3].split("\n\n")[0].split() if not word.endswith("_defaults")]
+        listed = re.findall(r"^\t(\S+)$", found[3], re.MULTILINE)
+        choices = [word for word in listed if not word.endswith("_defaults")]
         reason = f"no such file in conf/{found[1]}/; choose one of {', '.join(choices)}"
         return UserError(f"{found[1]} = {found[2]}: {reason}")
     if "Ambiguous value" in text:

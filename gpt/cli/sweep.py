@@ -120,8 +120,14 @@ class Sweep(Callback):
             print(shown, flush=True)
 
     def begin(self, folder: Path) -> None:
+        """Make the folder. Raises UserError if that is not possible."""
         self.note_missing(folder)
         self.folder, self.started, Sweep.started_here = folder.absolute(), time.time(), self
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"{error.strerror}; choose another hydra.run.dir or hydra.sweep.dir"
+            raise UserError(f"file = {folder}: {reason}") from None
 
     def note_missing(self, folder: Path) -> None:
         """Remember the outermost folder on the way to this one that does not exist yet."""
@@ -190,7 +196,8 @@ class Sweep(Callback):
 
     def remove_empty(self) -> None:
         """Remove the folder if nothing was written there, and those on the way to it that did not exist."""
-        (self.folder / "multirun.yaml").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.folder / "multirun.yaml").unlink()
         for folder in (self.folder, *self.folder.parents) if self.created else ():
             if folder.is_relative_to(self.created or folder):
                 with contextlib.suppress(OSError):  # something is in it
