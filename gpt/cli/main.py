@@ -5,7 +5,6 @@ them.
 """
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from gpt.cli.mistakes import hydra_errors
 from gpt.cli.names import CONF, PATHS, parse_overrides, quote_override, quote_paths
 from gpt.cli.sweep import Sweep
-from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, Settings, TaskConfig, setting_names
-from gpt.errors import UserError, did_you_mean, shorten, user_errors
+from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, Settings, TaskConfig
+from gpt.errors import UserError, shorten, user_errors
 
 TRUSTED = ("gpt.callbacks.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 
@@ -51,15 +51,10 @@ def run_program(main: Callable[[], Any]) -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, to be told in one line
         Sweep.started_here = None
         try:
-            main()
+            with hydra_errors():
+                main()
             if Sweep.started_here:
                 Sweep.started_here.conclude()
-        except UserError:
-            raise
-        except Exception as error:
-            if (mistake := explain(error)) is None:
-                raise
-            raise mistake from None
         finally:
             if Sweep.started_here:
                 Sweep.started_here.remove_empty()
@@ -85,6 +80,7 @@ def finetune() -> None:
     run_program(finetune_main)
 
 
+@hydra_errors()
 def run_job(cfg: DictConfig) -> float | None:
     """Train the run that Hydra has composed, a single one or a job of a sweep, or continue the one that it
     resumes.
@@ -144,16 +140,10 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
     """The configuration that scripts/train.py would make of these overrides. Raises UserError."""
     GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose(config_name, quote_paths(overrides), return_hydra_config=True)
-            # for interpolations such as ${hydra:runtime.choices.model}
-            HydraConfig.instance().set_config(cfg)
-            values = plain(cfg)
-    except Exception as error:
-        if (mistake := explain(error, overrides)) is None:
-            raise
-        raise mistake from None
+    with hydra_errors(overrides), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(config_name, quote_paths(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)  # for interpolations such as ${hydra:runtime.choices.model}
+        values = plain(cfg)
     values.pop("resume", None)
     return RunConfig.from_dict(values)
 
@@ -231,39 +221,6 @@ def targets(node: Any) -> list[str]:
         own = [str(node["_target_"])] if "_target_" in node else []
         return own + [target for inner in node.values() for target in targets(inner)]
     return [target for inner in node for target in targets(inner)] if isinstance(node, list) else []
-
-
-def explain(error: Exception, overrides: Sequence[str] | None = None) -> UserError | None:
-    """The one line for what Hydra or OmegaConf complains about. None for any other error, which is a bug."""
-    text = f"{error}\n{error.__cause__ or ''}"
-    typed = [word for word in (sys.argv[1:] if overrides is None else overrides) if not word.startswith("-")]
-    if not type(error).__module__.startswith(("hydra", "omegaconf")):
-        return None
-    if found := re.search(r"Could not override '([^'@]+)", text):
-        key = found[1]
-        value = next((word.partition("=")[2] for word in typed if word.lstrip("+~").startswith(key)), "")
-        if (
-            key.partition(".")[0] in ("task", "finetune")
-            and "finetune_main" not in text
-            and not (CONF / key).is_dir()
-        ):
-            return UserError(f"{key} = {shorten(value)}: a setting of fine-tuning; start scripts/finetune.py")
-        groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
-        advice = did_you_mean(key, {*setting_names(RunConfig), *groups, "resume"})
-        if key.startswith("trainer."):
-            advice += f" (an argument of Lightning's Trainer is added by +{key})"
-        return UserError(f"{key} = {shorten(value)}: no such setting; {advice}")
-    if found := re.search(
-        r"Could not find '([^']+)/([^'/]+)'\n\nAvailable options in '[^']+':\n(.*)", text, re.DOTALL
-    ):
-        choices = [word for word in found[3].split("\n\n")[0].split() if not word.endswith("_defaults")]
-        reason = f"no such file in conf/{found[1]}/; choose one of {', '.join(choices)}"
-        return UserError(f"{found[1]} = {found[2]}: {reason}")
-    if "Ambiguous value" in text:
-        several = next((word for word in typed if "," in word), typed[0])
-        return UserError(f"{several} = (several values): that is a sweep; add -m")
-    advice = "see python scripts/train.py --help"
-    return UserError(f"override = {shorten(' '.join(typed))}: {shorten(text, 200)}; {advice}")
 
 
 __all__ = ["compose_config", "finetune", "quote_override", "train"]
