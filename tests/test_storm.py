@@ -34,11 +34,18 @@ def life(process: subprocess.Popen, folder: Path, chance: random.Random) -> bool
 
 @pytest.mark.slow
 def test_storm_of_kills_changes_nothing(call, text, record_property):
-    more = ["model.dropout=0.1", "trainer.max_steps=800", "trainer.val_check_interval=20", "callbacks.samples=null"]
+    more = [
+        "model.dropout=0.1",
+        "trainer.max_steps=800",
+        "trainer.val_check_interval=20",
+        "callbacks.samples=null",
+    ]
     settings = [*TINY[:-1], *more, "callbacks.attention=null", f"data.path={text}"]
     assert call(*settings, "hydra.run.dir=whole")[0] == 0
     chance, kills, folder = random.Random(0), 0, Path("outputs/parts")
-    while life(begin(*settings, f"hydra.run.dir={folder}"), folder, chance):  # the same command resumes the run
+    while life(
+        begin(*settings, f"hydra.run.dir={folder}"), folder, chance
+    ):  # the same command resumes the run
         kills += 1
         for name in ("best", "last"):  # at any moment there is either none or a whole one
             if (path := folder / f"checkpoints/{name}.safetensors").exists():

@@ -5,9 +5,8 @@ What Hydra composes begins with the defaults of `gpt.config`, registered here, a
 
 import contextlib
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from gpt.cli.mistakes import hydra_errors
 from gpt.cli.names import CONF, PATHS, parse_overrides, quote_paths
 from gpt.cli.sweep import Sweep
-from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig, setting_names
-from gpt.errors import UserError, did_you_mean, shorten, user_errors
+from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig
+from gpt.errors import UserError, shorten, user_errors
 
 TRUSTED = ("gpt.callbacks.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 OF_FINE_TUNING = {"task": TaskConfig().model_dump(), "finetune": FinetuneConfig().model_dump()}
@@ -57,7 +57,7 @@ def finetune() -> None:
 
 def run_program(main: Callable[[], Any]) -> None:
     """Run one of the two functions above on the command line. A sweep ends with a comparison of its jobs."""
-    with mistakes():
+    with user_errors(), hydra_errors():
         options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
         if unknown := sorted(options - get_args_parser()._option_string_actions.keys()):
             advice = "settings have no dashes; write them as trainer.max_steps=3"
@@ -74,25 +74,13 @@ def run_program(main: Callable[[], Any]) -> None:
                 Sweep.started_here.remove_empty()
 
 
-@contextlib.contextmanager
-def mistakes() -> Iterator[None]:
-    """`user_errors`, for which what Hydra complains about is a mistake of the user too."""
-    with user_errors():
-        try:
-            yield
-        except Exception as error:
-            if (mistake := explain(error)) is None:
-                raise
-            raise mistake from None
-
-
 def run_job(cfg: DictConfig) -> float | None:
     """Train as Hydra has composed, a single run or a job of a sweep, and return the loss by which to choose.
 
     Mistakes end a single run here, because Hydra would add a line of its own.
     """
     is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    with contextlib.nullcontext() if is_sweep else mistakes():
+    with contextlib.nullcontext() if is_sweep else user_errors(), hydra_errors():
         return train_job(plain(cfg), HydraConfig.get(), is_sweep)
 
 
@@ -139,15 +127,10 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
     """The configuration that scripts/train.py would make of these overrides. Raises UserError."""
     GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose(config_name, quote_paths(overrides), return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)  # for ${hydra:runtime.choices.model}
-            values = plain(cfg)
-    except Exception as error:
-        if (mistake := explain(error, overrides)) is None:
-            raise
-        raise mistake from None
+    with hydra_errors(overrides), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(config_name, quote_paths(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)  # for ${hydra:runtime.choices.model}
+        values = plain(cfg)
     del values["resume"]
     return RunConfig.from_dict(values)
 
@@ -224,44 +207,3 @@ def targets(node: Any) -> list[str]:
     own = [str(node["_target_"])] if isinstance(node, dict) and "_target_" in node else []
     inner = node.values() if isinstance(node, dict) else node
     return own + [target for one in inner for target in targets(one)]
-
-
-def explain(error: Exception, overrides: Sequence[str] | None = None) -> UserError | None:
-    """The one line for what Hydra or OmegaConf complains about. None for any other error, which is a bug."""
-    text, is_theirs = (
-        f"{error}\n{error.__cause__ or ''}",
-        type(error).__module__.startswith(("hydra", "omegaconf")),
-    )
-    words = [word for word in (sys.argv[1:] if overrides is None else overrides) if not word.startswith("-")]
-    if found := re.search(r"Could not override '([^'@]+)", text):
-        return unknown_setting(found[1], words)
-    found = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
-    group, choice = (found[1], found[2]) if found else ("", "")
-    if "Config group override must be" in text:  # such as callbacks=null
-        given = {key: value for key, value in parse_overrides(words).items() if (CONF / key).is_dir()}
-        group = next(key for key, value in given.items() if not isinstance(value, (str, list)))
-        choice = "null" if given[group] is None else str(given[group])
-    if group:
-        choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-        return UserError(f"{group} = {choice}: no such file in conf/{group}/; choose one of {choices}")
-    if "Ambiguous value" in text:
-        several = next((word for word in words if "," in word), words[0])
-        return UserError(f"{several} = (several values): that is a sweep; add -m")
-    advice = "see python scripts/train.py --help"
-    return (
-        UserError(f"override = {shorten(' '.join(words))}: {shorten(text, 200)}; {advice}")
-        if is_theirs
-        else None
-    )
-
-
-def unknown_setting(key: str, words: Sequence[str]) -> UserError:
-    """The one line for a setting that does not exist."""
-    value = next((word.partition("=")[2] for word in words if word.lstrip("+~").startswith(key)), "")
-    if key.partition(".")[0] in OF_FINE_TUNING:
-        return UserError(f"{key} = {shorten(value)}: a setting of fine-tuning; start scripts/finetune.py")
-    groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
-    advice = did_you_mean(key, {*setting_names(RunConfig), *groups, "resume"})
-    if key.startswith("trainer."):
-        advice += f" (an argument of Lightning's Trainer is added by +{key})"
-    return UserError(f"{key} = {shorten(value)}: no such setting; {advice}")

@@ -22,6 +22,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from gpt.cli.mistakes import hydra_errors
 from gpt.cli.names import legible, name_run, parse_overrides, short_names
 from gpt.errors import UserError, one_line, printable, shorten, user_errors
 from gpt.files import write_text
@@ -54,7 +55,7 @@ class Sweep(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Choose the folder of a single run: that of the run it resumes, or a new one unless it was typed."""
-        with user_errors():
+        with user_errors(), hydra_errors():
             HydraConfig.instance().set_config(config)  # for ${hydra:runtime.choices.model}
             is_typed, folder = was_typed(config, "hydra.run.dir"), Path(config.hydra.run.dir)
             if config.resume is not None:
@@ -74,7 +75,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Choose the folders of a sweep and of its jobs, and print what varies."""
         warnings.filterwarnings("ignore", "A worker stopped")  # joblib replaces those that have grown
-        with user_errors():
+        with user_errors(), hydra_errors():
             HydraConfig.instance().set_config(config)
             if config.resume is not None:
                 reason = "not for sweeps; repeat the command to continue one"
@@ -174,7 +175,8 @@ class Sweep(Callback):
 
 
 def was_typed(config: DictConfig, key: str) -> bool:
-    return any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra)
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    return any(override.startswith(f"{key}=") for override in typed)
 
 
 def set_hydra(config: DictConfig, key: str, value: str, unless_typed: bool = False) -> None:
@@ -206,7 +208,7 @@ def name_jobs(names: Sequence[str], varied: Sequence[Override], values: Sequence
     for name, override, found in zip(names, varied, values, strict=True):
         key = override.key_or_group
         shown = [legible(value.strip("'\"")) for value in found]
-        if len(set(shown)) < len(found) or "" in shown:
+        if len(set(shown)) < len(found) or "" in shown or any(value.startswith("{") for value in found):
             return "job-${hydra:job.num}"
         place = f"${{hydra:runtime.choices.{key}}}" if key in choices else f"${{{key}}}"
         parts.append(f"{name}-${{legible:{place}}}")
