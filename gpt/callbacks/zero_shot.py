@@ -1,18 +1,29 @@
 """How much a language model knows of tasks that it was never trained for, while it is trained."""
 
-from typing import cast
+from typing import Annotated, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from pydantic import AfterValidator, Field, validate_call
 
 from gpt.data import TextData
-from gpt.errors import did_you_mean, shorten
+from gpt.errors import did_you_mean
 from gpt.finetune.task import Task
 from gpt.finetune.tasks import TASKS, make_examples, shuffled
 from gpt.finetune.zero_shot import zero_shot_accuracy
 from gpt.module import data_of, is_training, model_of
 
 SEED = 0  # of the examples, which are the same in every run
+
+
+def check_task(name: str) -> str:
+    """The same name. Raises ValueError unless it is one of a task."""
+    if name not in TASKS:
+        raise ValueError(f"no such task; {did_you_mean(name, TASKS)}")
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(check_task)]
 
 
 class ZeroShot(Callback):
@@ -24,13 +35,8 @@ class ZeroShot(Callback):
 
     state_key = "zero_shot"
 
-    def __init__(self, tasks: list[str], examples: int) -> None:
-        if unknown := [name for name in tasks if name not in TASKS]:
-            raise ValueError(
-                f"tasks = {shorten(unknown[0])}: no such task; {did_you_mean(unknown[0], TASKS)}"
-            )
-        if examples < 1:
-            raise ValueError(f"examples = {examples}: must be at least 1; set for instance 200")
+    @validate_call
+    def __init__(self, tasks: list[TaskName], examples: Annotated[int, Field(ge=1)]) -> None:
         self.names, self.examples = tasks, examples
         self.tasks: list[Task] = []
 
