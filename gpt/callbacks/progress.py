@@ -15,6 +15,12 @@ from gpt.module import is_training
 
 class Line(tqdm):
     monitor_interval = 0  # no thread: every step may redraw the line
+    facts = ""  # what stands after the bar
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What `bar_format` may name."""
+        return super().format_dict | {"facts": self.facts}
 
 
 class ProgressBar(LightningProgressBar):
@@ -64,7 +70,7 @@ class ProgressBar(LightningProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.first_step = trainer.global_step
         shown = {
-            "bar_format": "{desc}{n:,}/{total:,} {bar} {postfix}",
+            "bar_format": "{desc}{n:,}/{total:,} {bar}  {facts}",
             "dynamic_ncols": True,
             "file": sys.stdout,
         }
@@ -73,11 +79,11 @@ class ProgressBar(LightningProgressBar):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.line is not None and self.line.update(trainer.global_step - self.line.n):  # it was drawn
-            self.line.postfix = self.facts(trainer)
+            self.line.facts = self.facts(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.line is not None:
-            self.line.postfix = self.facts(trainer)
+            self.line.facts = self.facts(trainer)
             self.line.refresh()
 
     def on_train_end(self, *args: Any) -> None:
