@@ -21,8 +21,8 @@ SCRIPTS = ("tokenizer.js", "decoder.js", "page.js")
 def render(model: GPT, tokenizer: Tokenizer, title: str, facts: Mapping[str, str], prompt: str) -> str:
     """The page. Its weights, in float16, and all that it needs are inside.
 
-    `facts` are shown under the title. Raises UserError for weights that float16 cannot hold, and for a tokenizer
-    that the page does not know.
+    `facts` are shown under the title. Raises UserError for weights that float16 cannot hold, and for a
+    tokenizer that the page does not know.
     """
     with np.errstate(over="ignore"):
         parameters = {name: value.detach().numpy() for name, value in model.named_parameters()}
