@@ -1,6 +1,7 @@
 """Causal attention: first its formula, then what makes it fast without changing what it computes.
 
-Sources: [A] is Vaswani et al. 2017, *Attention Is All You Need*. The letters of the shapes are explained in `gpt/model.py`.
+Sources: [A] is Vaswani et al. 2017, *Attention Is All You Need*. The letters of the shapes are explained in
+`gpt/model.py`.
 """
 
 import math
@@ -28,7 +29,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module) -> tuple[Tens
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, block_size: int = 128) -> Tensor:
     """The mixed values of `attention`, computed for `block_size` queries at a time.
 
-    A block of queries meets the keys up to its own end only, so most scores that the mask would throw away are never computed.
+    A block of queries meets the keys up to its own end only, so most scores that the mask would throw away
+    are never computed.
     """
     T, S = q.size(-2), k.size(-2)
     blocks = []
@@ -40,11 +42,12 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, blo
 
 
 class Dropout(nn.Module):
-    """Zeroes each element with probability p during training and scales the others up, so that the mean stays the same.
+    """Zeroes each element with probability p during training and scales the others up, so that the mean stays
+    the same.
 
-    Srivastava et al. 2014, *Dropout*. On a CPU, `nn.Dropout` draws one random number per element, which takes longer than the
-    attention it is applied to. Here one 64-bit number decides eight elements, one byte each, so p is rounded to a multiple of
-    1/256 (but not to 0 or 1).
+    Srivastava et al. 2014, *Dropout*. On a CPU, `nn.Dropout` draws one random number per element, which takes
+    longer than the attention it is applied to. Here one 64-bit number decides eight elements, one byte each,
+    so p is rounded to a multiple of 1/256 (but not to 0 or 1).
     """
 
     def __init__(self, p: float) -> None:
@@ -65,8 +68,8 @@ class Dropout(nn.Module):
 def fastest_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
     """The mixed values (B, H, T, D) of `attention`, computed in the fastest way.
 
-    Use PyTorch's fused kernel, except for a cached prefix, which `is_causal` cannot express, and on a CPU for dropout, which is
-    slow there, and for bfloat16, whose backward pass is.
+    Use PyTorch's fused kernel, except for a cached prefix, which `is_causal` cannot express, and on a CPU for
+    dropout, which is slow there, and for bfloat16, whose backward pass is.
     """
     T, S = q.size(-2), k.size(-2)
     p = dropout.p if dropout.training else 0.0
@@ -75,16 +78,16 @@ def fastest_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tens
     return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
 
 
-Attend = Callable[
-    [Tensor, Tensor, Tensor, Dropout], Tensor
-]  # what `fastest_attention` is, and what can stand in its place
+# what `fastest_attention` is, and what can stand in its place
+Attend = Callable[[Tensor, Tensor, Tensor, Dropout], Tensor]
 
 
 def rotary_table(context_length: int, head_size: int) -> Tensor:
-    """Cosines and signed sines (2, T, D) of the angles by which `apply_rotary` turns pairs of numbers at each position.
+    """Cosines and signed sines (2, T, D) of the angles by which `apply_rotary` turns pairs of numbers at each
+    position.
 
-    Pair i turns by 10000^(-2i / D) per position (Su et al. 2021, *RoFormer*, section 3.2.2). The sines of the first half are
-    negative, as `apply_rotary` needs them.
+    Pair i turns by 10000^(-2i / D) per position (Su et al. 2021, *RoFormer*, section 3.2.2). The sines of the
+    first half are negative, as `apply_rotary` needs them.
     """
     frequency = 10000.0 ** (-torch.arange(0, head_size, 2) / head_size)  # (D / 2)
     angle = torch.arange(context_length)[:, None] * frequency  # (T, D / 2)
@@ -95,8 +98,8 @@ def rotary_table(context_length: int, head_size: int) -> Tensor:
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (a, b) = (x_i, x_{i + D/2}) into (a cos - b sin, b cos + a sin).
 
-    The product of a query and a key then depends on how far apart they are and not on where they stand (Su et al. 2021,
-    *RoFormer*, section 3.4.2, with the pairs D/2 apart rather than side by side).
+    The product of a query and a key then depends on how far apart they are and not on where they stand (Su et
+    al. 2021, *RoFormer*, section 3.4.2, with the pairs D/2 apart rather than side by side).
 
     Args: x (..., T, D); cos and sin (T, D), the two parts of a `rotary_table`. Returns: (..., T, D).
     """
@@ -104,9 +107,11 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values, and inputs of convolutions, of the positions that a model has read, so that none is computed twice.
+    """Keys and values, and inputs of convolutions, of the positions that a model has read, so that none is
+    computed twice.
 
-    `length` counts these positions; `GPT.forward` advances it. Tensors are written in place, so this is not for training.
+    `length` counts these positions; `GPT.forward` advances it. Tensors are written in place, so this is not
+    for training.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -116,7 +121,9 @@ class KVCache:
         self.conv_inputs: dict[nn.Module, Tensor] = {}  # per CausalConv (B, width, C)
 
     def append(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's keys and values of new positions (B, H, T, D); return those of all positions (B, H, S, D) as views."""
+        """Store a layer's keys and values of new positions (B, H, T, D); return those of all positions (B, H,
+        S, D) as views.
+        """
         if layer not in self.keys_values:
             self.keys_values[layer] = k.new_empty(2, *k.shape[:2], self.capacity, k.size(-1))
         keys, values = self.keys_values[layer]
@@ -125,7 +132,8 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def prepend_conv_inputs(self, layer: nn.Module, x: Tensor, width: int) -> Tensor:
-        """Put a layer's last `width` inputs (zeros at the start) before x (B, T, C), and store the new last ones.
+        """Put a layer's last `width` inputs (zeros at the start) before x (B, T, C), and store the new last
+        ones.
 
         Returns: (B, width + T, C).
         """

@@ -1,28 +1,35 @@
-"""Checkpoints: finding, reading and loading them. Nothing in them is executed, and everything is checked before it is used.
+"""Checkpoints: safetensors files, whose header tells everything else as JSON. Nothing in one can be executed.
 
-A checkpoint is Lightning's, with the run's metadata under "gpt", from which the model can be made again:
-    format (4), model (the fields of ModelConfig), tokenizer (its state), text_sha256, config (all settings of the run),
-    and for a fine-tuned model task (its name, kind and labels)
+best.safetensors holds the weights of a model under their own names (`tokens.weight`,
+`blocks.0.attn.qkv.weight`), so any program can read them. In the header, "gpt" is what makes the model again:
+    format (5), model (a ModelConfig), tokenizer (its state), text_sha256, config (all settings of the run), step,
+    and for a fine-tuned model task (its name, kind, labels and longest sequence)
+last.safetensors also holds what training continues from. In its header, "training" is a tree of plain values,
+in which {"tensor": NAME} stands for a tensor of the file.
 """
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from gpt.archive import Refused, read_archive, walk
 from gpt.config import ModelConfig
-from gpt.errors import UserError, build, shorten
-from gpt.files import PRETRAINED
+from gpt.errors import UserError, explain, shorten
+from gpt.files import PRETRAINED, atomic
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, restore
-from gpt.training_state import PREFIX, check_training_state, compare_weights, describe_model
 
-__all__ = ["FORMAT", "assemble", "check_training_state", "find", "load", "read", "tensors_in"]
-
-FORMAT = 4
+FORMAT = 5
+SUFFIX = ".safetensors"
+LARGEST_HEADER = 2**26  # bytes. The largest vocabulary takes a tenth of it
 LARGEST_ROTARY_TABLE = 2**25  # numbers. It is the only large tensor of a model that is not in its checkpoint
 OWN = "use a checkpoint that this project wrote"
 
@@ -31,66 +38,38 @@ def refusal(path: Path, reason: str, advice: str = OWN) -> UserError:
     return UserError(f"checkpoint = {path}: {reason}; {advice}")
 
 
-def find(place: str) -> Path:
-    """The checkpoint file that `place` means: a .ckpt file, or a run folder.
+def find(place: str | Path) -> Path:
+    """The checkpoint file that `place` means: a file, a run folder, or "pretrained" for the one that comes
+    with gpt.
 
-    Of a run, that is its best checkpoint, or its last if it has not been validated yet. Raises UserError if there is none.
+    Of a run, that is its best checkpoint, or its last if it has not been validated yet. Raises UserError if
+    there is none.
     """
-    if "://" in place:
-        raise UserError(f"checkpoint = {place}: addresses are not read; download the file and give its path")
+    if place == "pretrained":
+        return PRETRAINED
     path = Path(place)
     if os.path.isdir(path):  # unlike path.is_dir(), this raises nothing for a name that is too long
-        best, last = (path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+        best, last = (path / "checkpoints" / f"{name}{SUFFIX}" for name in ("best", "last"))
         path = last if last.exists() and not best.exists() else best
     if not os.path.isfile(path):
-        raise refusal(path, "no such file", "give a run folder under outputs/ or a .ckpt file")
+        former = path.with_suffix(".ckpt").exists()
+        advice = (
+            "python scripts/convert_checkpoint.py RUN converts a former one"
+            if former
+            else "give a run folder or file"
+        )
+        raise refusal(path, "no such file", advice)
     return path
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file: dictionaries, lists, plain values, and tensors on the CPU. Raises UserError."""
-    if not os.path.isfile(path):  # a pipe would be waited for
-        raise refusal(path, "no such file", "give a run folder or a .ckpt file")
-    try:
-        content = read_archive(path)
-    except Refused as error:
-        raise refusal(path, f"refused, nothing was run: {shorten(error, 200)}") from None
-    except PermissionError as error:
-        raise refusal(path, str(error.strerror), "give a checkpoint that can be read") from None
-    except Exception:  # there is an exception of another kind for each kind of damage
-        beside = "best" if path.name == "last.ckpt" else "last"
-        damage = f"truncated or not a checkpoint ({path.stat().st_size:,} bytes)"
-        raise refusal(path, damage, f"use another one, such as {beside}.ckpt beside it") from None
-    if not (
-        isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("gpt", "state_dict"))
-    ):
-        raise refusal(
-            path, "not one of this project's", "give a run folder under outputs/ or a .ckpt file in one"
-        )
-    if any(True for _ in tensors_in(content["gpt"])):
-        raise refusal(
-            path, "refused, nothing was run: it has tensors in its metadata, where none of ours has any"
-        )
-    if foreign := [
-        key for key in content if "hyper_parameters" in str(key)
-    ]:  # Lightning would make objects from them
-        held = f"{shorten(foreign[0])} ({shorten(content[foreign[0]], 100)})"
-        raise refusal(path, f"refused, nothing was run: it has {held}, which none of ours has")
-    if (found := content["gpt"].get("format")) != FORMAT:
-        reason = f"its format is {shorten(found)}, this version reads {FORMAT}"
-        raise refusal(
-            path,
-            reason,
-            "make it anew: make pretrained" if path == PRETRAINED else "use the version that wrote it",
-        )
-    return content
+def load(place: str | Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """The language model of a checkpoint in eval mode, its tokenizer, and the run's metadata. `place` is as
+    in `find`.
 
-
-def load(path: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """The language model of a checkpoint in eval mode, its tokenizer, and the run's metadata.
-
-    Raises UserError as `assemble` does, and for a fine-tuned model, which `gpt.finetune.predict.load_answerer` loads.
+    Raises UserError as `assemble` does, and for a fine-tuned model, which
+    `gpt.finetune.predict.load_answerer` loads.
     """
+    path = find(place)
     content = read(path)
     if content["gpt"].get("task") is not None:
         advice = "python scripts/classify.py RUN uses it; give the run of a language model here"
@@ -98,46 +77,158 @@ def load(path: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     return assemble(path, content)
 
 
-def assemble(path: Path, content: dict[str, Any]) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """The model in what `read(path)` has found, of either kind, in eval mode, its tokenizer, and the run's metadata.
+def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """The model in what `read(path)` has found, of either kind, in eval mode, its tokenizer, and the run's
+    metadata.
 
-    Raises UserError for a file that is damaged or does not fit together. The sizes that it claims are compared with its
-    tensors before a model is made, so that the weights of none take more memory than the file. A rotary table, which no file
-    holds, takes at most 256 MiB, and 0.7 GB while it is computed (LARGEST_ROTARY_TABLE).
+    Raises UserError for metadata that make no model, and for weights that do not fit them. The number of
+    weights is compared before a model is made, so that none takes more memory than its file.
     """
-    metadata = content["gpt"]
+    metadata, weights = content["gpt"], content["state_dict"]
     try:
-        config, tokenizer = check_metadata(metadata)
-        _, make, extra = describe_model(metadata)
-    except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise refusal(path, f"its metadata makes no model ({shorten(error, 200)})") from None
-    if difference := compare_weights(content["state_dict"], config, make, extra):
-        raise refusal(path, difference, "use an earlier one, or one that was not altered")
-    model = make(config)
-    model.load_state_dict(
-        {name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items()}
-    )
+        config, tokenizer = ModelConfig.model_validate(metadata["model"]), restore(metadata["tokenizer"])
+        make, extra = kind_of_model(metadata, config)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = explain(error, "model") if isinstance(error, ValidationError) else error
+        raise refusal(path, f"its metadata makes no model ({shorten(reason, 200)})") from None
+    if config.vocab_size != len(tokenizer):
+        raise refusal(
+            path, f"vocab_size = {config.vocab_size}, but its tokenizer has {len(tokenizer)} tokens"
+        )
+    if config.positions == "rotary" and config.context_length * config.head_size > LARGEST_ROTARY_TABLE:
+        raise refusal(path, f"context_length = {config.context_length}: longer than that of any model here")
+    held = sum({(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in weights.values()}.values())
+    if held != (needed := config.parameter_count() + extra):
+        raise refusal(path, f"holds {held:,} parameters, where its sizes ask for {needed:,}")
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise refusal(
+            path, f"non-finite weights in {len(broken)} tensors, {broken[0]} first", "use an earlier one"
+        )
+    model = make()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise refusal(path, f"another architecture than its metadata says: {shorten(error, 200)}") from None
     return model.eval(), tokenizer, metadata
 
 
-def check_metadata(metadata: dict[str, Any]) -> tuple[ModelConfig, Tokenizer]:
-    """The model's configuration and the tokenizer. Raises UserError, or whatever wrong types lead to."""
-    config = build(ModelConfig, metadata["model"], "model")
-    tokenizer = restore(metadata["tokenizer"])
-    if config.vocab_size != len(tokenizer):
-        raise UserError(f"model.vocab_size = {config.vocab_size}: its tokenizer has {len(tokenizer)} tokens")
-    if (
-        config.positions == "rotary"
-        and (size := config.context_length * config.head_size) > LARGEST_ROTARY_TABLE
-    ):
-        raise UserError(
-            f"model.context_length = {config.context_length}: longer than any model here ({size:,} rotary angles)"
+def kind_of_model(metadata: Mapping[str, Any], config: ModelConfig) -> tuple[Any, int]:
+    """What makes the model of a checkpoint, and how many parameters it has in addition to those of a language
+    model.
+    """
+    if (task := metadata.get("task")) is None:
+        return lambda: GPT(config), 0
+    # the core knows fine-tuning by this line alone
+    from gpt.finetune.model import build_classifier, extra_parameters
+
+    return lambda: build_classifier(task, config), extra_parameters(task, config)
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `gpt` (metadata), `state_dict` (weights) and whatever else training continues from, atomically.
+
+    Everything else may hold dictionaries with keys of text or whole numbers, lists, tuples, plain values and
+    tensors.
+    Raises OSError, and TypeError for any other value.
+    """
+    tensors: dict[str, Tensor] = {}
+    names: dict[Any, str] = {}
+    weights = {
+        name: encode(tensor, name, tensors, names)["tensor"] for name, tensor in content["state_dict"].items()
+    }
+    rest = {key: value for key, value in content.items() if key not in ("gpt", "state_dict")}
+    header = {"format": "pt", "gpt": json.dumps(content["gpt"])}
+    header["tied"] = json.dumps({name: of for name, of in weights.items() if name != of})
+    if rest:
+        header["training"] = json.dumps(encode(rest, "training", tensors, names))
+    header["sha256"] = checksum(tensors)
+    with atomic(path) as file:
+        file.write(save(tensors, header))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What was given to `write`: plain values, and tensors on the CPU. Tuples come back as lists.
+
+    Raises UserError for a file that is missing, truncated, damaged in any bit of its tensors, or not of this
+    project.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > LARGEST_HEADER:
+            raise SafetensorError("no header of such a file")
+        with safe_open(path, "pt") as opened:
+            header: dict[str, str] = opened.metadata() or {}
+            # noqa: SIM118 - it is no dictionary
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    except OSError as error:
+        raise refusal(
+            path, str(error.strerror or error), "give a run folder or a file that can be read"
+        ) from None
+    except SafetensorError as error:
+        raise refusal(
+            path, f"truncated or not a checkpoint ({shorten(error, 100)})", "use another one"
+        ) from None
+    if "gpt" not in header:
+        raise refusal(
+            path, "not one of this project's", "give a run folder under outputs/ or a checkpoint in one"
         )
-    if not isinstance(metadata.get("config"), dict) or not isinstance(metadata.get("text_sha256"), str):
-        raise UserError("config, text_sha256 = (missing): every run stores them")
-    return config, tokenizer
+    metadata = json.loads(header["gpt"])
+    if (found := metadata.get("format")) != FORMAT:
+        raise refusal(
+            path,
+            f"its format is {shorten(found)}, this version reads {FORMAT}",
+            "use the version that wrote it",
+        )
+    if header.get("sha256") != checksum(tensors):
+        raise refusal(path, "damaged: its tensors are not those that were written", "use another one")
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("training/")}
+    weights |= {name: tensors[of] for name, of in json.loads(header["tied"]).items()}
+    rest = decode(json.loads(header["training"]), tensors) if "training" in header else {}
+    return {"gpt": metadata, "state_dict": weights} | rest
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors inside dictionaries, lists and tuples."""
-    return (inner for inner, _ in walk(value) if isinstance(inner, Tensor))
+def encode(value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, str]) -> Any:
+    """`value` as JSON has it. Its tensors are put into `tensors` by their path, tied ones once; `names` tells
+    which.
+    """
+    if isinstance(value, Tensor):
+        place = names.setdefault(
+            (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device), name
+        )
+        if place == name:
+            tensor = value.detach().cpu().contiguous()
+            # of a larger one, which the file would not hold
+            is_part = tensor.untyped_storage().nbytes() != tensor.nbytes
+            tensors[name] = tensor.clone() if is_part else tensor
+        return {"tensor": place}
+    # as pairs, because JSON would turn the keys 0, 1, 2 of an optimizer into text
+    if isinstance(value, Mapping):
+        return {
+            "items": [[key, encode(inner, f"{name}/{key}", tensors, names)] for key, inner in value.items()]
+        }
+    if isinstance(value, (list, tuple)):
+        return [encode(inner, f"{name}/{number}", tensors, names) for number, inner in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}, which no checkpoint can hold")
+
+
+def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `encode`."""
+    if isinstance(value, list):
+        return [decode(inner, tensors) for inner in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: decode(inner, tensors) for key, inner in value["items"]}
+    return value
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of the bytes of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

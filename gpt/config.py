@@ -1,10 +1,12 @@
-"""Every setting of a run with its type, range, default and meaning. The files in `conf/` list only what their choice changes.
+"""Every setting of a run with its type, range, default and meaning. Files in `conf/` list what their choice
+changes.
 
-A setting that is unknown, of the wrong type or outside its range is refused with a `pydantic.ValidationError`, which is a
-ValueError. `RunConfig.from_dict` turns it into a UserError of one line, in which `model.n_head` is named as on the command line.
+A setting that is unknown, of the wrong type or outside its range is refused with a
+`pydantic.ValidationError`, which is a ValueError. `RunConfig.from_dict` turns it into a UserError of one
+line, which names it as the command line does.
 
-[A] is Vaswani et al. 2017, *Attention Is All You Need*, [G] is Radford et al. 2018, *Improving Language Understanding by
-Generative Pre-Training*.
+[A] is Vaswani et al. 2017, *Attention Is All You Need*, [G] is Radford et al. 2018, *Improving Language
+Understanding by Generative Pre-Training*.
 """
 
 import re
@@ -14,7 +16,6 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -22,15 +23,14 @@ from pydantic import (
     model_validator,
 )
 
-from gpt.errors import UserError, did_you_mean, shorten
+from gpt.errors import explain
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]  # leaves none of two parts empty
 Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[
-    float, Field(gt=0, le=1e6)
-]  # of learning: a peak, which the schedule multiplies by at most 1
+# of learning, at its peak: the schedule multiplies it by at most 1
+Rate = Annotated[float, Field(gt=0, le=1e6)]
 
 
 def check_file_name(name: str) -> str:
@@ -61,46 +61,40 @@ class Settings(BaseModel):
 
 
 class ModelConfig(Settings):
-    """Everything that decides which tensors a model has and what it computes. The defaults are those of `model=small`."""
+    """Everything that decides which tensors a model has and what it computes. The default size is
+    `model=small`.
+    """
 
-    vocab_size: Annotated[int, Field(ge=1, le=2**20)] | None = (
-        None  # None: as many as the text has; a model needs a number
-    )
+    # None: as many as the text has. A model needs a number
+    vocab_size: Annotated[int, Field(ge=1, le=2**20)] | None = None
     context_length: int = Field(256, ge=1, le=2**17)
     n_layer: int = Field(5, ge=1, le=2**10)
-    n_head: int = Field(
-        2, ge=1, le=2**10
-    )  # at this size, more heads learn no more and cost more (docs/log.md)
+    # at this size, more heads cost more and learn no more (docs/log.md)
+    n_head: int = Field(2, ge=1, le=2**10)
     n_embd: int = Field(160, ge=1, le=2**16)
     dropout: Probability = 0.0  # on embeddings and both residual branches, [G] section 4.1
-    norm_position: Literal["pre", "post"] = (
-        "pre"  # post: norm(x + f(x)), [A], [G]; pre: x + f(norm(x)), a final norm, GPT-2
-    )
+    # post: norm(x + f(x)), as in [A] and [G]; pre: x + f(norm(x)) and a final norm, as in GPT-2
+    norm_position: Literal["pre", "post"] = "pre"
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # which is one kernel on a CPU, and RMSNorm is not
     positions: Literal["learned", "rotary"] = "rotary"
     activation: Literal["gelu", "relu", "relu2"] = "relu2"
     bias: bool = False  # in linear layers and norms; the output head never has one
     tied_head: bool = False  # the output head is the token embedding, [G] equation 2
-    attention_dropout: bool = (
-        False  # on attention weights too, [G] section 4.1. Without it, a CPU is a quarter faster
-    )
+    attention_dropout: bool = False  # on attention weights too, [G] section 4.1; a CPU is a quarter slower
     qk_norm: bool = True  # normalise queries and keys, per head and by one shared norm, before they meet
-    conv_width: int = Field(
-        3, ge=0, le=2**8
-    )  # earlier positions that are mixed into what attention and MLP see; 0: none
+    # how many earlier positions each branch has mixed into its input
+    conv_width: int = Field(3, ge=0, le=2**8)
 
     @model_validator(mode="after")
     def heads_divide_the_width(self) -> Self:
         if self.n_embd % self.n_head:
             fitting = [n for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % n == 0]
-            raise ValueError(
-                f"n_head = {self.n_head}: n_embd = {self.n_embd} is not divisible by it; try one of {fitting}"
-            )
+            reason = f"n_embd = {self.n_embd} is not divisible by it"
+            raise ValueError(f"n_head = {self.n_head}: {reason}; try one of {fitting}")
         if self.positions == "rotary" and self.head_size % 2:
             reason = f"it turns pairs, but the head size n_embd / n_head = {self.head_size} is odd"
-            raise ValueError(
-                f"positions = rotary: {reason}; choose an n_head that makes it even, or positions=learned"
-            )
+            advice = "choose an n_head that makes it even, or positions=learned"
+            raise ValueError(f"positions = rotary: {reason}; {advice}")
         return self
 
     @property
@@ -110,22 +104,15 @@ class ModelConfig(Settings):
     def known_vocab_size(self) -> int:
         """`vocab_size`. Raises ValueError while it is None."""
         if self.vocab_size is None:
-            raise ValueError(
-                "vocab_size = None: not known before the text is read; set it to the number of tokens"
-            )
+            raise ValueError("vocab_size = None: not known before the text is read; set the number of tokens")
         return self.vocab_size
 
     def parameter_count(self) -> int:
         """How many trainable numbers `GPT(config)` holds, without building it. A tied head counts once."""
         C, bias = self.n_embd, self.bias
         norm = 2 if self.norm == "layernorm" and bias else 1  # per number that is normalised
-        block = (
-            12 * C * C
-            + 9 * C * bias
-            + 2 * norm * C
-            + norm * self.head_size * self.qk_norm
-            + 2 * self.conv_width * C
-        )
+        block = 12 * C * C + 9 * C * bias + 2 * norm * C + 2 * self.conv_width * C
+        block += norm * self.head_size * self.qk_norm
         embeddings = self.known_vocab_size() * C * (1 if self.tied_head else 2)
         positions = self.context_length * C * (self.positions == "learned")
         return embeddings + positions + self.n_layer * block + norm * C * (self.norm_position == "pre")
@@ -133,8 +120,8 @@ class ModelConfig(Settings):
     def flops_per_token(self) -> int:
         """Floating-point operations to train on one position, forward and backward.
 
-        6 for each weight of a matrix product and 12 n_layer C T for attention, which includes what the causal mask throws
-        away (Chowdhery et al. 2022, *PaLM*, appendix B).
+        6 for each weight of a matrix product and 12 n_layer C T for attention, which includes what the causal
+        mask throws away (Chowdhery et al. 2022, *PaLM*, appendix B).
         """
         C = self.n_embd
         weights = 12 * self.n_layer * C * C + self.known_vocab_size() * C
@@ -144,15 +131,13 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Which text is read, how it becomes ids, and how many of them make a batch."""
 
-    path: FileName | None = (
-        None  # a UTF-8 file, a folder, or a pattern such as 'texts/*.txt'; None: Tiny Shakespeare
-    )
+    # a file, a folder, or a pattern such as 'texts/*.txt'; None: Tiny Shakespeare
+    path: FileName | None = None
     folder: FileName = "data"  # keeps Tiny Shakespeare if it is downloaded, and the ids of large texts
     val_fraction: Fraction = 0.1  # the share of the text, at its end, that is held out for validation
     batch_size: Count = 4  # windows of context_length tokens, over all processes together
-    tokenizer: Literal["char", "byte", "bpe"] = (
-        "char"  # byte suits any file; bpe: pieces of words, needs the extra hf
-    )
+    # byte suits any file; bpe, pieces of words, needs extra hf
+    tokenizer: Literal["char", "byte", "bpe"] = "char"
     bpe_vocab_size: int = Field(512, ge=2**8, le=2**16)  # the number of pieces, for tokenizer=bpe alone
 
 
@@ -166,7 +151,9 @@ class AdamWConfig(Settings):
 
 
 class MuonConfig(AdamWConfig):
-    """Muon for the matrices of the blocks, AdamW with lr, betas and weight_decay for embeddings, head and norms."""
+    """Muon for the matrices of the blocks, AdamW with lr, betas and weight_decay for embeddings, head and
+    norms.
+    """
 
     name: Literal["muon"] = "muon"  # type: ignore[assignment]
     lr: Rate = 8e-3
@@ -175,7 +162,9 @@ class MuonConfig(AdamWConfig):
 
 
 class SchedulerConfig(Settings):
-    """Warm-up, plateau and decay of the learning rate, as shares of all steps: a shorter run has the same shape."""
+    """Warm-up, plateau and decay of the learning rate, as shares of all steps: a shorter run has the same
+    shape.
+    """
 
     shape: Literal["linear", "cosine"] = "linear"  # of the decay
     warmup_ratio: Share = 0.02
@@ -186,7 +175,7 @@ class SchedulerConfig(Settings):
 class TrainerConfig(Settings):
     """On what and for how long a run trains. Everything is counted in optimizer steps.
 
-    Any other argument of Lightning's Trainer may be added (`+trainer.limit_val_batches=2`); `gpt.train` hands it on.
+    Any other argument of Lightning's Trainer may be added (`+trainer.limit_val_batches=2`): it is handed on.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -194,29 +183,28 @@ class TrainerConfig(Settings):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: str = Field("1", pattern=r"^(auto|[1-9]\d{0,4})$")  # a number, or auto
     num_nodes: int = Field(1, ge=1, le=10**5)  # machines
-    strategy: Literal["auto", "ddp"] = (
-        "auto"  # ddp: several devices, each with the whole model and a share of the batch
-    )
-    # auto: bf16-mixed where the hardware computes it. float16 would need a scaled loss, and in pure bfloat16 a loss has only
-    # three significant digits
-    precision: Annotated[
-        Literal["auto", "32-true", "bf16-mixed"],
-        BeforeValidator(lambda value: "32-true" if str(value) == "32" else value),
-    ] = "auto"
+    # ddp: several devices, each with the model and a share of the batch
+    strategy: Literal["auto", "ddp"] = "auto"
+    # auto: bf16-mixed where the hardware computes it. float16 would need a scaled loss, and in pure bfloat16
+    # a loss has only three significant digits
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     compile: bool | None = None  # torch.compile; None: where it pays
     max_steps: Count = 2000
-    max_time: str | None = Field(
-        None, pattern=r"^\d\d:\d\d:\d\d:\d\d$"
-    )  # '00:01:30:00' ends a run after 90 minutes
-    val_check_interval: Count | None = (
-        None  # steps from one validation to the next; None: an eighth of max_steps
-    )
+    # '00:01:30:00': end after 90 minutes
+    max_time: str | None = Field(None, pattern=r"^\d\d:\d\d:\d\d:\d\d$")
+    val_check_interval: Count | None = None  # steps between validations; None: an eighth of max_steps
     log_every_n_steps: Count = 10
     gradient_clip_val: float = Field(1.0, ge=0)  # the largest total norm of the gradient; 0: no clipping
     accumulate_grad_batches: int = Field(1, ge=1, le=10**6)  # batches for one step
     deterministic: bool = False  # true: torch refuses operations that give other bits each time (on GPUs)
     detect_anomaly: bool = False
     profiler: Literal["simple", "advanced"] | None = None  # print where the time goes
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def in_full(cls, value: Any) -> Any:
+        """32 is short for 32-true: the two are not two kinds of run."""
+        return "32-true" if str(value) == "32" else value
 
 
 class TaskConfig(Settings):
@@ -229,16 +217,13 @@ class TaskConfig(Settings):
     ] = []  # one: classification; two: entailment; more: a context and candidates to choose from
     label: str | None = None  # the column with the label; of a choice, the right candidate's column or number
     symmetric: bool = False  # true: two texts that may be exchanged (similarity)
-    kind: Literal["classification", "entailment", "similarity", "choice"] | None = (
-        None  # None: by the number of columns
-    )
-    split_column: str | None = (
-        None  # a column that says train or test; None: the seed decides, for each label alike
-    )
+    # None: by the number of columns
+    kind: Literal["classification", "entailment", "similarity", "choice"] | None = None
+    # a column that says train or test; None: the seed decides, for each label alike
+    split_column: str | None = None
     test_fraction: Fraction = 0.2
-    max_length: int = Field(
-        256, ge=5, le=10**9
-    )  # tokens of a sequence; longer texts are cut, which saves time and memory
+    # tokens of a sequence; cutting longer texts saves time and memory
+    max_length: int = Field(256, ge=5, le=10**9)
     max_train: int = Field(0, ge=0, le=10**9)  # at most so many examples for training; 0: all
     max_test: int = Field(400, ge=0, le=10**9)
 
@@ -249,7 +234,7 @@ class FinetuneConfig(Settings):
     lm_weight: float = Field(0.5, ge=0, le=1e6)  # of the auxiliary objective: L3 = L2 + lm_weight * L1
     dropout: Probability = 0.1  # on what the new head reads
     layers: Annotated[int, Field(ge=0)] | None = (
-        None  # pre-trained layers to take over besides the embeddings; None: all
+        None  # pre-trained layers that are taken over, besides embeddings
     )
     epochs: float = Field(3, gt=0, le=1e6)
     val_fraction: Fraction = 0.1  # the share of the training examples by which the checkpoint is chosen
@@ -264,7 +249,9 @@ def check_run_name(name: str) -> str:
 
 
 class RunConfig(Settings):
-    """Everything that a run is made of. The same configuration, text and machine give the same result, to the last bit."""
+    """Everything that a run is made of. The same configuration, text and machine give the same result, bit by
+    bit.
+    """
 
     name: Annotated[str, AfterValidator(check_run_name)] = "run"  # part of the run folder's name
     seed: int = Field(1337, ge=0, lt=2**32)
@@ -275,11 +262,10 @@ class RunConfig(Settings):
     trainer: TrainerConfig = TrainerConfig()
     callbacks: dict[
         str, dict[str, Any]
-    ] = {}  # what runs during training: by name, a `_target_` and its arguments
-    logger: dict[str, dict[str, Any]] = {}  # where the numbers go, likewise
-    init: FileName | None = (
-        None  # a run, checkpoint or Hugging Face folder whose weights it starts from; None: random ones
-    )
+    ] = {}  # what runs while it trains, by name: a `_target_` and its arguments
+    logger: dict[str, dict[str, Any]] = {}  # where its numbers go, likewise
+    # the run, file or Hugging Face folder with the weights it starts from; None: random
+    init: FileName | None = None
     task: TaskConfig | None = None  # a run with a task fine-tunes; one without pre-trains
     finetune: FinetuneConfig | None = None
 
@@ -306,7 +292,7 @@ class RunConfig(Settings):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise explain(error) from None
+            raise explain(error, known=setting_names(RunConfig)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` takes: dictionaries, lists, numbers, text."""
@@ -314,7 +300,7 @@ class RunConfig(Settings):
         return {key: value for key, value in values.items() if value is not None}
 
     def flat(self) -> dict[str, Any]:
-        """The settings that affect the result, under their command-line names: {"model.n_layer": 5, ..., "seed": 1}."""
+        """The settings that affect the result, as they are typed: {"model.n_layer": 5, ..., "seed": 1}."""
         values = self.to_dict()
         groups = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")
         flat = {f"{group}.{key}": value for group in groups for key, value in values.get(group, {}).items()}
@@ -331,26 +317,6 @@ class RunConfig(Settings):
     def tokens_per_batch(self) -> int:
         """Tokens in one batch, over all processes together."""
         return self.model.context_length * self.data.batch_size
-
-
-def explain(error: ValidationError) -> UserError:
-    """The first mistake that pydantic has found in a configuration, on one line."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    if place[:1] == ["optimizer"] and len(place) > 2:
-        del place[1]  # the name by which pydantic has chosen the class
-    name, value, reason = ".".join(place), first["input"], first["msg"].removeprefix("Input ")
-    if first["type"] == "extra_forbidden":
-        return UserError(
-            f"{name} = {shorten(value)}: no such setting; {did_you_mean(name, setting_names(RunConfig))}"
-        )
-    if first["type"] == "value_error":
-        reason = str(first["ctx"]["error"])
-        if isinstance(value, (Mapping, Settings)):  # raised about a whole group, and names the setting itself
-            return UserError(f"{name}.{reason}" if name else reason)
-    if isinstance(value, Mapping) and first["type"] == "dict_type" or "model" in first["type"]:
-        reason = "not a group of settings"
-    return UserError(f"{name} = {shorten(value)}: {reason}")
 
 
 def setting_names(cls: type[BaseModel], prefix: str = "") -> list[str]:

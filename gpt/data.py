@@ -1,28 +1,32 @@
-"""Batches of ids: training batches as a pure function of (seed, number), and an exact pass over a whole split."""
+"""Batches of ids: training batches as a function of (seed, number), and an exact pass over a split."""
 
-import pkgutil
+import hashlib
+import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
+from tqdm import tqdm
 
 from gpt.config import DataConfig
 from gpt.errors import UserError, one_line
+from gpt.files import atomic, remove_staged
 from gpt.text import Text, find_files, tiny_shakespeare_file
 from gpt.tokenizer import Tokenizer, tokenizer_class
 
+Ids = Tensor | np.ndarray  # (N,), integers
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), which are the inputs one position later
 
 VALIDATION_BATCH = 32  # windows; fixed, so that no setting changes the order in which losses are added
 IN_MEMORY = 2**26  # characters; the ids of a longer text are kept in a file
-LARGE_TEXTS = "gpt.interop.large_texts:encode_into_file"  # imported when a text is longer than that
 
 
 def batch_of(windows: np.ndarray) -> Batch:
@@ -34,18 +38,19 @@ def batch_of(windows: np.ndarray) -> Batch:
 class ShuffledWindows:
     """Training batches number `start` to `length` - 1. Batch k depends on (seed, k) alone.
 
-    Batches go through the text epoch by epoch: it is cut into adjacent windows, at another place each time, and these are
-    shuffled. So every character is read equally often. Windows from random places read some of them again and again and others
-    never: an eighth of the text after two epochs, which costs 0.03 nats (dev/LOG.md, 2026-11-25).
+    Batches go through the text epoch by epoch: it is cut into adjacent windows, at another place each time,
+    and these are shuffled. So every character is read equally often. Windows from random places read some of
+    them again and again and others never: an eighth of the text after two epochs, which costs 0.03 nats
+    (docs/log.md, 2026-11-25).
 
-    Places and order are drawn from a counter-based generator (Philox, keyed by seed and epoch; Salmon et al. 2011, "Parallel
-    Random Numbers: As Easy as 1, 2, 3"), and each process takes its share of every batch. So any number of processes trains on
-    the same windows, and training can be resumed at any step.
+    Places and order are drawn from a counter-based generator (Philox, keyed by seed and epoch; Salmon et al.
+    2011, "Parallel Random Numbers: As Easy as 1, 2, 3"), and each process takes its share of every batch.
+    So any number of processes trains on the same windows, and training can be resumed at any step.
     """
 
     def __init__(
         self,
-        ids: Tensor | np.ndarray,
+        ids: Ids,
         context_length: int,
         batch_size: int,
         seed: int,
@@ -54,9 +59,8 @@ class ShuffledWindows:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.windows = sliding_window_view(
-            np.asarray(ids), context_length + 1
-        )  # (len(ids) - T, T + 1), a view
+        # A view of shape (len(ids) - T, T + 1)
+        self.windows = sliding_window_view(np.asarray(ids), context_length + 1)
         self.context_length, self.batch_size, self.seed = context_length, batch_size, seed
         self.length, self.start, self.rank, self.world_size = length, start, rank, world_size
         self.per_epoch = max(1, len(self.windows) // context_length)
@@ -88,21 +92,16 @@ class ShuffledWindows:
 class AllWindows:
     """Every non-overlapping window of `ids` once, in order. A rest that is shorter than a window is left out.
 
-    With several processes each gets whole batches, so that every batch has the same loss as with a single process.
+    With several processes each gets whole batches, so that every batch has the same loss as with one process.
     """
 
     def __init__(
-        self,
-        ids: Tensor | np.ndarray,
-        context_length: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        self, ids: Ids, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         # The last target of a window is the first input of the next one
         windows = sliding_window_view(np.asarray(ids), context_length + 1)[::context_length]
         batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
-        # With fewer batches than processes each takes all of them: a process without any would keep the others waiting
+        # With fewer batches than processes each takes all: a process without any would make the others wait
         self.batches = batches[rank::world_size] if len(batches) >= world_size else batches
 
     def __len__(self) -> int:
@@ -115,39 +114,58 @@ class AllWindows:
 def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The ids of the first `split` characters of a text and those of the rest, in the type of `id_type`.
 
-    Those of a long text are kept in `folder` and mapped into memory.
+    Those of a long text are written into files once, which are mapped into memory. The files are below
+    `folder`, where they are found by the SHA-256 of text, tokenizer and split. Processes that need the same
+    files wait for the one that writes them. Raises UserError if they cannot be written.
     """
-    if len(text) > IN_MEMORY:
-        large: tuple[np.ndarray, np.ndarray] = pkgutil.resolve_name(LARGE_TEXTS)(
-            text, tokenizer, split, folder
-        )
-        return large
-    parts: dict[bool, list[np.ndarray]] = {True: [], False: []}
-    for is_training, ids in encode_parts(text, tokenizer, split):
-        parts[is_training].append(ids)
-    return np.concatenate(parts[True]), np.concatenate(parts[False])
+    if len(text) <= IN_MEMORY:
+        train, val = zip(*encode_parts(text, tokenizer, split), strict=True)
+        return np.concatenate(train), np.concatenate(val)
+    key = hashlib.sha256(json.dumps([text.sha256, tokenizer.state, split]).encode()).hexdigest()
+    place = folder / ".ids" / key  # hidden, so that it is no part of a text in the same folder
+    train_file, val_file = place / "train.ids", place / "val.ids"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / "lock"):
+            remove_staged(place)
+            if not (train_file.exists() and val_file.exists()):
+                with atomic(train_file) as train_ids, atomic(val_file) as val_ids:
+                    for train, val in encode_parts(text, tokenizer, split):
+                        train_ids.write(train.data)
+                        val_ids.write(val.data)
+        dtype = id_type(tokenizer)
+        return np.memmap(train_file, dtype, mode="r"), np.memmap(val_file, dtype, mode="r")
+    except OSError as error:
+        reason = f"the text's ids cannot be kept there ({error.strerror}); make room, or set another folder"
+        raise UserError(f"data.folder = {folder}: {reason}") from None
 
 
-def encode_parts(text: Iterable[Any], tokenizer: Tokenizer, split: int) -> Iterator[tuple[bool, np.ndarray]]:
-    """Read and encode a text part by part. Yields whether the ids (T,) belong to the training split, and the ids."""
+def encode_parts(text: Text, tokenizer: Tokenizer, split: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read and encode a text part by part. Yields the ids (T,) that are for training, and those that are not.
+
+    If the text is long, a line on the terminal says how much of it is done. It is erased at the end.
+    """
     position, dtype = 0, id_type(tokenizer)
-    for part in text:
-        cut = min(max(split - position, 0), len(part))
-        position += len(part)
-        yield True, tokenizer.ids(part[:cut]).astype(dtype, copy=False)
-        yield False, tokenizer.ids(part[cut:]).astype(dtype, copy=False)
+    is_hidden = None if len(text) > IN_MEMORY else True  # None: if stderr is not a terminal
+    shown = "encoding the text {percentage:.0f}% {bar} ETA {remaining}"
+    with tqdm(total=len(text), disable=is_hidden, leave=False, dynamic_ncols=True, bar_format=shown) as line:
+        for part in text:
+            cut = min(max(split - position, 0), len(part))
+            position += len(part)
+            train, val = tokenizer.ids(part[:cut]), tokenizer.ids(part[cut:])
+            yield train.astype(dtype, copy=False), val.astype(dtype, copy=False)
+            line.update(len(part))
 
 
 def id_type(tokenizer: Tokenizer) -> np.dtype:
-    """One byte if that is enough for the vocabulary, else two. The same on every machine, as ids are also kept in files."""
+    """One byte if that is enough for the vocabulary, else two. Files keep them, so all machines agree."""
     return np.dtype("u1" if len(tokenizer) <= 2**8 else "<u2")
 
 
 def open_text(config: DataConfig, raw: bool) -> Text:
     """The text that `config` names, as bytes if `raw`. Raises UserError if there is none."""
-    return Text(
-        [tiny_shakespeare_file(Path(config.folder))] if config.path is None else find_files(config.path), raw
-    )
+    folder, path = Path(config.folder), config.path
+    return Text([tiny_shakespeare_file(folder)] if path is None else find_files(path), raw)
 
 
 @rank_zero_only
@@ -163,79 +181,59 @@ class Data(L.LightningDataModule):
     sha256: str  # of the text or file that it was made from
     unit: str  # what a token is
     characters_per_id: float  # the mean length of a token, in characters
+    description: str  # what there is to train on: "1,003,854 characters for training"
+    metadata: Mapping[str, Any] = {}  # what else a checkpoint says about it
+    max_steps: int | None = None  # the most steps that it allows
 
 
 class TextData(Data):
     """A text as ids, split in order into a training and a validation part.
 
-    Without a `tokenizer` the one that `config` asks for is made for the text. `share_validation` divides the validation
-    batches among the processes. Without it every process has all of them, which sharded weights need: they are gathered for
-    each batch, so all processes must have equally many.
-    Raises UserError if there is no such text or its characters are not in the vocabulary, if it has fewer than two
-    different ones, or if a part is shorter than one window.
+    Without a `tokenizer` the one that `config` asks for is made for the text.
+    Raises UserError if there is no such text, if its characters are not in the vocabulary, if it has fewer
+    than two different ones, or if a part is shorter than one window.
     """
 
     def __init__(
-        self,
-        config: DataConfig,
-        context_length: int,
-        seed: int,
-        tokenizer: Tokenizer | None = None,
-        share_validation: bool = True,
+        self, config: DataConfig, context_length: int, seed: int, tokenizer: Tokenizer | None = None
     ) -> None:
         super().__init__()
-        self.config, self.context_length, self.seed, self.share_validation = (
-            config,
-            context_length,
-            seed,
-            share_validation,
-        )
-        folder, name = Path(config.folder), config.path or "null"
+        self.config, self.context_length, self.seed = config, context_length, seed
+        name, train_share = config.path or "null", 1 - config.val_fraction
         kind = tokenizer_class(config.tokenizer) if tokenizer is None else type(tokenizer)
-        text = open_text(config, raw=kind.reads_bytes)
-        train_fraction = 1 - config.val_fraction
+        text = open_text(config, kind.reads_bytes)
         self.tokenizer = (
-            kind.fit(text, train_fraction, config.bpe_vocab_size) if tokenizer is None else tokenizer
+            kind.fit(text, train_share, config.bpe_vocab_size) if tokenizer is None else tokenizer
         )
         if len(self.tokenizer) < 2:
-            only = self.tokenizer.decode([0])
-            raise UserError(
-                f"data.path = {name}: only the character {only!r}, nothing to predict; give a text with more"
-            )
+            reason = f"only the character {self.tokenizer.decode([0])!r}, nothing to predict"
+            raise UserError(f"data.path = {name}: {reason}; give a text with more")
         if self.tokenizer.remark:
             print_note(f"data.path = {name}: {self.tokenizer.remark}")
-        split = int(len(text) * train_fraction)
-        self.train_ids, self.val_ids = encode(text, self.tokenizer, split, folder)
+        split = int(len(text) * train_share)
+        self.train_ids, self.val_ids = encode(text, self.tokenizer, split, Path(config.folder))
         self.sha256, self.unit = text.sha256, self.tokenizer.unit
         self.characters_per_id = split / max(len(self.train_ids), 1)
+        self.description = f"{len(self.train_ids):,} {self.unit} for training"
         for part, ids in (("training", self.train_ids), ("validation", self.val_ids)):
             if len(ids) <= context_length:
-                raise UserError(
-                    f"data.path = {name}: its {part} split has {len(ids):,} {self.unit}, fewer than the {context_length + 1:,} "
-                    "of one window; give a longer text, or set a smaller model.context_length"
-                )
+                few = f"{len(ids):,} {self.unit}, fewer than the {context_length + 1:,} of one window"
+                advice = "give a longer text, or set a smaller model.context_length"
+                raise UserError(f"data.path = {name}: its {part} split has {few}; {advice}")
 
     def train_dataloader(self) -> ShuffledWindows:
         trainer = self.trainer
         assert trainer is not None
-        batches_per_step = trainer.accumulate_grad_batches
-        return ShuffledWindows(
-            self.train_ids,
-            self.context_length,
-            self.config.batch_size,
-            self.seed,
-            length=trainer.max_steps * batches_per_step,
-            start=trainer.global_step * batches_per_step,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
+        per_step = trainer.accumulate_grad_batches
+        length, start = trainer.max_steps * per_step, trainer.global_step * per_step
+        share = trainer.global_rank, trainer.world_size
+        windows = self.train_ids, self.context_length, self.config.batch_size
+        return ShuffledWindows(*windows, self.seed, length, start, *share)
 
     def val_dataloader(self) -> AllWindows:
         return self.exact(self.val_ids)
 
     def exact(self, ids: np.ndarray) -> AllWindows:
-        """The batches over which the mean loss of `ids` (N,) is exact: every position once, shared among the processes."""
-        rank, world_size = 0, 1
-        if self.trainer is not None and self.share_validation:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return AllWindows(ids, self.context_length, VALIDATION_BATCH, rank, world_size)
+        """The batches whose mean loss is that of `ids` (N,): every position once, shared among processes."""
+        share = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return AllWindows(ids, self.context_length, VALIDATION_BATCH, *share)

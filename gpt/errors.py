@@ -12,11 +12,27 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from pydantic import ValidationError
+
+# What other projects call a setting, and what it is called here
+ELSEWHERE = {
+    "block_size": "model.context_length",
+    "seq_len": "model.context_length",
+    "max_iters": "trainer.max_steps",
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "eval_interval": "trainer.val_check_interval",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "grad_clip": "trainer.gradient_clip_val",
+    "ckpt_path": "resume",
+    "batch_size": "data.batch_size",
+}
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct, worded as `what = value: why; what to do instead`. It is shown as one line."""
+    """A mistake that the user can correct, worded as `what = value: why; what to do instead`. It is shown as
+    one line.
+    """
 
 
 def shorten(value: Any, width: int = 60) -> str:
@@ -35,7 +51,9 @@ def one_line(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """A text for a terminal: control characters other than tabs and line breaks, which could command it, are escaped."""
+    """A text for a terminal: control characters other than tabs and line breaks, which could command it, are
+    escaped.
+    """
     return "".join(
         char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") else ascii(char)[1:-1]
         for char in text
@@ -45,6 +63,8 @@ def printable(text: str) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Advice that names the closest of `known`, or lists them if they are few, or says where to find them."""
     known = sorted(known)
+    if word in ELSEWHERE:
+        return f"it is called {ELSEWHERE[word]} here"
     if inner := [name for name in known if name.replace("/", ".").endswith(f".{word}")]:
         return f"did you mean {' or '.join(inner[:3])}?"  # n_layer for model.n_layer
     if close := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
@@ -56,16 +76,40 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     )
 
 
+def explain(error: "ValidationError", group: str = "", known: Iterable[str] = ()) -> UserError:
+    """The first mistake that pydantic has found in a configuration or a group of it, on one line.
+
+    `known` are the settings among which an unknown one may have been meant.
+    """
+    first = error.errors()[0]
+    place = [*filter(None, [group]), *map(str, first["loc"])]
+    if place[:1] == ["optimizer"] and len(place) > 2:
+        del place[1]  # the name by which pydantic has chosen the class
+    value = "null" if first["input"] is None else first["input"]
+    name, reason = ".".join(place), first["msg"].removeprefix("Input ")
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        reason = f"no such setting; {did_you_mean(name, known)}"
+    elif first["type"] == "value_error":
+        reason = str(first["ctx"]["error"])
+        # raised about a whole group, and names the setting itself
+        if not isinstance(value, (bool, int, float, str)):
+            return UserError(f"{name}.{reason}" if name else reason)
+    elif first["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        reason = "not a group of settings"
+    return UserError(f"{name} = {shorten(value)}: {reason}")
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Run a program's main function: mistakes of the user end it with one line on stderr and exit code 2.
 
-    A reader that closes the pipe (`| head`) ends it quietly, Ctrl-C ends it with exit code 130. Anything else is a bug of
-    this project: its traceback is shown, and the exit code is 1.
+    A reader that closes the pipe (`| head`) ends it quietly, Ctrl-C ends it with exit code 130. Anything else
+    is a bug of this project: its traceback is shown, and the exit code is 1.
     """
     for stream, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         if getattr(sys, stream) is None:  # closed by the caller: `>&-`
-            setattr(sys, stream, open(os.devnull, "r" if descriptor == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+            # noqa: SIM115
+            setattr(sys, stream, open(os.devnull, "r" if descriptor == 0 else "w", encoding="utf-8"))
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):
             output.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 gets what it can show
@@ -107,5 +151,7 @@ def report_bug() -> typing.NoReturn:
 
 
 def discard_output() -> None:
-    """Send what is still buffered for standard output nowhere, so that the interpreter's last flush cannot fail."""
+    """Send what is still buffered for standard output nowhere, so that the interpreter's last flush cannot
+    fail.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,12 +1,27 @@
-"""What the machine offers, and what follows from it: precision, compilation, memory, disk."""
+"""What the machine offers, what follows from it, and what a run notes of it: precision, compilation, memory,
+versions.
+"""
 
 import ctypes
+import logging
 import os
+import platform
 import shutil
+import subprocess
 import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    import lightning as L
+
+# whose versions a run notes
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 WORTH_COMPILING = {
     "cuda": 1e15,
@@ -23,7 +38,8 @@ def device_type(accelerator: str) -> str:
 def choose_precision(device: str) -> tuple[str, str]:
     """The training precision for `precision=auto`, and why.
 
-    bfloat16 is chosen only where the hardware computes it. Other CPUs emulate it at a hundredth of their float32 speed.
+    bfloat16 is chosen only where the hardware computes it. Other CPUs emulate it at a hundredth of their
+    float32 speed.
     """
     if device == "cuda":
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -38,8 +54,9 @@ def choose_precision(device: str) -> tuple[str, str]:
 def choose_compilation(device: str, precision: str, flops: float, has_masks: bool) -> tuple[bool, str]:
     """Whether torch.compile pays for a run of so many operations, and why.
 
-    It takes about a minute. On a CPU, it gains 2 % in float32 (AVX2, dev/LOG.md, 2026-11-22), and code that it writes is slow with
-    masks of one byte. `has_masks` says whether the model has many: those of ReLU, or of dropout on attention weights.
+    It takes about a minute. On a CPU, it gains 2 % in float32 (AVX2, docs/log.md, 2026-11-22), and code that
+    it writes is slow with masks of one byte. `has_masks` says whether the model has many: those of ReLU, or
+    of dropout on attention weights.
     """
     obstacles = {
         "it gains nothing in float32 on a CPU": device == "cpu" and precision != "bf16-mixed",
@@ -56,8 +73,8 @@ def choose_compilation(device: str, precision: str, flops: float, has_masks: boo
 def has_compiler(device: str) -> bool:
     """Whether torch.compile finds the compiler that it needs for a kind of device.
 
-    On a GPU, Triton needs a C compiler: what CC names, or else gcc or clang. Elsewhere a C++ compiler is needed: what CXX
-    names, or else g++ (clang++ on macOS).
+    On a GPU, Triton needs a C compiler: what CC names, or else gcc or clang. Elsewhere a C++ compiler is
+    needed: what CXX names, or else g++ (clang++ on macOS).
     """
     if device == "cuda":
         candidates = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
@@ -80,10 +97,11 @@ def free_space(folder: Path) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large blocks for reuse. By default each activation is mapped from the kernel anew, page by page.
+    """Tell glibc to keep large blocks for reuse. By default each activation is mapped from the kernel again,
+    page by page.
 
-    Training at 64 x 256 characters (experiment=notebook) takes 2.8 s a step with it and 7.4 s without, on two cores of an
-    AMD EPYC 7003 (2026-11-22). This does nothing where the C library is another one.
+    Training at 64 x 256 characters (experiment=notebook) takes 2.8 s a step with it and 7.4 s without, on two
+    cores of an AMD EPYC 7003 (2026-11-22). This does nothing where the C library is another one.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -92,3 +110,65 @@ def keep_freed_memory() -> None:
     m_mmap_threshold, m_trim_threshold, largest = -3, -1, 2**31 - 1
     mallopt(m_mmap_threshold, largest)
     mallopt(m_trim_threshold, largest)
+
+
+def describe_machine(trainer: "L.Trainer") -> dict[str, Any]:
+    """What the last digits of a result depend on."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": str(trainer.strategy.root_device),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "processes": trainer.world_size,
+    }
+
+
+def describe_origin(
+    trainer: "L.Trainer", command: Sequence[str], overrides: Mapping[str, Any], text_sha256: str
+) -> dict[str, Any]:
+    """The content of run.json: how, where and from what a run began."""
+    return {
+        "command": list(command),
+        "overrides": dict(overrides),
+        "git_commit": ask_git("rev-parse", "HEAD"),
+        "git_changes": bool(ask_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "machine": describe_machine(trainer),
+        "text_sha256": text_sha256,
+    }
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of several that writes and speaks, by what torchrun, Slurm or Lightning
+    have set.
+    """
+    ranks = [os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
+    return next((int(rank) for rank in ranks if rank is not None), 0) == 0
+
+
+def ask_git(*arguments: str) -> str | None:
+    """What git answers about the folder of this code. None if that is no repository, or if git is missing."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def silence_lightning() -> None:
+    """Leave out Lightning's advertising, and its and PyTorch's advice against what is done here on purpose."""
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
+    for message in (
+        # batches are views of a text in memory: a worker process would slow them down
+        "does not have many workers",
+        "exists and is not empty",  # a run that continues saves into the folder that it had
+        "smaller than the logging interval",  # short runs have few steps
+        "resuming from a checkpoint that ended before the epoch ended",  # our batches know their step
+        "isinstance.treespec, LeafSpec",  # Lightning 2.6.6 uses what torch 2.13 has deprecated
+        # autocast gives bfloat16 to RMS norm, whose weights are float32
+        "Mismatch dtype between input and weight",
+    ):
+        warnings.filterwarnings("ignore", f".*{message}")

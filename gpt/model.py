@@ -1,4 +1,5 @@
-"""The decoder-only transformer of GPT in plain PyTorch. Read it from top to bottom: small parts first, `GPT` last.
+"""The decoder-only transformer of GPT in plain PyTorch. Read it from top to bottom: small parts first, `GPT`
+last.
 
 Sources, cited below as [A] and [G]:
     [A] Vaswani et al. 2017, *Attention Is All You Need*
@@ -30,10 +31,12 @@ def make_norm(config: ModelConfig, size: int) -> nn.Module:
 
 
 class CausalConv(nn.Module):
-    """Adds to each position a learned mixture of the `width` positions before it, channel by channel. It starts as zero.
+    """Adds to each position a learned mixture of the `width` positions before it, channel by channel. It
+    starts as zero.
 
-    A depthwise convolution, which So et al. 2021, *Primer*, section 3, put behind queries, keys and values. Here it stands
-    before attention and MLP, so that neighbouring characters meet without an attention head being spent on it.
+    A depthwise convolution, which So et al. 2021, *Primer*, section 3, put behind queries, keys and values.
+    Here it stands before attention and MLP, so that neighbouring characters meet without an attention head
+    being spent on it.
     """
 
     def __init__(self, size: int, width: int) -> None:
@@ -42,16 +45,16 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         width, T = self.weight.size(0), x.size(1)
-        padded = (
-            F.pad(x, (0, 0, width, 0)) if cache is None else cache.prepend_conv_inputs(self, x, width)
-        )  # (B, width + T, C)
+        # (B, width + T, C)
+        padded = F.pad(x, (0, 0, width, 0)) if cache is None else cache.prepend_conv_inputs(self, x, width)
         for start in range(width):
             x = torch.addcmul(x, padded[:, start : start + T], self.weight[start])
         return x
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention, [A] section 3.2.2: all heads in one product, each position looking back at earlier ones only.
+    """Multi-head attention, [A] section 3.2.2: all heads in one product, each position looking back at
+    earlier ones only.
 
     `attend` is the function that mixes the values; `replace_attention` exchanges it.
     """
@@ -70,9 +73,8 @@ class SelfAttention(nn.Module):
         B, T, C = x.shape
         if self.conv is not None:
             x = self.conv(x, cache)
-        qkv = (
-            self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        )  # (3, B, H, T, D)
+        # (3, B, H, T, D)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         qk, v = self.qk_norm(qkv[:2]), qkv[2]  # queries and keys are treated alike
         q, k = qk if rotary is None else apply_rotary(qk, *rotary)
         if cache is not None:
@@ -147,7 +149,9 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw new weights, with a standard deviation of 0.02 ([G] section 4.1) unless a comment gives another."""
+        """Draw new weights, with a standard deviation of 0.02 ([G] section 4.1) unless a comment gives
+        another.
+        """
         config = self.config
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -155,7 +159,8 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         if config.tied_head and config.norm_position == "post":
-            # With 0.02 such a model would start out sure that each token repeats: that logit is then about 0.014 C
+            # With 0.02 such a model would start out sure that each token repeats: that logit is then about
+            # 0.014 C
             nn.init.normal_(self.tokens.weight, std=1 / config.n_embd)
         for module in self.modules():
             if isinstance(
@@ -164,11 +169,15 @@ class GPT(nn.Module):
                 nn.init.normal_(module.proj.weight, std=0.02 / math.sqrt(2 * config.n_layer))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) for ids (B, T). With a cache, ids continue the positions that it holds, and it grows by T."""
+        """Logits (B, T, V) for ids (B, T). With a cache, ids continue the positions that it holds, and it
+        grows by T.
+        """
         return self.head(self.activations(ids, cache))
 
     def activations(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the output head reads (B, T, C). Raises ValueError if more than context_length positions would be needed."""
+        """What the output head reads (B, T, C). Raises ValueError if more than context_length positions would
+        be needed.
+        """
         start = cache.length if cache is not None else 0
         end = start + ids.size(1)
         if end > self.config.context_length:
@@ -207,7 +216,9 @@ def plain_attention(model: GPT) -> contextlib.AbstractContextManager[None]:
 
 @torch.no_grad()
 def attention_weights(model: GPT, ids: Tensor) -> Tensor:
-    """How much each position (row) of ids (B, T) takes from each (column), without dropout: (n_layer, B, H, T, T)."""
+    """How much each position (row) of ids (B, T) takes from each (column), without dropout: (n_layer, B, H,
+    T, T).
+    """
     weights: list[Tensor] = []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:

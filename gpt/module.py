@@ -2,7 +2,8 @@
 
 import math
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
@@ -12,10 +13,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from gpt.config import AdamWConfig, SchedulerConfig
 from gpt.data import Batch
 from gpt.errors import UserError
 from gpt.model import GPT
-from gpt.optim import AdamWConfig, SchedulerConfig, build_optimizer, lr_multiplier
+from gpt.optim import build_optimizer, lr_multiplier
+
+if TYPE_CHECKING:
+    from gpt.data import Data
+    from gpt.run import Result
 
 
 class Diverged(UserError):
@@ -25,8 +31,8 @@ class Diverged(UserError):
 class GPTModule(L.LightningModule):
     """A GPT and how to train it. To validate one, `model` and `lengths` are enough.
 
-    `lengths` (2, V) holds the number of characters and of bytes in each token, by which losses compare between tokenizers.
-    None means that every token is one character of one byte.
+    `lengths` (2, V) holds the number of characters and of bytes in each token, by which losses compare
+    between tokenizers. None means that every token is one character of one byte.
     """
 
     lengths: Tensor
@@ -66,31 +72,27 @@ class GPTModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients to a total norm of `gradient_clip_val`, if it is set, and keep the norm before that for the log.
+        """Clip the gradients to a total norm of `gradient_clip_val`, if it is set, and keep the norm before
+        that for the log.
 
         Raises Diverged if the norm is not finite, as it is whenever the loss is not.
         """
-        self.grad_norm = self.clip_gradients_to_norm(gradient_clip_val or math.inf)
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
         self.lr = optimizer.param_groups[0]["lr"]
         if not self.grad_norm.isfinite():
             raise self.diverged("train/grad_norm", self.grad_norm)
 
-    def clip_gradients_to_norm(self, max_norm: float) -> Tensor:
-        """Clip the gradients and return their total norm before that."""
-        return torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm)
-
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the step that has ended if Lightning is about to write it.
 
-        Logging every step would take a quarter of the time of model=tiny. Lightning writes one step in `log_every_n_steps`,
-        and the one at which something has told it to stop.
+        Logging every step would take a quarter of the time of model=tiny. Lightning writes one step in
+        `log_every_n_steps`, and the one at which something has told it to stop.
         """
         if self.is_logged(batch_idx):
             self.log("train/loss", self.step_loss, prog_bar=True, sync_dist=True)
             self.log("train/grad_norm", self.grad_norm)
-            self.log(
-                "lr", self.lr
-            )  # of the first group: one schedule multiplies all rates, so one curve shows them all
+            # of the first group: one schedule multiplies all rates, so one curve is enough
+            self.log("lr", self.lr)
 
     def is_logged(self, batch_idx: int) -> bool:
         """Whether this batch ends a step that Lightning is about to write."""
@@ -101,30 +103,24 @@ class GPTModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
-        loss = cross_entropy(self.exact_logits(inputs), targets)
+        # In float32, whatever the training precision, so that validating again gives the same loss. And by
+        # `forward` rather than a call, which may be compiled and round differently
+        with torch.autocast(inputs.device.type, enabled=False):
+            loss = cross_entropy(self.model.forward(inputs), targets)
         if not loss.isfinite():  # raised before the weights can become a checkpoint
             raise self.diverged("val/loss", loss)
-        # Lightning averages over batches and processes and weights each batch by its size, so every position counts the same.
-        # It does so in float64, to hide that several processes add in another order. It also averages the sizes and cuts
-        # that to a whole number, so they have to be multiples of the number of processes
+        # Lightning averages over batches and processes and weights each batch by its size, so every position
+        # counts the same. It does so in float64, to hide that several processes add in another order. It also
+        # averages the sizes and cuts that to a whole number, so they have to be multiples of the number of
+        # processes
         loss = loss.double() if loss.device.type != "mps" else loss
         average = partial(self.log, on_epoch=True, sync_dist=True)
         processes, tokens = self.trainer.world_size, targets.numel()
         average("val/loss", loss, prog_bar=True, batch_size=processes * len(inputs))
-        for unit, count in zip(
-            ("char", "byte"), self.lengths[:, targets].sum(dim=(1, 2)).tolist(), strict=True
-        ):
-            count = max(count, 1)
-            average(
-                f"val/bits_per_{unit}", loss / math.log(2) * (tokens / count), batch_size=processes * count
-            )
-
-    def exact_logits(self, inputs: Tensor) -> Tensor:
-        """Logits (B, T, V) in float32, whatever the training precision, so that validating again gives the same loss."""
-        with torch.autocast(inputs.device.type, enabled=False):
-            return self.model.forward(
-                inputs
-            )  # rather than a call, which may be compiled and round differently
+        counts = self.lengths[:, targets].sum(dim=(1, 2)).clamp(min=1).tolist()
+        for unit, count in zip(("char", "byte"), counts, strict=True):
+            bits = loss / math.log(2) * (tokens / count)
+            average(f"val/bits_per_{unit}", bits, batch_size=processes * count)
 
     def diverged(self, name: str, value: Tensor) -> Diverged:
         """The error for a value that is not finite, with what was known of the step."""
@@ -135,6 +131,12 @@ class GPTModule(L.LightningModule):
         advice = "lower optimizer.lr or optimizer.muon_lr, or look closer with trainer=debug"
         return Diverged(f"{reason} {known}, the run has diverged; {advice}")
 
+    def complete(self, result: "Result", data: "Data", best: Path | None) -> "Result":
+        """The result of a run with what is measured once, at its end, by the checkpoint `best` or the last
+        weights.
+        """
+        return result
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.optimizer_config is None or self.scheduler_config is None:
             raise ValueError("GPTModule needs the settings of an optimizer and a schedule to train")
@@ -142,6 +144,21 @@ class GPTModule(L.LightningModule):
         optimizer = build_optimizer(self.model, self.optimizer_config, self.trainer.precision)
         schedule = LambdaLR(optimizer, lambda step: lr_multiplier(step, max_steps, scheduler))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def is_training(trainer: L.Trainer) -> bool:
+    """Whether this is a training run. Evaluating a finished model calls the same validation hooks."""
+    return trainer.state.fn == "fit"
+
+
+def model_of(module: L.LightningModule) -> GPT:
+    """The GPT that a GPTModule trains."""
+    return cast(GPT, module.model)
+
+
+def data_of(trainer: L.Trainer) -> "Data":
+    """The data that a run trains on."""
+    return cast("Data", trainer.datamodule)  # type: ignore[attr-defined]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

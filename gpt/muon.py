@@ -11,11 +11,14 @@ Closure = Callable[[], Tensor]  # computes the loss and its gradients
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` (Jordan et al. 2024, *Muon*), which on a CPU orthogonalizes all matrices of a shape at once, in `dtype`.
+    """`torch.optim.Muon` (Jordan et al. 2024, *Muon*), which on a CPU orthogonalizes all matrices of a shape
+    at once, in `dtype`.
 
-    PyTorch does it one by one and always in bfloat16, which a CPU without that unit has to emulate: a step of 4 layers of width
-    160 then takes 1,444 ms instead of 45 in float32 (two cores of an AMD EPYC 7003). Where the unit is there, bfloat16 takes half
-    the time of float32 (16 ms against 29 for 5 layers of width 160, one core of a Xeon with AMX).
+    PyTorch does it one by one and always in bfloat16, which a CPU without that unit has to emulate: a step of
+    4 layers of width
+    160 then takes 1,444 ms instead of 45 in float32 (two cores of an AMD EPYC 7003). Where the unit is there,
+    bfloat16 takes half the time of float32 (16 ms against 29 for 5 layers of width 160, one core of a Xeon
+    with AMX).
     """
 
     def __init__(self, params: Iterable[Tensor], dtype: torch.dtype = torch.float32, **settings: Any) -> None:
@@ -47,10 +50,11 @@ class Muon(torch.optim.Muon):
 def orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
     """Move the singular values of matrices x (N, rows, columns) towards 1 and keep their singular vectors.
 
-    Jordan et al. 2024, *Muon*, do this by a Newton-Schulz iteration, in which each step applies the polynomial
-    p = a + b g + c g² of the Gram matrix g = x x' to x. All these matrices commute, so the next Gram matrix is p g p. In float32
-    this computes the product of all p from Gram matrices alone and multiplies x by it once at the end, which takes a third
-    fewer operations than two products with x in each step. In bfloat16 the errors of that add up to singular values of 3.
+    Jordan et al. 2024, *Muon*, do this by a Newton-Schulz iteration, in which each step applies the
+    polynomial p = a + b g + c g² of the Gram matrix g = x x' to x. All these matrices commute, so the next
+    Gram matrix is p g p. In float32 this computes the product of all p from Gram matrices alone and
+    multiplies x by it once at the end, which takes a third fewer operations than two products with x in each
+    step. In bfloat16 the errors of that add up to singular values of 3.
     """
     if x.size(1) > x.size(2):  # so that the Gram matrix is the smaller one
         return orthogonalize(x.mT, coefficients, steps).mT
@@ -72,7 +76,9 @@ def orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: in
 
 
 class CombinedOptimizer(Optimizer):
-    """Several optimizers as one, so that one schedule, one state dict and Lightning's automatic loop serve them all."""
+    """Several optimizers as one, so that one schedule, one state dict and Lightning's automatic loop serve
+    them all.
+    """
 
     def __init__(self, *optimizers: Optimizer) -> None:
         self.optimizers = optimizers
@@ -80,7 +86,9 @@ class CombinedOptimizer(Optimizer):
         self._share_state()
 
     def _share_state(self) -> None:
-        """Let the parts work on the parameter groups and the state of this optimizer, so that there is one of each."""
+        """Let the parts work on the parameter groups and the state of this optimizer, so that there is one of
+        each.
+        """
         groups = iter(self.param_groups)
         for optimizer in self.optimizers:
             optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]

@@ -11,7 +11,9 @@ from gpt.muon import CombinedOptimizer, Muon
 
 
 def lr_multiplier(step: int, max_steps: int, config: SchedulerConfig) -> float:
-    """The share of the peak rate at `step`, counted from 0. It rises to 1 (the first step is above 0), stays, and falls."""
+    """The share of the peak rate at `step`, counted from 0. It rises to 1 (the first step is above 0), stays,
+    and falls.
+    """
     warmup = round(config.warmup_ratio * max_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -24,9 +26,11 @@ def lr_multiplier(step: int, max_steps: int, config: SchedulerConfig) -> float:
 
 
 def build_optimizer(model: nn.Module, config: AdamWConfig, precision: str = "32-true") -> Optimizer:
-    """The optimizer that `config` describes, for all parameters of `model`. Its first group runs at `config.lr`.
+    """The optimizer that `config` describes, for all parameters of `model`. Its first group runs at
+    `config.lr`.
 
-    In the training precision "bf16-mixed", Muon's own matrix products are in bfloat16. Parameters and states stay in float32.
+    In the training precision "bf16-mixed", Muon's own matrix products are in bfloat16. Parameters and states
+    stay in float32.
     """
     matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim == 2}
     in_blocks = [parameter for name, parameter in matrices.items() if name.startswith("blocks.")]

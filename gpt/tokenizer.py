@@ -1,32 +1,24 @@
-"""Text to ids and back, with one id for each character or each byte. KINDS says where every kind of tokenizer lives."""
+"""Text to ids and back, with one id for each character or byte; `gpt.interop.bpe` has pieces of words."""
 
-import pkgutil
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpt.errors import UserError, shorten
+from gpt.text import Text
 
-if TYPE_CHECKING:
-    from gpt.text import Text
-
-KINDS = {  # the values of data.tokenizer; a module is imported when its kind is used for the first time
-    "char": "gpt.tokenizer:CharTokenizer",
-    "byte": "gpt.tokenizer:ByteTokenizer",
-    "bpe": "gpt.interop.bpe:BPETokenizer",
-}
+KINDS = ("char", "byte", "bpe")  # the values of data.tokenizer
 
 
 class Tokenizer(ABC):
-    """Each id stands for one of `pieces`, which are bytes. A text is the concatenation of the pieces of its ids."""
+    """Each id stands for one of `pieces`, which are bytes. A text is the pieces of its ids in a row."""
 
-    kind: ClassVar[str]  # its name in KINDS
+    kind: ClassVar[str]  # one of KINDS
     unit: ClassVar[str]  # what its ids are, for counting them: "characters", "bytes" or "tokens"
     loss_unit: ClassVar[str]  # what a loss is per: "character", "byte" or "token"
     reads_bytes: ClassVar[bool] = False  # whether it encodes a file's bytes rather than its decoded text
@@ -34,36 +26,31 @@ class Tokenizer(ABC):
     remark: str = ""  # something about it that the user should know before training
 
     @classmethod
-    @abstractmethod
-    def fit(cls, text: "Text", train_fraction: float, vocab_size: int) -> "Tokenizer":
+    def fit(cls, text: Text, train_fraction: float, vocab_size: int) -> Self:
         """The tokenizer for a text of which the first `train_fraction` is for training.
 
-        Only kinds that can have a vocabulary of any size heed `vocab_size`.
+        Only kinds that can have a vocabulary of any size use `vocab_size`.
         """
-
-    @classmethod
-    @abstractmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Tokenizer":
-        """The tokenizer that had this `state`. Raises any exception for a damaged one: see `restore`."""
+        return cls()
 
     @property
-    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Everything that makes this tokenizer, as plain values. `restore` is the inverse."""
+        """Its kind and the arguments that make it, as plain values. `restore` is the inverse."""
+        return {"kind": self.kind}
 
     @abstractmethod
     def ids(self, text: str) -> np.ndarray:
-        """The ids of a text (T,), in a small unsigned type. Raises UserError if a character is not in the vocabulary."""
+        """The ids of a text (T,), in a small unsigned type. Raises UserError for unknown characters."""
 
-    @abstractmethod
     def knows(self, char: str) -> bool:
         """Whether a text that contains this character can be encoded."""
+        return True  # if all bytes are among the pieces
 
     def __len__(self) -> int:
         return len(self.pieces)
 
     def encode(self, text: str) -> Tensor:
-        """The ids of a text (T,), int64, ready for a model. Raises UserError as `ids` does."""
+        """The ids of a text (T,), int64, ready for a model. Raises UserError for unknown characters."""
         return torch.from_numpy(self.ids(text).astype(np.int64))
 
     def decode_bytes(self, ids: Iterable[int] | Tensor) -> bytes:
@@ -78,25 +65,16 @@ class Tokenizer(ABC):
         """The text without those characters that cannot be encoded."""
         return "".join(char for char in text if self.knows(char))
 
-    def unknown_characters(self, text: str) -> UserError:
-        """The error that names the characters of `text` that cannot be encoded."""
-        chars = [char for char in sorted(set(text)) if not self.knows(char)]
-        names = ", ".join(map(repr, chars[:10])) + (", ..." if len(chars) > 10 else "")
-        return UserError(
-            f"text = {text[:20]!r}: {names} not among the {len(self)} characters that the model knows; leave them out"
-        )
-
     @property
     def default_prompt(self) -> str:
-        """What generation starts from without a prompt: a line break, or the first piece if the text has no line break."""
+        """What generation starts from without a prompt: a line break, or the first piece if it knows none."""
         return "\n" if self.knows("\n") else self.decode([0])
 
     @property
     def lengths(self) -> Tensor:
-        """The numbers of characters and of bytes in each piece (2, V). A character counts for the piece that begins it."""
-        characters = [
-            sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces
-        ]  # UTF-8 goes on with 10xxxxxx
+        """The numbers of characters and of bytes in each piece (2, V). A character counts where it begins."""
+        # UTF-8 continues a character with bytes of the form 10xxxxxx
+        characters = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
         return torch.tensor([characters, [len(piece) for piece in self.pieces]])
 
 
@@ -106,10 +84,10 @@ class CharTokenizer(Tokenizer):
     kind, unit, loss_unit = "char", "characters", "character"
 
     def __init__(self, vocabulary: str) -> None:
-        """Raises UserError if a character occurs twice or there are more than two bytes can number."""
+        """Raises UserError if a character occurs twice, or if there are more than two bytes can number."""
         if len(set(vocabulary)) != len(vocabulary):
             raise UserError(
-                f"vocabulary = {shorten(repr(vocabulary))}: a character occurs twice; give each character once"
+                f"vocabulary = {shorten(repr(vocabulary))}: a character occurs twice; give each once"
             )
         if len(vocabulary) >= 2**16:
             raise UserError(
@@ -117,58 +95,44 @@ class CharTokenizer(Tokenizer):
             )
         self.vocabulary = vocabulary
         self.pieces = [char.encode() for char in vocabulary]
-        if control := [
-            char for char in vocabulary if unicodedata.category(char) == "Cc" and char not in "\t\n\r"
-        ]:
+        # The id of every Unicode code point. Characters outside the vocabulary have the id V
+        self.table = np.full(0x110000, len(vocabulary), dtype=np.uint16)
+        self.table[[ord(char) for char in vocabulary]] = np.arange(len(vocabulary))
+        control = [char for char in vocabulary if unicodedata.category(char) == "Cc" and char not in "\t\n\r"]
+        if control:
             self.remark = f"it contains control characters, which are kept: {''.join(control)!r}"
 
     @classmethod
-    def from_text(cls, text: str) -> "CharTokenizer":
+    def from_text(cls, text: str) -> Self:
         """The tokenizer of the characters in a text, sorted by code point."""
-        return cls.from_parts([text])
+        return cls.fit([text])
 
     @classmethod
-    def fit(cls, text: "Text", train_fraction: float, vocab_size: int) -> "CharTokenizer":
-        return cls.from_parts(text)  # the characters of the validation part need ids, too
-
-    @classmethod
-    def from_parts(cls, parts: Iterable[str]) -> "CharTokenizer":
-        """As `from_text`, for a text that is read in parts."""
+    def fit(cls, text: Iterable[str], train_fraction: float = 1, vocab_size: int = 0) -> Self:
+        """As `from_text`, for a text in parts. The characters of the validation part need ids, too."""
         seen: set[str] = set()
-        for part in parts:
-            if (
-                part.isascii()
-            ):  # removing the known characters first is thirty times as fast as a set of the whole part
+        for part in text:
+            # Removing the known characters first is thirty times as fast as a set of the whole part
+            if part.isascii():
                 part = part.encode().translate(None, "".join(filter(str.isascii, seen)).encode()).decode()
             seen.update(part)
         return cls("".join(sorted(seen)))
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "CharTokenizer":
-        if not isinstance(state["vocabulary"], str):
-            raise TypeError("its vocabulary is not a string")
-        return cls(state["vocabulary"])
 
     @property
     def state(self) -> dict[str, Any]:
         return {"kind": self.kind, "vocabulary": self.vocabulary}
 
-    @cached_property
-    def table(self) -> np.ndarray:
-        """The id of every Unicode code point (0x110000,). Characters outside the vocabulary have the id V."""
-        table = np.full(0x110000, len(self), dtype=np.uint16)
-        table[[ord(char) for char in self.vocabulary]] = np.arange(len(self))
-        return table
-
     def ids(self, text: str) -> np.ndarray:
         if text.isascii() and len(self) < 256:  # translating bytes is twice as fast as indexing with numpy
-            ids = np.frombuffer(
-                text.encode().translate(self.table[:256].astype(np.uint8).tobytes()), dtype=np.uint8
-            )
+            table = self.table[:256].astype(np.uint8).tobytes()
+            ids: np.ndarray = np.frombuffer(text.encode().translate(table), dtype=np.uint8)
         else:
             ids = self.table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)]
         if ids.max(initial=0) == len(self):
-            raise self.unknown_characters(text)
+            unknown = [char for char in sorted(set(text)) if not self.knows(char)]
+            names = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+            reason = f"{names} not among the {len(self)} characters that the model knows"
+            raise UserError(f"text = {text[:20]!r}: {reason}; leave them out")
         return ids
 
     def knows(self, char: str) -> bool:
@@ -184,48 +148,30 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         self.pieces = [bytes([byte]) for byte in range(256)]
 
-    @classmethod
-    def fit(cls, text: "Text", train_fraction: float, vocab_size: int) -> "ByteTokenizer":
-        return cls()
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "ByteTokenizer":
-        return cls()
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return {"kind": self.kind}
-
     def ids(self, text: str | bytes) -> np.ndarray:
         """The bytes of a text (T,), or those of a file as they are."""
         return np.frombuffer(text.encode(errors="replace") if isinstance(text, str) else text, dtype=np.uint8)
 
-    def knows(self, char: str) -> bool:
-        return True
-
 
 def tokenizer_class(kind: str) -> type[Tokenizer]:
-    """The class of a kind that KINDS lists."""
-    found: type[Tokenizer] = pkgutil.resolve_name(KINDS[kind])
-    return found
+    """The class of one of KINDS."""
+    if kind == "bpe":  # imported here, because it imports this module
+        from gpt.interop.bpe import BPETokenizer
+
+        return BPETokenizer
+    return CharTokenizer if kind == "char" else ByteTokenizer
 
 
 def restore(state: Any) -> Tokenizer:
-    """The tokenizer that had this `state`, which may come from anybody's checkpoint. Raises UserError if it is damaged."""
+    """The tokenizer that had this `state`, which may be anybody's. Raises UserError if it is damaged."""
     kind = state.get("kind") if isinstance(state, Mapping) else None
-    if not isinstance(kind, str) or kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise UserError(
-            f"tokenizer = {shorten(kind)}: unknown to this version, which has {known}; use another checkpoint"
-        )
+    if kind not in KINDS:
+        raise UserError(f"tokenizer = {shorten(kind)}: not one of {', '.join(KINDS)}; use another checkpoint")
+    arguments = {name: value for name, value in state.items() if name != "kind"}
     try:
-        return tokenizer_class(kind).from_state(state)
+        return tokenizer_class(kind)(**arguments)
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever wrong content leads to; the library `tokenizers` raises nothing more specific
-        detail = shorten(repr(error), 100)
-        raise UserError(
-            f"tokenizer = {kind}: damaged ({detail}); use a checkpoint that this project wrote"
-        ) from None
+    except Exception as error:  # the library `tokenizers` raises nothing more specific
+        reason = f"damaged ({shorten(repr(error), 100)}); use a checkpoint that this project wrote"
+        raise UserError(f"tokenizer = {kind}: {reason}") from None

@@ -1,98 +1,81 @@
-"""What runs beside training, by name. A configuration chooses from these two tables and can name nothing else.
+"""What runs while a model is trained. `conf/callbacks` and `conf/logger` name these classes by `_target_`.
 
-To add a callback called `example`:
-1. Write a class that extends `lightning.pytorch.callbacks.Callback` in a new file of this folder. The keyword arguments of
-   its constructor are its settings: their type hints are checked, and it raises ValueError(`name = value: why; what to do`)
-   for values outside their range.
-2. Add one line to CALLBACKS below. Callbacks run in the order of this table.
-3. Add one line to conf/callbacks/default.yaml, with a value for every setting: `example: {every: 10}`.
-If it keeps a state from one process to the next, read gpt/callbacks/state.py first: a checkpoint may come from anybody.
+Any other callback or logger of Lightning's kind can be added from the command line or a file in `conf/`, its
+arguments next to its `_target_`:
 
-A logger extends `RunLogger`, and its constructor takes the run's folder before its settings.
+    +callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import RunningStage
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from pydantic import ValidationError
 
 from gpt.callbacks.attention_maps import AttentionMaps
 from gpt.callbacks.averaging import EMA
-from gpt.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
-from gpt.callbacks.metrics_file import MetricsFile
-from gpt.callbacks.run_logger import RunLogger
+from gpt.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, StoreMetadata
+from gpt.callbacks.loggers import HParams, MetricsFile, RunLogger, TensorBoard
+from gpt.callbacks.progress import ProgressBar, ProgressLines
 from gpt.callbacks.samples import Samples
-from gpt.callbacks.state import check_state
-from gpt.callbacks.stopping import EarlyStopping
-from gpt.callbacks.tensorboard import HParams, TensorBoard
+from gpt.callbacks.step_seed import ResumeAtStep, StepSeed
+from gpt.callbacks.stopping import EarlyStopping, GracefulStop, ValidateAtEnd
 from gpt.callbacks.throughput import Throughput
 from gpt.callbacks.zero_shot import ZeroShot
-from gpt.errors import UserError, build, did_you_mean, shorten
+from gpt.errors import UserError, explain, one_line, shorten
 
-T = TypeVar("T")
+__all__ = [
+    "EMA",
+    "AtomicCheckpointIO",
+    "AttentionMaps",
+    "BestCheckpoint",
+    "EarlyStopping",
+    "GracefulStop",
+    "HParams",
+]
+__all__ += [
+    "LastCheckpoint",
+    "MetricsFile",
+    "ProgressBar",
+    "ProgressLines",
+    "ResumeAtStep",
+    "RunLogger",
+    "Samples",
+]
+__all__ += ["StepSeed", "StoreMetadata", "TensorBoard", "Throughput", "ValidateAtEnd", "ZeroShot", "make_all"]
 
-CALLBACKS: dict[str, type[Callback]] = {
-    "best": BestCheckpoint,  # before last, so that last.ckpt knows the newest best score
-    "last": LastCheckpoint,
-    "throughput": Throughput,
-    "samples": Samples,
-    "attention": AttentionMaps,
-    "zero_shot": ZeroShot,
-    "early_stopping": EarlyStopping,
-    "ema": EMA,  # after samples and attention, which then show the averaged weights
-}
-LOGGERS: dict[str, type[RunLogger]] = {"csv": MetricsFile, "tensorboard": TensorBoard}
+EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}  # what installs a library, if one of these modules is missing
 
 
-def make_callbacks(settings: Mapping[str, Mapping[str, Any]]) -> list[Callback]:
-    """The callbacks that `settings` name, in the order of CALLBACKS.
+def make_all(group: str, nodes: Mapping[str, Mapping[str, Any]], run_dir: Path) -> list[Any]:
+    """The objects that the `_target_` of each node names, in their order.
 
-    Raises UserError for unknown names and for settings that a callback refuses.
+    An argument called save_dir that is null becomes the run's folder, and so does one that a node leaves out
+    although its class asks for it. Raises UserError for a class that cannot be found, and for arguments that
+    it does not take.
     """
-    return make_all(CALLBACKS, settings, "callbacks")
+    return [make_one(f"{group}.{name}", dict(node), run_dir) for name, node in nodes.items()]
 
 
-def make_loggers(settings: Mapping[str, Mapping[str, Any]], run_dir: Path) -> list[RunLogger]:
-    """The loggers that `settings` name, which write into `run_dir`. Raises UserError as `make_callbacks` does."""
-    return make_all(LOGGERS, settings, "logger", run_dir)
-
-
-def make_all(
-    kinds: Mapping[str, type[T]], settings: Mapping[str, Any], group: str, *positional: Any
-) -> list[T]:
-    """One object per name in `settings`, made with `positional` and its own settings as arguments, in the order of `kinds`."""
-    for name, values in settings.items():
-        if name not in kinds:
-            raise UserError(f"{group}.{name} = {shorten(values)}: no such name; {did_you_mean(name, kinds)}")
-    return [
-        build(kinds[name], settings[name], f"{group}.{name}", *positional)
-        for name in kinds
-        if name in settings
-    ]
-
-
-def check_states(callbacks: Iterable[Callback], states: object) -> None:
-    """Check the callback states of a checkpoint before a run goes on from it, by loading each into its callback.
-
-    Lightning loads them once more when training starts. States of callbacks that the run has left out are not used.
-    Raises UserError if `states` is not a dictionary, belongs to unknown callbacks, or holds something that none of them saves.
-    """
-    known = {*CALLBACKS, HParams.state_key, "Timer"}  # the last is Lightning's own, for trainer.max_time
-    if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
-        raise UserError("checkpoint = (callbacks): damaged; use a checkpoint that this project wrote")
-    if unknown := [key for key in states if key not in known]:
-        raise UserError(
-            f"checkpoint = {shorten(unknown[0])}: no callback of this project; use a checkpoint that it wrote"
-        )
-    if "Timer" in states:
-        check_state(
-            "Timer", states["Timer"].get("time_elapsed"), {stage.value: float for stage in RunningStage}
-        )
-    for callback in callbacks:
-        if callback.state_key in states and callback.state_key != "Timer":
-            callback.load_state_dict(states[callback.state_key])
-
-
-__all__ = ["CALLBACKS", "LOGGERS", "RunLogger", "check_states", "make_callbacks", "make_loggers"]
+def make_one(name: str, node: dict[str, Any], run_dir: Path) -> Any:
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        advice = f"write {name}._target_=module.Class, or {name}=null to leave it out"
+        raise UserError(f"{name} = {shorten(node)}: names no class; {advice}")
+    if "save_dir" in node and node["save_dir"] is None:
+        node["save_dir"] = str(run_dir)
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        cause = error.__cause__
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, ValidationError):
+            raise explain(cause, name) from None
+        if isinstance(cause, ModuleNotFoundError) and (extra := name.partition(".")[2]) in EXTRAS:
+            advice = f'pip install -e ".[{EXTRAS[extra]}]"'
+            raise UserError(f"{name} = {target}: its library is not installed; {advice}") from None
+        reason = one_line(cause or error)[:300]
+        raise UserError(f"{name} = {target}: {reason}; see what this class takes") from None

@@ -3,16 +3,16 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from pydantic import Field, validate_call
 from torch import Tensor
 
-from gpt.callbacks.context import data_of, model_of
-from gpt.callbacks.state import check_state
-from gpt.callbacks.tensorboard import writers
+from gpt.callbacks.loggers import writers
 from gpt.model import attention_weights
+from gpt.module import data_of, model_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,17 +23,16 @@ MOST_TOKENS = 24  # more of them could not be read
 class AttentionMaps(Callback):
     """Draws the attention weights of each layer and head on the first tokens of `text`, for TensorBoard.
 
-    Drawing takes seconds, so it happens after one validation in `every`, and after the last one. It needs matplotlib (the
-    extra called plot); without it, there are no pictures.
+    Drawing takes seconds, so it happens after one validation in `every`, and after the last one. It needs
+    matplotlib (the extra called plot); without it, there are no pictures.
     """
 
     state_key = "attention"
 
-    def __init__(self, text: str, every: int) -> None:
-        if len(text) > 1_000:
-            raise ValueError(f"text = ({len(text):,} characters): too long for a picture; set at most 1,000")
-        if every < 1:
-            raise ValueError(f"every = {every}: must be at least 1; set a number of validations")
+    @validate_call
+    def __init__(
+        self, text: Annotated[str, Field(max_length=1_000)], every: Annotated[int, Field(ge=1)]
+    ) -> None:
         self.text, self.every = text, every
         self.validations = 0
 
@@ -41,7 +40,7 @@ class AttentionMaps(Callback):
         return {"validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.validations = check_state("attention", state_dict, {"validations": int})["validations"]
+        self.validations = state_dict["validations"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validations += 1
@@ -54,9 +53,8 @@ class AttentionMaps(Callback):
         for writer in writers(trainer) if tokens else ():
             weights = attention_weights(model, ids.to(pl_module.device))[:, 0].cpu()
             with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "Glyph .* missing from font"
-                )  # a text may have any characters
+                # a text may have any characters
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")
                 for layer, heads in enumerate(weights, start=1):
                     try:
                         figure = draw_attention(heads, tokens, f"layer {layer}")
@@ -67,7 +65,8 @@ class AttentionMaps(Callback):
 
 
 def draw_attention(weights: Tensor, tokens: Sequence[str], title: str) -> "Figure":
-    """Draw one layer's weights (H, T, T), a panel for each head. A row is the token that attends, darker means more.
+    """Draw one layer's weights (H, T, T), a panel for each head. A row is the token that attends, darker
+    means more.
 
     Raises ImportError without matplotlib.
     """

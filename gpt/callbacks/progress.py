@@ -1,7 +1,8 @@
-"""What a run shows while it trains: one line that is redrawn on a terminal, and a line for each validation elsewhere."""
+"""What a run shows while it trains: a line that is redrawn on a terminal, and a line for each validation
+elsewhere.
+"""
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -9,53 +10,23 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from tqdm import tqdm
 
-from gpt.callbacks.context import is_training
-
-NARROWEST = 10  # columns of the bar itself, below which the last numbers are left out
+from gpt.module import is_training
 
 
 class Line(tqdm):
-    """A tqdm bar that is followed by as many of `facts()` as the terminal has room for, and by `suffix()` or else the ETA."""
-
     monitor_interval = 0  # no thread: every step may redraw the line
-
-    def __init__(
-        self, facts: Callable[[], list[str]], suffix: Callable[[], str] | None, **settings: Any
-    ) -> None:
-        self.facts, self.suffix = facts, suffix
-        ending = "{facts}  {suffix}" if suffix else " ETA {remaining}{facts}"
-        # Without smoothing, the ETA is judged by all the steps since the bar began, validations included
-        always = {
-            "bar_format": "{desc}{n:,}/{total:,} {bar}" + ending,
-            "dynamic_ncols": True,
-            "miniters": 1,
-            "smoothing": 0,
-        }
-        super().__init__(**always, **settings)
-
-    @property
-    def format_dict(self) -> dict[str, Any]:
-        """What `bar_format` may name. It is computed only when the line is drawn."""
-        values = super().format_dict
-        facts, suffix = self.facts(), self.suffix() if self.suffix else ""
-        room = values["ncols"] or 80
-        room -= len(f"{self.desc}{self.total:,}/{self.total:,}  {suffix or 'ETA 0:00:00'}") + NARROWEST
-        while sum(len(fact) + 2 for fact in facts) > room:
-            facts.pop()
-        return values | {"facts": "".join(f"  {fact}" for fact in facts), "suffix": suffix}
 
 
 class ProgressBar(LightningProgressBar):
     """A run on one line of the terminal: optimizer steps of all of it, ETA, losses and speed.
 
-    `prefix` stands before the line, and `suffix()` in place of the ETA. The line stays when the run ends if `leave` is set, and
-    is erased otherwise.
+    `prefix` stands before the line. It stays when the run ends if `leave` is set, and is erased otherwise.
     """
 
-    def __init__(self, prefix: str = "", suffix: Callable[[], str] | None = None, leave: bool = True) -> None:
+    def __init__(self, prefix: str = "", leave: bool = True) -> None:
         super().__init__()
-        self.prefix, self.suffix, self.leave = prefix, suffix, leave
-        self.is_enabled = True
+        self.prefix, self.leave, self.is_enabled = prefix, leave, True
+        self.first_step = 0  # where this process began
         self.line: Line | None = None
 
     def disable(self) -> None:
@@ -70,33 +41,43 @@ class ProgressBar(LightningProgressBar):
         self.close()
         print(*args, **kwargs)
 
-    def facts(self) -> list[str]:
-        """The numbers that are known by now, the most important ones first."""
-        metrics = self.trainer.callback_metrics
+    def ending(self, trainer: L.Trainer) -> str:
+        """What stands after the bar: the time that is left, judged by all steps, validations included."""
+        values = self.line.format_dict if self.line is not None else {}
+        if not (done := trainer.global_step - self.first_step):
+            return "ETA ?"
+        return f"ETA {tqdm.format_interval(values['elapsed'] / done * (trainer.max_steps - trainer.global_step))}"
+
+    def facts(self, trainer: L.Trainer) -> str:
+        """The ending and the numbers that are known by now, the most important ones first, as many as there
+        is room for.
+        """
+        metrics = trainer.callback_metrics
         losses = {"train": "train/loss", "val": "val/loss"}
         facts = [f"{label} {metrics[name].item():.3f}" for label, name in losses.items() if name in metrics]
         if (speed := metrics.get("perf/chars_per_second")) is not None:
             facts.append(f"{speed / 1000:,.0f}k chars/s" if speed >= 1000 else f"{speed:.0f} chars/s")
-        return facts
+        facts.insert(0, self.ending(trainer))
+        counts = f"{self.prefix}{trainer.max_steps:,}/{trainer.max_steps:,} "
+        room = ((self.line and self.line.format_dict["ncols"]) or 80) - len(counts) - 10  # for the bar itself
+        while len(facts) > 1 and len("  ".join(facts)) > room:
+            facts.pop()
+        return "  ".join(facts)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.first_step = trainer.global_step
         self.line = Line(
-            self.facts,
-            self.suffix,
-            desc=self.prefix,
-            initial=trainer.global_step,
-            total=trainer.max_steps,
-            leave=self.leave,
-            disable=not self.is_enabled,
-            file=sys.stdout,
-        )
+            desc=self.prefix, initial=trainer.global_step, total=trainer.max_steps, leave=self.leave, file=sys.stdout,
+            bar_format="{desc}{n:,}/{total:,} {bar} {postfix}", dynamic_ncols=True, disable=not self.is_enabled,
+        )  # fmt: skip
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if self.line is not None:
-            self.line.update(trainer.global_step - self.line.n)  # 0 while gradients are accumulated
+        if self.line is not None and self.line.update(trainer.global_step - self.line.n):  # it was drawn
+            self.line.postfix = self.facts(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.line is not None:
+            self.line.postfix = self.facts(trainer)
             self.line.refresh()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -119,7 +100,5 @@ class ProgressLines(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and is_training(trainer):
             metrics = trainer.callback_metrics
-            losses = "  ".join(
-                f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics
-            )
-            print(f"step {trainer.global_step:,} of {trainer.max_steps:,}  {losses}", flush=True)
+            losses = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
+            print(f"step {trainer.global_step:,} of {trainer.max_steps:,}  {'  '.join(losses)}", flush=True)

@@ -1,4 +1,6 @@
-"""What makes a resumed run equal to one that was never interrupted: its random numbers and its learning rates."""
+"""What makes a resumed run equal to one that was never interrupted: its random numbers and its learning
+rates.
+"""
 
 from typing import Any
 
@@ -10,7 +12,9 @@ from gpt.data import Batch
 
 
 class StepSeed(Callback):
-    """Seeds torch before each batch from (seed, number of the batch, rank), so that dropout does not depend on interruptions."""
+    """Seeds torch before each batch from (seed, number of the batch, rank), so that dropout does not depend
+    on interruptions.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -18,24 +22,25 @@ class StepSeed(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        # The step that loggers see. Lightning increases it after it has saved it, so a resumed run would be one behind
+        # The step that loggers see. Lightning increases it after it has saved it, so a resumed run would be
+        # one behind
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         accumulate = trainer.accumulate_grad_batches
         # batch_idx itself starts again from 0 where a finished run goes on with more steps
         number = trainer.global_step * accumulate + batch_idx % accumulate
         seed = (self.seed * 1_000_003 + number) * 1_009 + trainer.global_rank
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed visits every kind of device: 100 times slower
+        # torch.manual_seed visits every kind of device: 100 times slower
+        torch.default_generator.manual_seed(seed)
         if pl_module.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
 
 class ResumeAtStep(Callback):
-    """Makes a resumed run begin at the step of its checkpoint, with the optimizer settings and schedule of its configuration.
+    """Makes a resumed run begin at the step of its checkpoint, with the optimizer settings and schedule of
+    its configuration.
 
-    The learning rate is a function of the step and of `max_steps`, which may have been raised since the checkpoint was
-    written. Of what Lightning restores of the optimizer, only its moments stay.
+    The learning rate is a function of the step and of `max_steps`, which may have been raised since the
+    checkpoint was written. Of what Lightning restores of the optimizer, only its moments stay.
     """
 
     def __init__(self) -> None:
@@ -44,7 +49,9 @@ class ResumeAtStep(Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Give Lightning its counters as they are after that step, rather than what a file may hold, and no schedule."""
+        """Give Lightning its counters as they are after that step, rather than what a file may hold, and no
+        schedule.
+        """
         step = checkpoint["global_step"]
         begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # the one epoch
         progress = {
@@ -58,7 +65,9 @@ class ResumeAtStep(Callback):
         checkpoint |= {"loops": {"fit_loop": progress}, "lr_schedulers": []}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the configured values of each parameter group. Lightning restores the optimizer after this hook."""
+        """Note the configured values of each parameter group. Lightning restores the optimizer after this
+        hook.
+        """
         (optimizer,) = trainer.optimizers
         self.configured = [
             {key: value for key, value in group.items() if key != "params"}

@@ -4,23 +4,25 @@ import math
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from pydantic import Field, validate_call
 
-from gpt.callbacks.checkpoints import LastCheckpoint
-from gpt.callbacks.context import checkpoint_path, is_training
-from gpt.callbacks.state import check_state
+from gpt.callbacks.checkpoints import LastCheckpoint, checkpoint_path
 from gpt.data import Batch
 
 
 class GracefulStop(Callback):
-    """Lets SIGINT, SIGTERM and SIGUSR1 finish the current step, save, and end the process with exit code 128 + the signal.
+    """Lets SIGINT, SIGTERM and SIGUSR1 finish the current step, save, and end the process with exit code 128
+    + the signal.
 
-    A second Ctrl-C ends it at once. The checkpoint is always one from the end of a step, never from the middle of it. If that
-    step is one that logs or validates, that still happens. `advice` tells how to go on with the run.
+    A second Ctrl-C ends it at once. The checkpoint is always one from the end of a step, never from the
+    middle of it. If that step is one that logs or validates, that still happens. `advice` tells how to
+    continue the run.
     """
 
     def __init__(self, advice: str) -> None:
@@ -35,9 +37,8 @@ class GracefulStop(Callback):
         if (
             threading.current_thread() is threading.main_thread()
         ):  # Python lets no other thread set signal handlers
-            names = [
-                name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-            ]  # Windows lacks SIGUSR1
+            # Windows lacks SIGUSR1
+            names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
             numbers = [getattr(signal, name) for name in names]
             self.previous_handlers = {number: signal.signal(number, self.note) for number in numbers}
 
@@ -96,56 +97,38 @@ class GracefulStop(Callback):
 
 
 class ValidateAtEnd(Callback):
-    """Makes the last step end in a validation, and so in checkpoints, even if `val_check_interval` does not divide `max_steps`.
+    """Makes the last step end in a validation, and so in checkpoints, even if `val_check_interval` does not
+    divide `max_steps`.
 
-    Setting `trainer.should_stop` would do so too, but it would also make Lightning log the previous values once more.
+    Setting `trainer.should_stop` would do so too, but it would also make Lightning log the previous values
+    once more.
     """
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if trainer.global_step >= trainer.max_steps:
-            trainer.val_check_batch = (
-                batch_idx + 1
-            )  # Lightning validates after batches that this number divides
+            # Lightning validates after batches that this number divides
+            trainer.val_check_batch = batch_idx + 1
 
 
-class EarlyStopping(Callback):
+class EarlyStopping(LightningEarlyStopping):
     """Ends a run after `patience` validations in a row without a new lowest `val/loss`.
 
-    A run that was killed after it had met its patience, but before its result was written, stops at once when it is resumed.
+    A run that was killed after it had met its patience, but before its result was written, stops at once when
+    it is resumed.
     """
 
     state_key = "early_stopping"
 
-    def __init__(self, patience: int) -> None:
-        if patience < 1:
-            raise ValueError(f"patience = {patience}: must be at least 1; set a number of validations")
-        self.patience = patience
-        self.lowest: float | None = None
-        self.validations = 0  # since the lowest
+    @validate_call
+    def __init__(self, patience: Annotated[int, Field(ge=1)]) -> None:
+        super().__init__("val/loss", patience=patience, check_on_train_epoch_end=False)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"lowest": self.lowest, "validations": self.validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = check_state("early_stopping", state_dict, {"lowest": float | None, "validations": int})
-        self.lowest, self.validations = state["lowest"], state["validations"]
+    @property
+    def is_met(self) -> bool:
+        """Whether the run no longer improves."""
+        return self.wait_count >= self.patience
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.stop_if_due(trainer)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not is_training(trainer):
-            return
-        loss = trainer.callback_metrics["val/loss"].item()
-        if self.lowest is None or loss < self.lowest:
-            self.lowest, self.validations = loss, 0
-        else:
-            self.validations += 1
-        self.stop_if_due(trainer)
-
-    def stop_if_due(self, trainer: L.Trainer) -> None:
-        """Tell Lightning to stop, in all processes or in none."""
-        is_due = trainer.strategy.reduce_boolean_decision(self.validations >= self.patience)
-        trainer.should_stop = trainer.should_stop or is_due
+        trainer.should_stop = trainer.should_stop or self.is_met

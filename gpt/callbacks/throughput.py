@@ -6,16 +6,16 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from gpt.callbacks.context import data_of
-from gpt.callbacks.state import check_state
 from gpt.data import Batch
+from gpt.module import data_of
 
 
 class Throughput(Callback):
-    """Logs `perf/chars_per_second`: characters trained on by all processes, per second, since it was last logged.
+    """Logs `perf/chars_per_second`: characters trained on by all processes, per second, since it was last
+    logged.
 
-    The time for validation, samples and checkpoints does not count. If tokens are not characters, the mean number of
-    characters per token is used. `characters` and `seconds` are the totals of the whole run.
+    The time for validation, samples and checkpoints does not count. If tokens are not characters, the mean
+    number of characters per token is used. `characters` and `seconds` are the totals of the whole run.
     """
 
     state_key = "throughput"
@@ -31,15 +31,17 @@ class Throughput(Callback):
         """Seconds since the run began, validation included, without the time between a stop and a resumption."""
         return perf_counter() - self.start
 
+    @property
+    def mean(self) -> float | None:
+        """Characters per second over the whole run. None if nothing was measured."""
+        return round(self.characters / self.seconds, 1) if self.seconds else None
+
     def state_dict(self) -> dict[str, Any]:
         return {"characters": self.characters, "seconds": self.seconds, "elapsed": self.elapsed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = check_state(
-            "throughput", state_dict, {"characters": float, "seconds": float, "elapsed": float}
-        )
-        self.characters, self.seconds = state["characters"], state["seconds"]
-        self.start = perf_counter() - state["elapsed"]
+        self.characters, self.seconds = state_dict["characters"], state_dict["seconds"]
+        self.start = perf_counter() - state_dict["elapsed"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.running_since, self.new_characters = None, 0.0

@@ -5,18 +5,19 @@ from typing import cast
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from gpt.callbacks.context import data_of, is_training, model_of
 from gpt.data import TextData
 from gpt.errors import did_you_mean, shorten
 from gpt.finetune.task import Task
 from gpt.finetune.tasks import TASKS, make_examples, shuffled
 from gpt.finetune.zero_shot import zero_shot_accuracy
+from gpt.module import data_of, is_training, model_of
 
 SEED = 0  # of the examples, which are the same in every run
 
 
 class ZeroShot(Callback):
-    """Logs zero_shot/TASK at each validation: accuracy without fine-tuning, as in [G] section 5, figure 2, right.
+    """Logs zero_shot/TASK at each validation: accuracy without fine-tuning, as in [G] section 5, figure 2,
+    right.
 
     The examples are made from the validation split, which has to be a play.
     """

@@ -1,18 +1,21 @@
-"""What happens around the jobs of a sweep: a folder that the same command finds again, and a line for each job."""
+"""What happens around the runs that Hydra starts: their folders, a line for each job of a sweep, and its
+comparison.
+"""
 
 import contextlib
 import hashlib
 import itertools
 import math
-import re
+import shutil
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -21,126 +24,132 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from gpt.cli.leftovers import is_refusal, outermost_missing, remove_refused
-from gpt.cli.naming import name_place, short_names
-from gpt.cli.overrides import explained, plain
+from gpt.cli.names import legible, name_run, parse_overrides, short_names
 from gpt.errors import UserError, one_line, printable, shorten, user_errors
-from gpt.files import read_text, write_text
-from gpt.runs.result import Result
+from gpt.files import write_text
 
 if TYPE_CHECKING:
+    import lightning as L
     from lightning.pytorch.callbacks import Callback as TrainerCallback
 
-    from gpt.cli.live import TimeLeft
-
-OmegaConf.register_new_resolver(
-    "name_place", name_place, replace=True
-)  # here, because each process of a sweep imports this
+# here, since each process of a sweep imports this
+OmegaConf.register_new_resolver("legible", legible, replace=True)
 ENDINGS = ("result.json", "error.txt")  # the files with which a job ends
-PLAIN = re.compile(r"[\w.+-]+")  # a value that is a good name as it is
-MOST_JOBS, MOST_CHECKED = (
-    10_000,
-    100,
-)  # of one sweep; those that are composed and checked before the first one starts
+MOST_JOBS = 10_000  # of one sweep
 
 
 class Sweep(Callback):
-    """Names a sweep's folder after what varies and a hash of its whole configuration, and each job's after its values.
+    """Names a run's folder after what was typed, and a sweep's and its jobs' after what varies.
 
-    So the same command continues a sweep. A job that fails leaves error.txt in its folder, and the others go on.
+    So the same command continues a sweep. A job that fails leaves error.txt in its folder, and the others
+    continue.
     """
 
-    started_here: "Sweep | None" = (
-        None  # the sweep that this process has started; jobs in other processes get a copy of it
-    )
+    # that this process has started; jobs in other processes get a copy of it
+    started_here: "Sweep | None" = None
 
     def __init__(self) -> None:
-        self.folder, self.jobs = Path(), 0
+        self.folder, self.jobs = Path(), 0  # 0: a single run
         self.created: Path | None = None  # the outermost folder that did not exist before
         self.started = self.job_started = 0.0
 
+    # Hydra only warns of an exception in a callback, and continues. So mistakes end the program here
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Choose the folder of a single run: that of the run that it resumes, or a new one unless it was
+        typed.
+        """
+        with user_errors():
+            # for interpolations such as ${hydra:runtime.choices.model}
+            HydraConfig.instance().set_config(config)
+            if config.resume is not None:
+                from gpt.run import find_run
+
+                folder = find_run(str(config.resume))
+                if (
+                    was_typed(config, "hydra.run.dir")
+                    and Path(config.hydra.run.dir).absolute() != folder.absolute()
+                ):
+                    reason = "it continues in the run's own folder"
+                    raise UserError(f"resume = {shorten(config.resume)}: {reason}; leave hydra.run.dir out")
+                set_hydra(config, "hydra.run.dir", str(folder))
+            elif not was_typed(config, "hydra.run.dir"):
+                # type: ignore[arg-type]
+                typed = parse_overrides(OmegaConf.to_container(config.hydra.overrides.task))
+                folder = Path(name_run(str(config.hydra.run.dir), config.name, typed))
+                self.note_missing(folder.parent)
+                set_hydra(config, "hydra.run.dir", str(make_unused(folder)))
+            self.begin(Path(config.hydra.run.dir))
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Prepare the sweep, or end the program: Hydra would only warn of an exception here, and go on."""
-        warnings.filterwarnings(
-            "ignore", "A worker stopped"
-        )  # joblib replaces processes that have grown, and loses no job
-        try:
-            with user_errors():
-                self.prepare(config)
-        except Exception as error:
-            traceback.print_exc()
-            raise SystemExit(1) from error
-
-    def prepare(self, config: DictConfig) -> None:
-        """Check the jobs, and tell Hydra the folders. Raises UserError if no job can be run; nothing is written here."""
-        from gpt.config import check_name
-        from gpt.runs.folder import check_plain
-
-        HydraConfig.instance().set_config(config)  # for interpolations such as ${hydra:runtime.choices.model}
-        if config.resume is not None:
-            raise UserError(
-                f"resume = {shorten(config.resume)}: not for sweeps; repeat the command to continue one"
+        """Choose the folders of a sweep and of its jobs, and print what varies."""
+        # joblib replaces processes that have grown; no job is lost
+        warnings.filterwarnings("ignore", "A worker stopped")
+        with user_errors():
+            HydraConfig.instance().set_config(config)
+            if config.resume is not None:
+                reason = "not for sweeps; repeat the command to continue one"
+                raise UserError(f"resume = {shorten(config.resume)}: {reason}")
+            # type: ignore[arg-type]
+            typed = list(OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+            # type: ignore[union-attr]
+            params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}
+            parse = OverridesParser.create().parse_overrides
+            overrides = {
+                one.key_or_group: one
+                for one in parse([f"{key}={value}" for key, value in params.items()] + typed)
+            }
+            varied = [one for one in overrides.values() if one.is_sweep_override()]
+            values = [list_values(one) for one in varied]
+            names = short_names([one.key_or_group for one in varied])
+            self.jobs = math.prod(map(len, values))
+            if self.jobs > MOST_JOBS:
+                raise UserError(
+                    f"sweep = {', '.join(names)}: {self.jobs:,} jobs or more; at most {MOST_JOBS:,} at once"
+                )
+            digest = hashlib.sha256("\n".join(sorted(typed)).encode()).hexdigest()[:8]
+            name = "_".join([config.name, *(name for name in names if name != "seed")])[:80]
+            set_hydra(config, "hydra.sweep.dir", f"outputs/sweeps/{name}_{digest}", unless_typed=True)
+            set_hydra(config, "hydra.sweep.subdir", name_jobs(names, varied, values), unless_typed=True)
+            self.begin(Path(config.hydra.sweep.dir))
+            shown = describe_sweep(
+                f"sweep of {self.jobs:,} runs", self.folder, dict(zip(names, values, strict=True))
             )
-        overrides = merge_params(config)
-        varied = [override for override in overrides if override.is_sweep_override()]
-        values = [list_values(override) for override in varied]
-        names = short_names([override.key_or_group for override in varied])
-        jobs = math.prod(len(found) for found in values)
-        if jobs > MOST_JOBS:
-            raise UserError(
-                f"sweep = {shorten(' '.join(names))}: {jobs:,} jobs or more; at most {MOST_JOBS:,} at once"
-            )
-        lines = [str(override.input_line) for override in overrides]
-        fixed = [line for line, override in zip(lines, overrides, strict=True) if override not in varied]
-        check_jobs(config, [[*fixed, *job] for job in itertools.product(*values)])
-        check_name(config.name)
+            print(shown, flush=True)
 
-        whole = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        digest = hashlib.sha256("\n".join([OmegaConf.to_yaml(whole), *sorted(lines)]).encode()).hexdigest()[
-            :8
-        ]
-        name = "_".join([config.name, *(name for name in names if name != "seed")])
-        prefer(config, "hydra.sweep.dir", f"outputs/sweeps/{name[:80]}_{digest}")
-        prefer(config, "hydra.sweep.subdir", name_jobs(names, varied, values))
-        self.folder, self.jobs, self.started = Path(config.hydra.sweep.dir), jobs, time.time()
-        check_plain(self.folder)
-        self.created = outermost_missing(self.folder)
-        Sweep.started_here = self
-        texts = [[value.partition("=")[2] for value in found] for found in values]
-        print(
-            describe_sweep(f"sweep of {jobs:,} runs", self.folder, dict(zip(names, texts, strict=True))),
-            flush=True,
-        )
+    def begin(self, folder: Path) -> None:
+        self.note_missing(folder)
+        self.folder, self.started, Sweep.started_here = folder.absolute(), time.time(), self
+
+    def note_missing(self, folder: Path) -> None:
+        """Remember the outermost folder on the way to this one that does not exist yet."""
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        self.created = self.created or (missing[-1].absolute() if missing else None)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Take the job's folder back if it is empty: the run makes it again, and removes it if the job is refused."""
         self.job_started = time.time()
-        if config.hydra.mode == RunMode.MULTIRUN and is_first_process():
-            with contextlib.suppress(OSError):
-                Path(config.hydra.runtime.output_dir).rmdir()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Print the job's line, and keep the reason of a job that failed."""
+        from gpt.machine import is_first_process
+
         if config.hydra.mode != RunMode.MULTIRUN or not is_first_process():
             return
         folder = Path(config.hydra.runtime.output_dir)
         outcome = describe_outcome(folder, job_return, self.job_started)
-        job_return.status, job_return.return_value = JobStatus.COMPLETED, None  # Hydra has nothing to add
-        later = (
-            "" if Sweep.started_here else f"  {self.time_left()}".rstrip()
-        )  # where there is no live line to say it
+        # or Hydra would stop the sweep
+        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        later = "" if Sweep.started_here else f"  {self.time_left()}".rstrip()  # where no live line says it
         print(f"{config.hydra.job.num + 1} of {self.jobs}  {folder.name}: {outcome}{later}", flush=True)
 
     def live_line(self, number: int, name: str) -> "list[TrainerCallback]":
         """The callbacks that show a job on a terminal while it trains."""
-        from gpt.cli.live import live_line
-
         return live_line(number + 1, self.jobs, name, self.time_left())
 
     def time_left(self) -> "TimeLeft":
-        """How long the sweep still takes, by the files with which jobs end: jobs of other processes count as well."""
-        from gpt.cli.live import TimeLeft
-
+        """How long the sweep still takes, by the files with which jobs end: jobs of other processes count as
+        well.
+        """
         results, errors = (
             {path.parent: path.stat().st_mtime for path in self.folder.glob(f"**/{name}")} for name in ENDINGS
         )
@@ -149,130 +158,105 @@ class Sweep(Callback):
         return TimeLeft(self.started, len(trained), self.jobs - len({*results, *failed}))
 
     def conclude(self) -> None:
-        """Compare the jobs. Raises UserError if some have failed, and leaves nothing behind if none could begin."""
-        from gpt.cli.compare import compare
-        from gpt.cli.html_report import report_line
+        """Compare the jobs of a sweep. Raises UserError if some have failed, and leaves nothing if none could
+        begin.
+        """
+        if not self.jobs:
+            return
+        from gpt.analysis.report import report_line
 
-        (self.folder / "multirun.yaml").unlink(
-            missing_ok=True
-        )  # Hydra's; the runs have their own config.yaml
+        # Hydra's; the runs have their own config.yaml
+        (self.folder / "multirun.yaml").unlink(missing_ok=True)
         errors = sorted(self.folder.glob("**/error.txt"))
-        if self.created is not None and len(errors) == self.jobs and all(is_refusal(path) for path in errors):
-            reason = read_text(errors[0]).strip()
-            remove_refused(errors, self.created)
-            raise UserError(reason)
+        if errors and not any(self.folder.glob("**/config.yaml")):
+            reasons = [path.read_text(encoding="utf-8").strip() for path in errors]
+            if not any("\n" in reason for reason in reasons):  # a bug would have left its traceback
+                shutil.rmtree(self.folder)
+                raise UserError(reasons[0])
         if any(self.folder.glob("**/result.json")):
+            from gpt.analysis.compare import compare
+
             print(f"\n{compare(self.folder)}\n{report_line(self.folder)}", flush=True)
         if errors:
-            raise UserError(
-                f"sweep = {self.folder}: {len(errors)} of {self.jobs} jobs failed; the same command tries them again"
-            )
+            advice = "the same command tries them again"
+            raise UserError(f"sweep = {self.folder}: {len(errors)} of {self.jobs} jobs failed; {advice}")
+
+    def remove_empty(self) -> None:
+        """Remove the folder if nothing was written there, and those on the way to it that did not exist."""
+        (self.folder / "multirun.yaml").unlink(missing_ok=True)
+        for folder in (self.folder, *self.folder.parents) if self.created else ():
+            if folder.is_relative_to(self.created or folder):
+                with contextlib.suppress(OSError):  # something is in it
+                    folder.rmdir()
 
 
-def describe_sweep(what: str, folder: Path, varied: Mapping[str, Sequence[str]]) -> str:
-    """What is printed before the first run: how many there are, where, and the values of each setting that varies."""
-    lines = [f"  {name} = {shorten(', '.join(values), 100)}" for name, values in varied.items()]
-    return "\n".join([f"{what} in {printable(str(folder))}", *lines])
+def was_typed(config: DictConfig, key: str) -> bool:
+    return any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra)
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one of a job's processes that writes."""
-    from lightning.pytorch.utilities import rank_zero_only
+def set_hydra(config: DictConfig, key: str, value: str, unless_typed: bool = False) -> None:
+    """Set one of Hydra's settings, for a run or for a sweep and each of its jobs."""
+    if not (unless_typed and was_typed(config, key)):
+        with read_write(config.hydra), open_dict(config.hydra):
+            OmegaConf.update(config, key, value)
+            config.hydra.overrides.hydra.append(f"{key}='{value}'")
 
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
-
-def merge_params(config: DictConfig) -> list[Override]:
-    """The overrides of a sweep: those that were typed, and what an experiment sweeps over if it was not typed.
-
-    Hydra itself would sweep over both.
-    """
-    settings: Any = OmegaConf.to_container(config.hydra, resolve=False)  # overrides may hold interpolations
-    typed, params = settings["overrides"]["task"], settings["sweeper"].get("params") or {}
-    parse = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides
-    for override in parse(typed):
-        params.pop(override.key_or_group, None)
-    with read_write(config.hydra), open_dict(config.hydra):
-        config.hydra.sweeper.params = params
-    given = [*(f"{key}={value}" for key, value in params.items()), *typed]
-    with explained(given):
-        return list(
-            {override.get_key_element(): override for override in parse(given)}.values()
-        )  # the last one counts
+def make_unused(folder: Path) -> Path:
+    """Make a folder that no other process has, NAME or else NAME-2, and so on, and return it."""
+    for number in itertools.count(1):
+        found = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            found.mkdir(parents=True)
+            return found
+    raise AssertionError
 
 
 def list_values(override: Override) -> list[str]:
-    """The overrides that a sweeping one stands for. Raises UserError for an interval, which has no single values."""
+    """The values that a sweeping override stands for. Raises UserError for an interval, which has no single
+    values.
+    """
     if not override.is_discrete_sweep():
         raise UserError(
             f"sweep = {shorten(override.input_line)}: not a list of values; write them as key=1,2,3"
         )
-    key = override.get_key_element()
-    return [f"{key}={value}" for value in itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1)]
-
-
-def check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
-    """Raises UserError if Hydra cannot compose one of the jobs, or if none of them makes a run.
-
-    A few combinations that make no model do not stop a sweep. They are reported when their turn comes.
-    """
-    from gpt.config import RunConfig
-
-    loader, refusals = GlobalHydra.instance().config_loader(), []
-    for job in jobs[:MOST_CHECKED]:
-        with explained(job):
-            job_config = loader.load_sweep_config(config, list(job))
-            HydraConfig.instance().set_config(job_config)
-            values = {
-                str(key): plain(job_config, str(key)) for key in job_config if key not in ("hydra", "resume")
-            }
-        try:
-            RunConfig.from_dict(values)
-        except UserError as error:
-            refusals.append(error)
-    HydraConfig.instance().set_config(config)
-    if len(refusals) == len(jobs):
-        raise refusals[0]
+    return list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
 
 
 def name_jobs(names: Sequence[str], varied: Sequence[Override], values: Sequence[Sequence[str]]) -> str:
-    """The name of a job's folder, in which each job fills in its own values: n_head=${model.n_head},seed=${seed}.
+    """The name of a job's folder, in which each job fills in its own values:
+    n_head-${model.n_head}_seed-${seed}.
 
-    Paths are named by their ends. Values that make no good names, or the same one, are replaced by the number of the job.
+    Values that make no good names, or the same one, are replaced by the number of the job.
     """
-    parse = OverridesParser.create().parse_override
     choices, parts, length = HydraConfig.get().runtime.choices, [], 0
     for name, override, found in zip(names, varied, values, strict=True):
         key = override.key_or_group
+        shown = [legible(value.strip("'\"")) for value in found]
+        if len(set(shown)) < len(found) or "" in shown:
+            return "job-${hydra:job.num}"
         place = f"${{hydra:runtime.choices.{key}}}" if key in choices else f"${{{key}}}"
-        shown = [text.partition("=")[2] for text in found]
-        if not all(map(PLAIN.fullmatch, shown)):
-            given = [parse(text).value() for text in found]
-            shown = [
-                name_place(value)
-                for value in given
-                if value is None or (isinstance(value, str) and "$" not in value)
-            ]
-            if len(set(shown)) < len(found) or "" in shown:
-                return "job=${hydra:job.num}"
-            place = f"${{name_place:{place}}}"
-        parts.append(f"{name}={place}")
+        parts.append(f"{name}-${{legible:{place}}}")
         length += len(name) + 2 + max(map(len, shown))
-    return ",".join(parts) or "job" if length <= 200 else "job=${hydra:job.num}"
+    return "_".join(parts) or "job" if length <= 200 else "job-${hydra:job.num}"
 
 
-def prefer(config: DictConfig, key: str, value: str) -> None:
-    """Set one of Hydra's settings, for the sweep and each of its jobs, unless the user has set it."""
-    overrides = config.hydra.overrides.hydra
-    if not any(override.startswith(f"{key}=") for override in overrides):
-        with read_write(config.hydra):
-            OmegaConf.update(config, key, value)
-            overrides.append(f"{key}={value!r}")
+def describe_sweep(what: str, folder: Path, varied: Mapping[str, Sequence[str]]) -> str:
+    """What is printed before the first run: how many there are, where, and the values of each setting that
+    varies.
+    """
+    lines = [f"  {name} = {shorten(', '.join(values), 100)}" for name, values in varied.items()]
+    place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return "\n".join([f"{what} in {printable(str(place))}", *lines])
 
 
 def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str:
-    """What the line of a job says. For a failed job, error.txt keeps it, with the traceback unless it is a user's mistake."""
+    """What the line of a job says. For a failed job, error.txt keeps it, with the traceback unless it is a
+    mistake.
+    """
     if job_return.status == JobStatus.COMPLETED:
+        from gpt.run import Result
+
         (folder / "error.txt").unlink(missing_ok=True)
         path = folder / "result.json"
         result = Result.read(path)
@@ -284,3 +268,35 @@ def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str
     trace = "" if is_mistake else "\n" + "".join(traceback.format_exception(error))
     write_text(folder / "error.txt", f"{reason}\n{trace}")
     return f"failed: {reason}"
+
+
+class TimeLeft:
+    """How long a sweep needs for its remaining runs, by those that were trained since it started and the
+    present one.
+    """
+
+    def __init__(self, started: float, trained: int, left: int) -> None:
+        self.started, self.trained, self.left = started, trained, left  # `left` counts the present run
+        self.share = 0.0  # how much of the present run is done
+
+    def __str__(self) -> str:
+        """Empty as long as too little is known, and at the end."""
+        done, left = self.trained + self.share, self.left - self.share
+        if done < 0.05 or left <= 0:  # the first steps take longer than others
+            return ""
+        return f"all done in {timedelta(seconds=round((time.time() - self.started) / done * left))}"
+
+
+def live_line(number: int, runs: int, name: str, left: TimeLeft) -> "list[TrainerCallback]":
+    """The callback that shows a run of a sweep or a search while it trains. None if there is no terminal."""
+    if not sys.stdout.isatty():
+        return []
+    from gpt.callbacks import ProgressBar
+
+    class LiveLine(ProgressBar):
+        def ending(self, trainer: "L.Trainer") -> str:
+            left.share = (trainer.global_step - self.first_step) / (trainer.max_steps - self.first_step)
+            return str(left)
+
+    name = shorten(name, shutil.get_terminal_size().columns // 4)
+    return [LiveLine(prefix=f"{number} of {runs}  {name}  ", leave=False)]

@@ -1,7 +1,7 @@
 """What a task's accuracy is to be compared with: guessing, and counting without any neural network."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
 from gpt.finetune.task import Example, Task
@@ -12,16 +12,24 @@ LONGEST = 5  # characters of an n-gram
 def majority_accuracy(task: Task) -> float:
     """The share of test examples with the label that is most frequent in training."""
     ((most_frequent, _),) = Counter(example.label for example in task.train).most_common(1)
-    return sum(example.label == most_frequent for example in task.test) / len(task.test)
+    return share_right([most_frequent] * len(task.test), task.test)
+
+
+def share_right(found: Iterable[int], examples: Sequence[Example]) -> float:
+    """The share of examples whose label was found."""
+    return sum(number == example.label for number, example in zip(found, examples, strict=True)) / len(
+        examples
+    )
 
 
 def naive_bayes_accuracy(task: Task) -> float | None:
-    """The share of test examples that a multinomial naive Bayes of character n-grams gets right. None without scikit-learn.
+    """The share of test examples that a multinomial naive Bayes of character n-grams gets right. None without
+    scikit-learn.
 
-    A text is described by its sequences of one to five characters. Of two texts these are kept apart, and those that occur in
-    both are counted once more. A choice is learnt as pairs of the context and a candidate that are right or wrong, and the
-    candidate that is likeliest to be right is chosen. Rennie et al. 2003, *Tackling the Poor Assumptions of Naive Bayes Text
-    Classifiers*, discuss this model.
+    A text is described by its sequences of one to five characters. Of two texts these are kept apart, and those that
+    occur in both are counted once more. A choice is learnt as pairs of the context and a candidate that are right or
+    wrong, and the candidate that is likeliest to be right is chosen. Rennie et al. 2003, *Tackling the Poor Assumptions of
+    Naive Bayes Text Classifiers*, discuss this model.
     """
     try:
         from sklearn.feature_extraction.text import HashingVectorizer
@@ -29,44 +37,32 @@ def naive_bayes_accuracy(task: Task) -> float | None:
     except ImportError:
         return None
     vectorizer = HashingVectorizer(analyzer=features, n_features=2**18, norm=None, alternate_sign=False)
-    is_choice = task.kind == "choice"
-    train = [pair for example in task.train for pair in pairs_of(example)] if is_choice else task.train
+    train, is_choice = task.train, task.kind == "choice"
+    if is_choice:
+        train = [pair for example in train for pair in pairs_of(example)]
     model = MultinomialNB()
     model.fit(vectorizer.transform(example.texts for example in train), [example.label for example in train])
     if not is_choice:
-        found = model.predict(vectorizer.transform(example.texts for example in task.test))
-        return float(
-            sum(label == example.label for label, example in zip(found, task.test, strict=True))
-            / len(task.test)
+        return share_right(
+            model.predict(vectorizer.transform(example.texts for example in task.test)), task.test
         )
-    pairs = [pairs_of(example) for example in task.test]
-    right = iter(
-        model.predict_log_proba(vectorizer.transform(pair.texts for of_one in pairs for pair in of_one))[:, 1]
-    )
-    chosen = [max(range(len(of_one)), key=[next(right) for _ in of_one].__getitem__) for of_one in pairs]
-    return sum(number == example.label for number, example in zip(chosen, task.test, strict=True)) / len(
-        task.test
-    )
+    pairs = (vectorizer.transform(pair.texts for pair in pairs_of(example)) for example in task.test)
+    return share_right((model.predict_log_proba(of_one)[:, 1].argmax() for of_one in pairs), task.test)
 
 
 def features(texts: Sequence[str]) -> list[str]:
     """The n-grams of each text of an example, marked with its number, and those that two texts share."""
-    grams = [
-        [text[i : i + n] for n in range(1, LONGEST + 1) for i in range(len(text) - n + 1)] for text in texts
-    ]
+    sizes = range(1, LONGEST + 1)
+    grams = [[text[i : i + n] for n in sizes for i in range(len(text) - n + 1)] for text in texts]
     shared = set(grams[0]) & set(grams[1]) if len(texts) == 2 else set()
-    return [f"{number}{gram}" for number, of_text in enumerate(grams) for gram in of_text] + [
-        f"={gram}" for gram in shared
-    ]
+    marked = [f"{number}{gram}" for number, of_text in enumerate(grams) for gram in of_text]
+    return marked + [f"={gram}" for gram in shared]
 
 
-def pairs_of(example: Example) -> list[Example]:
+def pairs_of(choice: Example) -> list[Example]:
     """A choice as one pair for each candidate, with the label 1 for the right one."""
-    context, *candidates = example.texts
-    return [
-        Example((context, candidate), int(number == example.label))
-        for number, candidate in enumerate(candidates)
-    ]
+    context, *candidates = choice.texts
+    return [Example((context, text), int(number == choice.label)) for number, text in enumerate(candidates)]
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

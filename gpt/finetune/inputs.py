@@ -12,6 +12,7 @@ from gpt.tokenizer import Tokenizer
 
 SPECIAL = 3  # tokens that come after the tokenizer's V: start V, delimiter V + 1, extract V + 2
 LENGTH_STEP = 32  # tokens, between the lengths to which training batches are padded
+Encoded = tuple[list[list[int]], int]  # the sequences of an example, and its label
 
 
 class Inputs(NamedTuple):
@@ -30,14 +31,14 @@ def to_sequences(example: Example, kind: str, tokenizer: Tokenizer, length: int)
     similarity:     both orders of the two texts, each as in entailment
     choice:         one for each candidate: start, context, delimiter, candidate, extract
 
-    Of a text that is too long, the end stays if the text comes first or is alone, and the beginning if it comes second. So what
-    is next to the delimiter stays, and of a single text how it ends.
+    Of a text that is too long, the end stays if the text comes first or is alone, and the beginning if it comes
+    second. So what is next to the delimiter stays, and of a single text how it ends.
     Raises UserError for characters that the tokenizer does not know.
     """
     start = len(tokenizer)
     texts = [tokenizer.encode(text).tolist() for text in example.texts]
     if kind == "classification":
-        return [[start, *last(texts[0], length - 2), start + 2]]
+        return [[start, *texts[0][-(length - 2) :], start + 2]]
     pairs = [(texts[0], other) for other in texts[1:]]
     if kind == "similarity":
         pairs.append((texts[1], texts[0]))
@@ -48,17 +49,12 @@ def join(first: list[int], second: list[int], start: int, length: int) -> list[i
     """Start, first, delimiter, second, extract. Each text has half of the room, and what the other one leaves."""
     room = length - SPECIAL
     of_first = min(len(first), max(room // 2, room - len(second)))
-    return [start, *last(first, of_first), start + 1, *second[: room - of_first], start + 2]
+    return [start, *first[len(first) - of_first :], start + 1, *second[: room - of_first], start + 2]
 
 
-def last(ids: list[int], count: int) -> list[int]:
-    return ids[max(0, len(ids) - count) :]
-
-
-def collate(batch: Sequence[tuple[list[list[int]], int]], longest: int = 0) -> Inputs:
-    """A batch of examples, each given by its sequences and its label.
-
-    With `longest`, which no sequence exceeds, T is a multiple of LENGTH_STEP, or `longest` itself, so that few shapes occur.
+def collate(batch: Sequence[Encoded], longest: int = 0) -> Inputs:
+    """A batch of examples. With `longest`, which no sequence exceeds, few shapes occur: T is a multiple of
+    LENGTH_STEP, or `longest` itself.
     """
     sequences = [torch.tensor(sequence) for of_one, _ in batch for sequence in of_one]
     ids = torch.nn.utils.rnn.pad_sequence(

@@ -1,10 +1,10 @@
 """A GPT that answers questions about texts: the input transformations' three tokens and the head of [G] section 3.2.
 
-[G] is Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*. L labels, N sequences of a batch.
+[G] is Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*. L labels, N sequences of a
+batch of B examples.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.config import ModelConfig
-from gpt.errors import UserError, convert, shorten
-from gpt.finetune.inputs import SPECIAL
-from gpt.finetune.task import KINDS
+from gpt.finetune.inputs import SPECIAL, Inputs
 from gpt.model import GPT
 
 
@@ -37,7 +35,7 @@ class ExtendedEmbedding(nn.Embedding):
 class Classifier(GPT):
     """A GPT with the only new parameters that fine-tuning needs: three embeddings and W_y, here `answer` ([G] equation 3).
 
-    It is a language model still, over the V tokens that it was pre-trained on. Its blocks carry the same names.
+    It is still a language model, over the V tokens that it was pre-trained on. Its blocks carry the same names.
     """
 
     tokens: nn.Embedding
@@ -48,22 +46,31 @@ class Classifier(GPT):
         self.tokens = ExtendedEmbedding(self.tokens)
         self.answer_dropout = nn.Dropout(dropout)
         self.answer = nn.Linear(config.n_embd, answer_size(kind, labels), bias=False)
-        # As large as the embeddings that were pre-trained are before training, so that the new ones do not drown them
+        # As large as the pre-trained embeddings are before training, so that the new ones do not drown them
         nn.init.normal_(self.tokens.special, std=0.02)
         nn.init.normal_(self.answer.weight, std=0.02)
 
-    def scores(self, activations: Tensor, extract: Tensor, per_example: int) -> Tensor:
-        """Scores of the labels (B, L), whose softmax is P(label), from activations (N, T, C) where N = B * per_example.
+    def scores(self, activations: Tensor, batch: Inputs) -> Tensor:
+        """Scores of the labels (B, L), whose softmax is P(label), from the activations (N, T, C) of a batch.
 
-        What is read is the activation at `extract` (N,), the position of the extract token. It is the last real one, so that
-        neither padding, which comes later, nor the size of the batch has any part in it.
+        What is read is the activation of the extract token. It is the last real one, so that neither padding, which
+        comes later, nor the size of the batch has any part in it.
         """
-        rows = torch.arange(len(extract), device=extract.device)
-        read = activations[rows, extract].unflatten(0, (-1, per_example))  # (B, per_example, C)
+        rows, per_example = (
+            torch.arange(len(batch.extract), device=batch.extract.device),
+            len(batch.ids) // len(batch.labels),
+        )
+        read = activations[rows, batch.extract].unflatten(0, (-1, per_example))  # (B, per_example, C)
         if self.kind == "choice":  # one score for each candidate, all by the same weights
             return self.answer(self.answer_dropout(read)).squeeze(-1)
-        # The representations of the two orders of a similarity task are added ([G] section 3.3). Others have a single one
+        # The representations of a similarity task's two orders are added ([G] section 3.3). Others have a single one
         return self.answer(self.answer_dropout(read.sum(dim=1)))
+
+    @torch.no_grad()
+    def exact_scores(self, batch: Inputs) -> Tensor:
+        """Scores (B, L) on the CPU of a batch that may be there, for a model in eval mode."""
+        batch = Inputs(*(part.to(self.answer.weight.device) for part in batch))
+        return self.scores(self.activations(batch.ids), batch).float().cpu()
 
     def take_over(self, source: GPT, layers: int | None) -> None:
         """Copy the embeddings and the first `layers` blocks (None: all) from a language model of the same sizes.
@@ -85,22 +92,11 @@ def answer_size(kind: str, labels: int) -> int:
     return 1 if kind == "choice" else labels
 
 
-def describe_classifier(
-    metadata: Mapping[str, Any], config: ModelConfig
-) -> tuple[Callable[[ModelConfig], Classifier], int]:
-    """What makes the model of a fine-tuned run's checkpoint, and how many parameters it has beside those of its GPT.
-
-    Raises UserError, or whatever wrong types lead to: the metadata may come from anybody.
-    """
-    kind, labels, _ = check_task(metadata["task"])
-    extra = (SPECIAL + answer_size(kind, len(labels))) * config.n_embd
-    return partial(Classifier, kind=kind, labels=len(labels), dropout=0.0), extra
+def build_classifier(task: Mapping[str, Any], config: ModelConfig) -> Classifier:
+    """The model of a checkpoint whose metadata has this `task`, without its weights."""
+    return Classifier(config, task["kind"], len(task["labels"]), dropout=0.0)
 
 
-def check_task(task: Any) -> tuple[str, list[str], int]:
-    """The kind, the labels and the longest sequence of a task, as a checkpoint holds them. Raises UserError for what is none."""
-    kind, labels = convert(task["kind"], str, "task.kind"), convert(task["labels"], list[str], "task.labels")
-    length = convert(task["max_length"], int, "task.max_length")
-    if kind not in KINDS or not 2 <= len(labels) <= 1000 or length < 5:
-        raise UserError(f"task = {shorten(kind)} with {len(labels):,} labels: no task of this version")
-    return kind, labels, length
+def extra_parameters(task: Mapping[str, Any], config: ModelConfig) -> int:
+    """How many parameters such a model has besides the `config.parameter_count()` of its GPT."""
+    return (SPECIAL + answer_size(task["kind"], len(task["labels"]))) * config.n_embd

@@ -2,16 +2,21 @@
 
 import math
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt.checkpoint import read
+from gpt.config import AdamWConfig, SchedulerConfig
+from gpt.finetune.baselines import majority_accuracy, naive_bayes_accuracy, share_right
+from gpt.finetune.data import AllExamples, TaskData
 from gpt.finetune.inputs import Inputs
 from gpt.finetune.model import Classifier
 from gpt.module import GPTModule
-from gpt.optim import AdamWConfig, SchedulerConfig
+from gpt.run import Result, TaskResult
 
 IGNORED = -100  # a target that has no part in a loss
 
@@ -36,12 +41,12 @@ class ClassifierModule(GPTModule):
     def loss(self, batch: Inputs) -> Tensor:  # type: ignore[override]
         """L3 of a batch in nats: the mean over examples, and lm_weight times the mean over tokens."""
         activations = self.model.activations(batch.ids)
-        scores = task_scores(self.model, activations, batch)
+        scores = self.model.scores(activations, batch)
         task_loss = F.cross_entropy(scores.float(), batch.labels)
         self.step_parts = {"task_loss": task_loss.detach(), "accuracy": accuracy(scores, batch.labels)}
         if not self.lm_weight:
-            # A gradient of zero for the output head, so that the optimizer has a state of every parameter: a resumed run
-            # needs them all, and so do several processes
+            # A gradient of zero for the output head, so that the optimizer has a state of every parameter: a resumed
+            # run needs them all, and so do several processes
             return task_loss + 0 * self.model.head.weight.sum()
         lm_loss, _ = language_loss(self.model, activations, batch)
         self.step_parts["lm_loss"] = lm_loss.detach()
@@ -56,24 +61,35 @@ class ClassifierModule(GPTModule):
     def validation_step(self, batch: Inputs, batch_idx: int) -> None:  # type: ignore[override]
         with torch.autocast(batch.ids.device.type, enabled=False):
             activations = self.model.activations(batch.ids)
-            scores = task_scores(self.model, activations, batch)
+            scores = self.model.scores(activations, batch)
             lm_loss, targets = language_loss(self.model, activations, batch)
         loss = F.cross_entropy(scores, batch.labels)
         if not loss.isfinite():  # raised before the weights can become a checkpoint
             raise self.diverged("val/loss", loss)
+        examples, characters = len(batch.labels), max(int(self.lengths[0, targets].sum()), 1)
         average = partial(self.log, on_epoch=True, sync_dist=True)
-        average("val/loss", loss, prog_bar=True, batch_size=len(batch.labels))
-        average("val/accuracy", accuracy(scores, batch.labels), prog_bar=True, batch_size=len(batch.labels))
+        average("val/loss", loss, prog_bar=True, batch_size=examples)
+        average("val/accuracy", accuracy(scores, batch.labels), prog_bar=True, batch_size=examples)
         average("val/lm_loss", lm_loss, batch_size=len(targets))
-        characters = max(int(self.lengths[0, targets].sum()), 1)
-        average(
-            "val/bits_per_char", lm_loss / math.log(2) * (len(targets) / characters), batch_size=characters
+        bits = lm_loss / math.log(2) * (len(targets) / characters)
+        average("val/bits_per_char", bits, batch_size=characters)
+
+    def complete(self, result: Result, data: TaskData, best: Path | None) -> TaskResult:  # type: ignore[override]
+        """The result with the accuracy on the test part, of the checkpoint `best` or else of the last weights."""
+        if best is not None:
+            self.model.load_state_dict(read(best)["state_dict"])
+        self.model.eval()
+        batches = AllExamples(data.test)
+        correct = sum(
+            int((self.model.exact_scores(batch).argmax(dim=1) == batch.labels).sum()) for batch in batches
         )
-
-
-def task_scores(model: Classifier, activations: Tensor, batch: Inputs) -> Tensor:
-    """Scores (B, L) from the activations of a batch's N sequences."""
-    return model.scores(activations, batch.extract, len(batch.ids) // len(batch.labels))
+        return TaskResult(
+            **result.model_dump(),
+            test_accuracy=correct / len(data.test),
+            test_examples=len(data.test),
+            majority_accuracy=majority_accuracy(data.task),
+            naive_bayes_accuracy=naive_bayes_accuracy(data.task),
+        )
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
@@ -88,9 +104,8 @@ def language_loss(model: Classifier, activations: Tensor, batch: Inputs) -> tupl
     targets = batch.ids[:, 1:]
     positions = torch.arange(targets.size(1), device=targets.device)
     is_text = (targets < model.config.known_vocab_size()) & (positions + 1 < batch.extract[:, None])
-    # Logits of all positions, since their number depends on the batch's shape alone (see `gpt.finetune.data.ExampleBatches`)
+    # Logits of all positions, since their number depends on the batch's shape alone (see gpt.finetune.data)
     logits = model.head(activations[:, :-1])  # (N, T - 1, V)
-    loss = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.masked_fill(~is_text, IGNORED).flatten(), ignore_index=IGNORED
-    )
+    masked = targets.masked_fill(~is_text, IGNORED).flatten()
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), masked, ignore_index=IGNORED)
     return loss, targets[is_text]

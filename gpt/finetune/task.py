@@ -1,8 +1,9 @@
-"""What a task with labels is: its settings, and its examples."""
+"""What a task with labels is."""
 
 from dataclasses import dataclass
 
-KINDS = ("classification", "entailment", "similarity", "choice")
+# Each kind becomes sequences in its own way (gpt.finetune.inputs) and has so many texts in an example, at least and at most
+KINDS = {"classification": (1, 1), "entailment": (2, 2), "similarity": (2, 2), "choice": (2, 1000)}
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
+    """Examples for training and for testing. An example's label is the place of its name in `labels`."""
+
     name: str
-    kind: str  # one of KINDS, which says how an example becomes sequences (gpt.finetune.inputs)
+    kind: str  # one of KINDS
     labels: tuple[str, ...]
     train: list[Example]
     test: list[Example]

@@ -4,16 +4,19 @@
 training split of the text and those for testing from the validation split, so no pre-training has seen a text that is tested.
 """
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gpt.config import TaskConfig
 from gpt.errors import UserError, shorten
-from gpt.finetune.csv_files import read_task
-from gpt.finetune.speeches import Speech, parse_speeches
+from gpt.finetune.csv_tasks import read_task
 from gpt.finetune.task import Example, Task
 
+# A line that ends in a colon after a blank line, as in "\n\nFirst Citizen:\n". No name is as long as a line of verse
+HEADING = re.compile(r"(?:\A|(?<=\n\n))([^\n:]{1,40}):\n")
 MARKS = (".", "?", "!")
 CANDIDATES = 4  # of next_speech
 BEFORE = 2  # speeches that reply and next_speech show of what was said before
@@ -30,17 +33,14 @@ def make_task(config: TaskConfig, train_text: str, test_text: str, seed: int) ->
     elif config.name in TASKS:
         kind, labels, _ = TASKS[config.name]
         train, test = (
-            make_examples(config.name, text, [seed, number])
-            for number, text in enumerate((train_text, test_text))
+            make_examples(config.name, text, [seed, part])
+            for part, text in enumerate((train_text, test_text))
         )
         task = Task(config.name, kind, labels, train, test)
     else:
         raise UserError(f"task = {shorten(config.name)}: unknown; choose one of {', '.join(TASKS)}, csv")
-    train, test = (
-        shuffled(part, seed, limit)
-        for part, limit in ((task.train, config.max_train), (task.test, config.max_test))
-    )
-    return Task(task.name, task.kind, task.labels, train, test)
+    train, test = shuffled(task.train, seed, config.max_train), shuffled(task.test, seed, config.max_test)
+    return replace(task, train=train, test=test)
 
 
 def make_examples(name: str, text: str, seed: Sequence[int]) -> list[Example]:
@@ -48,9 +48,8 @@ def make_examples(name: str, text: str, seed: Sequence[int]) -> list[Example]:
     examples = TASKS[name][2](parse_speeches(text), np.random.default_rng(seed))
     if len(examples) < 2:
         reason = f"a split of {len(text):,} characters makes {len(examples)} examples"
-        raise UserError(
-            f"task = {name}: {reason}; give a play in which each speech follows its speaker's name"
-        )
+        advice = "give a play in which each speech follows its speaker's name"
+        raise UserError(f"task = {name}: {reason}; {advice}")
     return examples
 
 
@@ -60,14 +59,35 @@ def shuffled(examples: Sequence[Example], seed: int, limit: int) -> list[Example
     return [examples[number] for number in order[: limit or None]]
 
 
+@dataclass(frozen=True)
+class Speech:
+    """What one person says in one go."""
+
+    speaker: str
+    text: str  # without the speaker's name, and without blank lines around it
+
+    @property
+    def opening(self) -> str:
+        """The speaker's name and the first line, as they stand in the play."""
+        return f"{self.speaker}:\n{self.text.splitlines()[0]}"
+
+
+def parse_speeches(text: str) -> list[Speech]:
+    """All speeches of a text in the form of Tiny Shakespeare, in order. There are none in a text of another form.
+
+    Each begins with the speaker's name and a colon on a line of their own, after a blank line. Names with nothing after them
+    are left out, and so is what comes before the first name. Tiny Shakespeare has 7,097 speeches by 299 speakers.
+    """
+    _, *parts = HEADING.split(text)
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return [Speech(speaker, said.strip("\n")) for speaker, said in pairs if said.strip()]
+
+
 def mark(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
     """With which mark did the speech end? The mark is taken away. Each mark is equally frequent."""
-    of_each: list[list[Example]] = [
-        [
-            Example((speech.text[:-1],), label)
-            for speech in speeches
-            if speech.text.endswith(mark) and len(speech.text) > 1
-        ]
+    texts = [speech.text for speech in speeches if len(speech.text) > 1]
+    of_each = [
+        [Example((text[:-1],), label) for text in texts if text.endswith(mark)]
         for label, mark in enumerate(MARKS)
     ]
     fewest = min(map(len, of_each))
@@ -131,10 +151,9 @@ class ByLength:
 
     def elsewhere(self, place: int, count: int, random: np.random.Generator) -> list[int]:
         """`count` speeches more than NEAR away from `place`, drawn from the 16 nearest in length, or as many as there are."""
-        by_distance = np.argsort(abs(np.arange(len(self.order)) - self.rank[place]), kind="stable")[
-            : 16 + 2 * NEAR + 1
-        ]
-        far = [int(other) for other in self.order[by_distance] if abs(other - place) > NEAR][:16]
+        distances = abs(np.arange(len(self.order)) - self.rank[place])
+        by_distance = self.order[np.argsort(distances, kind="stable")]
+        far = [int(other) for other in by_distance[: 16 + 2 * NEAR + 1] if abs(other - place) > NEAR][:16]
         if len(far) < count:
             far = [other for other in range(len(self.order)) if abs(other - place) > 1]
         return [int(other) for other in random.choice(far, count, replace=len(far) < count)]

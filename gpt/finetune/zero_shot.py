@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from gpt.finetune.baselines import share_right
 from gpt.finetune.task import Task
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
@@ -18,47 +20,45 @@ def zero_shot_accuracy(model: GPT, tokenizer: Tokenizer, task: Task, limit: int 
 
     classification: the label's own text is likeliest after the text, so labels have to be such as "." and "?"
     choice:         the context raises the likelihood of the candidate by more than it does that of the others
-    entailment and similarity: the answer is yes if the first text raises the likelihood of the second by more than it does
-                    in the median example
+    entailment and similarity: the answer is yes if the first text raises the likelihood of the second by more than it
+                    does in the median example
 
-    Likelihoods are means over tokens of their logarithms. How much the first text raises them tells more than how likely the
-    second one is then, which depends above all on its words. The median is that of the other examples, whose labels are not seen.
+    Likelihoods are means over tokens of their logarithms. How much the first text raises them tells more than how likely
+    the second one is then, which depends above all on its words. The median is that of the other examples, whose labels
+    are not seen.
     """
     examples = task.test[:limit]
-    labels = [example.label for example in examples]
     if task.kind == "classification":
         pairs = [(example.texts[0], label) for example in examples for label in task.labels]
-        scores = torch.tensor(mean_log_likelihoods(model, tokenizer, pairs)).view(len(examples), -1)
-        chosen = scores.argmax(dim=1).tolist()
-    else:
-        pairs = [
-            (example.texts[0].rstrip("\n") + GAP, text) for example in examples for text in example.texts[1:]
-        ]
-        after = torch.tensor(mean_log_likelihoods(model, tokenizer, pairs))
-        alone = torch.tensor(mean_log_likelihoods(model, tokenizer, [(GAP, text) for _, text in pairs]))
-        gains = (after - alone).view(len(examples), -1)
-        chosen = (
-            gains.argmax(dim=1) if task.kind == "choice" else (gains > gains.median()).int()[:, 0]
-        ).tolist()
-    return sum(number == label for number, label in zip(chosen, labels, strict=True)) / len(labels)
+        return share_right(
+            mean_log_likelihoods(model, tokenizer, pairs).view(len(examples), -1).argmax(dim=1).tolist(),
+            examples,
+        )
+    pairs = [
+        (example.texts[0].rstrip("\n") + GAP, text) for example in examples for text in example.texts[1:]
+    ]
+    alone = [(GAP, text) for _, text in pairs]
+    gains = mean_log_likelihoods(model, tokenizer, pairs) - mean_log_likelihoods(model, tokenizer, alone)
+    gains = gains.view(len(examples), -1)
+    chosen = gains.argmax(dim=1) if task.kind == "choice" else (gains > gains.median())[:, 0].int()
+    return share_right(chosen.tolist(), examples)
 
 
 @torch.no_grad()
-def mean_log_likelihoods(model: GPT, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """The mean over its tokens of log p(second text | first text), in nats.
+def mean_log_likelihoods(model: GPT, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Tensor:
+    """The mean over its tokens of log p(second text | first text), in nats, for each of N pairs (N,).
 
     Of texts that are together longer than the context plus one, the first loses its beginning, and then the second its end.
     """
     limit, device = model.config.context_length + 1, model.head.weight.device
-    encoded = [(tokenizer.encode(first), tokenizer.encode(second)[: limit - 1]) for first, second in pairs]
-    windows = [
-        (torch.cat((first[max(0, len(first) + len(second) - limit) :], second)), len(second))
-        for first, second in encoded
-    ]
+    windows = []
+    for first, second in pairs:
+        ids = tokenizer.encode(second)[: limit - 1]
+        windows.append((torch.cat((tokenizer.encode(first), ids))[-limit:], len(ids)))
     order = sorted(
         range(len(windows)), key=lambda number: len(windows[number][0])
-    )  # windows of one batch are about as long
-    result, was_training = [0.0] * len(pairs), model.training
+    )  # a batch has windows of similar length
+    result, was_training = torch.zeros(len(pairs)), model.training
     model.eval()
     for start in range(0, len(order), BATCH):
         numbers = order[start : start + BATCH]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -68,10 +68,6 @@ class BPETokenizer(Tokenizer):
         model = json.loads(untrained.bpe.to_str())["model"]
         return cls(sorted(model["vocab"], key=model["vocab"].get), model["merges"])
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "BPETokenizer":
-        return cls(state["vocabulary"], state["merges"])
-
     @property
     def state(self) -> dict[str, Any]:
         merges = [list(pair) for pair in self.merges]
@@ -81,9 +77,6 @@ class BPETokenizer(Tokenizer):
         # Lines are encoded on all cores. No piece reaches from a non-space across a line break
         lines = re.split(r"(?<=\S)(?=\n)", text.encode(errors="replace").decode())
         return np.array([i for line in self.bpe.encode_batch_fast(lines) for i in line.ids], dtype=np.uint16)
-
-    def knows(self, char: str) -> bool:
-        return True
 
 
 def first_characters(parts: Iterable[str], count: int) -> Iterator[str]:

@@ -1,0 +1,2 @@
+"""stub"""
+def compare(folder): return "table"

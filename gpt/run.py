@@ -1,0 +1,199 @@
+"""A run's folder, which one process at a time writes into, and its result.
+
+config.yaml says that there is a run and what it is, run.json where it comes from,
+checkpoints/last.safetensors how far it has come, and result.json that it has ended.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gpt.checkpoint import SUFFIX
+from gpt.config import RunConfig
+from gpt.errors import UserError, shorten
+from gpt.files import read_json, remove_staged, write_json, write_text
+from gpt.machine import is_first_process
+
+
+class Result(BaseModel):
+    """The numbers of a run that has ended. Losses are in nats per token, which usually is a character."""
+
+    model_config = ConfigDict(frozen=True)
+
+    # the best two and the speed are None if the configuration left out what measures them
+    best_val_loss: float | None
+    best_step: int | None
+    final_val_loss: float
+    final_bits_per_char: float
+    step: int
+    vocab_size: int
+    parameters: int
+    seconds: float
+    chars_per_second: float | None
+    stopped_early: bool = False  # it no longer improved, so more steps are not wanted
+
+    @property
+    def headline(self) -> str:
+        """The number that matters most, in words."""
+        return f"val loss {self.loss:.4f}"
+
+    @property
+    def loss(self) -> float:
+        """The validation loss by which runs are compared: the best one where it is known."""
+        return self.final_val_loss if self.best_val_loss is None else self.best_val_loss
+
+    @classmethod
+    def read(cls, path: Path) -> "Result":
+        """Raises UserError if the file does not hold the numbers of a run."""
+        values = read_json(path)
+        try:
+            return (TaskResult if "test_accuracy" in values else Result).model_validate(values)
+        except ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"]))
+            raise UserError(
+                f"file = {path}: {place} is missing or damaged; remove it, and resume the run"
+            ) from None
+
+
+class TaskResult(Result):
+    """The numbers of a run that was fine-tuned: its losses are those of the task, in nats per held-out
+    example.
+
+    Accuracies are shares of the test part, which had no say in anything.
+    """
+
+    test_accuracy: float  # of the best checkpoint
+    test_examples: int
+    majority_accuracy: float  # of the answer that is the most frequent in training
+    naive_bayes_accuracy: float | None  # None without scikit-learn, and for tasks that it cannot answer
+
+    @property
+    def headline(self) -> str:
+        return f"accuracy {self.test_accuracy:.4f}"
+
+
+class Run:
+    """The folder of a run. Nothing is made or changed in it before `begin`, which follows the first step of
+    training.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.has_begun = False
+        self.lock = FileLock(self.folder / ".lock", timeout=0)
+
+    def checkpoint(self, name: str) -> Path:
+        """Where the run keeps its checkpoint called `best` or `last`."""
+        return self.folder / "checkpoints" / f"{name}{SUFFIX}"
+
+    @property
+    def last(self) -> Path | None:
+        """The checkpoint to continue from. None if there is none yet: then the run begins at its first step."""
+        return path if (path := self.checkpoint("last")).exists() else None
+
+    @property
+    def config(self) -> RunConfig | None:
+        """The configuration that the run began with. None if there is no run yet. Raises UserError if it is
+        damaged.
+        """
+        return (
+            RunConfig.from_dict(read_config(self.folder)) if (self.folder / "config.yaml").exists() else None
+        )
+
+    @property
+    def result(self) -> Result | None:
+        """The numbers of a run that has ended. None if it has not."""
+        return Result.read(path) if (path := self.folder / "result.json").exists() else None
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What run.json says. Empty if there is none."""
+        return read_json(path) if (path := self.folder / "run.json").exists() else {}
+
+    def begin(self, config: RunConfig, origin: Mapping[str, Any]) -> None:
+        """Take the folder for this process, and write config.yaml and, for a new run, run.json.
+
+        Raises UserError if another process is at work in it, or if it cannot be written.
+        """
+        self.has_begun = True
+        if not is_first_process():  # of several processes, one keeps the folder
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+        except Timeout:
+            number = (self.folder / ".lock.pid").read_text(errors="replace")[:20]
+            raise UserError(
+                f"run_dir = {self.folder}: process {number} is at work there; wait, or stop it"
+            ) from None
+        except OSError as error:
+            place = error.filename or self.folder
+            raise UserError(
+                f"file = {place}: {error.strerror}; choose another hydra.run.dir, or make room"
+            ) from None
+        write_text(self.folder / ".lock.pid", str(os.getpid()))
+        remove_staged(self.folder)
+        remove_staged(self.folder / "checkpoints")
+        (self.folder / "result.json").unlink(missing_ok=True)  # it describes a shorter run
+        if (path := self.folder / "run.json").exists():
+            os.utime(path)  # by this time, resume=last finds the newest run
+        else:
+            write_json(path, origin)
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+        write_text(self.folder / "config.yaml", text)
+
+    def finish(self, result: Result, sample: str | None) -> None:
+        """Write result.json, which says that the run has ended, and sample.txt."""
+        if not is_first_process():
+            return
+        if sample is not None:
+            write_text(self.folder / "sample.txt", sample)
+        write_json(self.folder / "result.json", result.model_dump(mode="json"))
+        (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt left it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The plain values of a run's config.yaml. Raises UserError if it is damaged, or written by an earlier
+    version.
+    """
+    path = folder / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"file = {path}: missing or damaged; restore it, or begin again in another folder")
+    if any("_target_" not in node for node in (content.get("callbacks") or {}).values()):
+        advice = f"python scripts/convert_checkpoint.py {folder} converts the run"
+        raise UserError(f"file = {path}: written by an earlier version; {advice}")
+    return content
+
+
+def find_run(place: str) -> Path:
+    """The folder meant by `resume=place`; `last` means the newest run under outputs/ that has not ended.
+
+    Raises UserError if there is no such run.
+    """
+    if place == "last":
+        begun = sorted(Path("outputs").glob("**/run.json"), key=lambda path: path.stat().st_mtime)
+        ended = ("result.json", "error.txt")
+        folders = [path.parent for path in begun if not any((path.parent / name).exists() for name in ended)]
+        if not folders:
+            raise UserError(
+                "resume = last: no run under outputs/ that has not ended; name one: resume=outputs/RUN"
+            )
+        return folders[-1]
+    if not (Path(place) / "config.yaml").is_file():
+        raise UserError(f"resume = {shorten(place)}: no run there; give a run folder, such as outputs/RUN")
+    return Path(place)

@@ -1,0 +1,189 @@
+"""The story of a run: configuration, text, model, training, result.
+
+`train` tells it in order, and what follows are its steps. A run with a task fine-tunes, and one without
+pre-trains: `pretraining_parts` and `gpt.finetune.parts` are all in which the two differ.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from gpt import callbacks as parts
+from gpt.callbacks.trainer import RunOptions, make_trainer
+from gpt.checkpoint import read
+from gpt.config import RunConfig
+from gpt.data import Data, TextData
+from gpt.errors import UserError, one_line, shorten
+from gpt.finetune.parts import finetuning_parts
+from gpt.interop.weights import starting_weights
+from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
+from gpt.model import GPT
+from gpt.module import Diverged, GPTModule
+from gpt.resume import check_resumable, resolve
+from gpt.run import Result, Run
+from gpt.tokenizer import Tokenizer, restore
+
+
+def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> Result:  # noqa: B008 - it is frozen
+    """Train in `folder` as `config` says, or continue what the folder has of this run, and return its result.
+
+    Raises UserError, and leaves everything as it was, if the run cannot be done.
+    """
+    silence_lightning()
+    keep_freed_memory()
+    with Run(folder) as run:
+        stored = run.config
+        weights = starting_weights(config, run)
+        content = read(run.last) if run.last else None
+        source, tokenizer = (
+            (weights.model, weights.tokenizer) if weights else (None, stored_tokenizer(config, content))
+        )
+        parts_of_kind = pretraining_parts if config.task is None else finetuning_parts
+        data, make_module = parts_of_kind(config, source, tokenizer)
+        config, reasons = resolve(config, stored, data)
+        if stored:
+            check_resumable(run, config, stored, data, content)
+        if (result := run.result) and (result.step >= config.trainer.max_steps or result.stopped_early):
+            return result
+        with refusals_before_first_step(run):
+            origin = {"init_sha256": weights.sha256} if weights else {}
+            trainer = make_trainer(config, run, data, options, origin)
+            L.seed_everything(config.seed, verbose=False)  # of the weights that do not come from others
+            module = make_module(config)
+            resume_loggers(trainer, run, content)
+            if not options.quiet:
+                announce(module, data, reasons)
+            del content, weights, source, make_module  # their tensors would take memory while the run trains
+            start = time.perf_counter()
+            fit(trainer, module, data, run.last)
+        result, sample = collect_result(trainer, module, time.perf_counter() - start)
+        best = run.checkpoint("best")
+        result = module.complete(result, data, best if best.exists() else None)
+        if not run.has_begun:  # all steps had been taken before, and only the result was missing
+            run.begin(config, origin)
+        run.finish(result, sample)
+    return result
+
+
+def pretraining_parts(
+    config: RunConfig, source: GPT | None, tokenizer: Tokenizer | None
+) -> tuple[TextData, Callable[[RunConfig], GPTModule]]:
+    """The data of a run that pre-trains, and what makes its module once the configuration is resolved.
+
+    The module has the weights of `source` if there is one, and draws them otherwise. Without a `tokenizer`, the one that
+    the configuration asks for is made. Raises UserError as `TextData` does.
+    """
+    data = TextData(config.data, config.model.context_length, config.seed, tokenizer)
+
+    def make_module(resolved: RunConfig) -> GPTModule:
+        model = GPT(resolved.model)
+        if source is not None:
+            model.load_state_dict(source.state_dict())
+        if resolved.trainer.compile:
+            model.compile()  # in place, so that the names in checkpoints stay as they are
+        return GPTModule(model, resolved.optimizer, resolved.scheduler, data.tokenizer.lengths)
+
+    return data, make_module
+
+
+def stored_tokenizer(config: RunConfig, content: Mapping[str, Any] | None) -> Tokenizer | None:
+    """The tokenizer of a run that continues, unless the text alone determines it.
+
+    One that was learnt is kept, because another version of its library might find other pieces, and so is one
+    that came with the weights that the run began with.
+    """
+    if content is None:
+        return None
+    state = content["gpt"]["tokenizer"]
+    return None if state.get("kind") in ("char", "byte") and config.init is None else restore(state)
+
+
+def resume_loggers(trainer: L.Trainer, run: Run, content: Mapping[str, Any] | None) -> None:
+    """Let the loggers continue where the checkpoint was: what was logged after it will be logged again.
+
+    Notes on stderr each thing by which this machine may change the last digits of the run.
+    """
+    began = run.origin.get("machine", {}) if content is not None and trainer.is_global_zero else {}
+    for what, now in describe_machine(trainer).items():
+        if what in began and began[what] != now:
+            change = f"{what} {now} where the run began with {shorten(began[what])}"
+            print(f"note: {change}: its last digits may differ", file=sys.stderr)
+    for logger in trainer.loggers:
+        if isinstance(logger, parts.RunLogger):
+            logger.resume(content["global_step"] if content is not None else 0)
+
+
+@rank_zero_only
+def announce(module: GPTModule, data: Data, reasons: Sequence[str]) -> None:
+    """Print what is trained on what, and what was chosen for this machine."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    lines = [f"{parameters:,} parameters, {data.description}", "; ".join(reasons)]
+    print("\n".join(filter(None, lines)), flush=True)
+
+
+def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | None) -> None:
+    """Train to the end. Raises UserError that names the last good checkpoint if the run diverges."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except Diverged as error:
+        last = parts.checkpoints.checkpoint_path(trainer, "last")
+        where = f"; its last good checkpoint is {last}" if last.exists() else ""
+        raise UserError(f"{error}{where}") from None
+    if (
+        "val/loss" not in trainer.callback_metrics
+    ):  # all steps had been taken, and only the result was missing
+        trainer.loggers = []  # they have logged it
+        trainer.validate(module, datamodule=data, verbose=False)
+
+
+def collect_result(trainer: L.Trainer, module: GPTModule, seconds: float) -> tuple[Result, str | None]:
+    """The numbers of a run that has ended, and the last text that it wrote (None if it was not asked to)."""
+    best, throughput = find_callback(trainer, parts.BestCheckpoint), find_callback(trainer, parts.Throughput)
+    samples, stopping = find_callback(trainer, parts.Samples), find_callback(trainer, parts.EarlyStopping)
+    result = Result(
+        best_val_loss=best.score if best else None,
+        best_step=best.step if best and best.score is not None else None,
+        final_val_loss=trainer.callback_metrics["val/loss"].item(),
+        final_bits_per_char=trainer.callback_metrics["val/bits_per_char"].item(),
+        step=trainer.global_step,
+        vocab_size=module.model.config.known_vocab_size(),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        seconds=round(throughput.elapsed if throughput else seconds, 1),
+        chars_per_second=throughput.mean if throughput else None,
+        stopped_early=bool(stopping and stopping.is_met),
+    )
+    return result, samples.latest if samples else None
+
+
+def find_callback(trainer: L.Trainer, kind: type[Callback]) -> Any:
+    """The callback of a kind. None if the configuration left it out."""
+    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in found if isinstance(callback, kind)), None)
+
+
+@contextlib.contextmanager
+def refusals_before_first_step(run: Run) -> Iterator[None]:
+    """Turn whatever is raised before the first step into one line: the settings do not fit.
+
+    After the first step an unexpected error is a bug, and keeps its traceback.
+    """
+    try:
+        yield
+    except (UserError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        is_output = (
+            isinstance(error, OSError) and error.filename is None
+        )  # standard output is closed, or full
+        if run.has_begun or is_output:
+            raise
+        reason = f"{type(error).__name__}: {one_line(error)[:300]}"
+        raise UserError(f"training = (not started): {reason}; change the setting that this names") from error
