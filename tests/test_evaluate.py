@@ -55,8 +55,10 @@ def refusal(arguments: list[str], capsys) -> str:
 
 
 def test_evaluating_another_text_needs_the_data_option(trained, text, capsys):
-    text.write_text(text.read_text() + "ROMEO: O\n")
-    assert "no longer the text" in refusal([str(trained)], capsys)
+    content = text.read_text()
+    for addition in ("XYZ\n", "ROMEO: O\n"):  # which the tokenizer does not know, and knows
+        text.write_text(content + addition)
+        assert "no longer the text" in refusal([str(trained)], capsys)
     evaluate.main([str(trained), "--data", str(text)])
     assert "\nval  " in capsys.readouterr().out
 
