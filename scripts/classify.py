@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
     from gpt.checkpoint import find
-    from gpt.cli.runs import newest_run
+    from gpt.cli.newest import newest_run
     from gpt.finetune.predict import load_answerer
 
     answerer = load_answerer(find(options.checkpoint or newest_run(fine_tuned=True)))

@@ -96,6 +96,10 @@ def main(arguments: list[str] | None = None) -> None:
         webbrowser.open(options.out.resolve().as_uri())
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

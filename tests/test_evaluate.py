@@ -14,7 +14,9 @@ from gpt.evaluate import evaluate as evaluate_model
 ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+; [^\n]+\n\Z")
 
 
-@pytest.mark.parametrize("settings", [[], ["callbacks=ema", "callbacks.ema.decay=0.5"]], ids=["plain", "averaged"])
+@pytest.mark.parametrize(
+    "settings", [[], ["callbacks=ema", "callbacks.ema.decay=0.5"]], ids=["plain", "averaged"]
+)
 def test_evaluate_prints_the_result_to_the_last_digit(succeed, settings, precision, capsys):
     succeed("trainer.max_steps=4", f"trainer.precision={precision}", "hydra.run.dir=run", *settings)
     evaluate.main(["run", "--json"])

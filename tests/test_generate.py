@@ -69,7 +69,9 @@ def test_cache_is_no_larger_than_the_text_needs(monkeypatch):
     generated(make_model(context_length=2**17), max_new_tokens=4)
     generated(make_model(context_length=16), max_new_tokens=4)
     assert capacities == [7, 7]
-    generated(make_model(context_length=16), max_new_tokens=18)  # 3 + 14 exceed it, and then there are 4 to go
+    generated(
+        make_model(context_length=16), max_new_tokens=18
+    )  # 3 + 14 exceed it, and then there are 4 to go
     assert capacities[2:] == [16, 12]
 
 
@@ -126,7 +128,9 @@ def test_each_row_has_its_own_temperature(settings):
 def test_every_text_of_every_seed_has_random_numbers_of_its_own():
     pairs = itertools.product(range(20), range(20))
     assert len({torch.rand(1, generator=generator_of_text(*pair)).item() for pair in pairs}) == 400
-    assert generator_of_text(2**63 - 1, 2**40).initial_seed() != generator_of_text(2**63 - 1, 0).initial_seed()
+    assert (
+        generator_of_text(2**63 - 1, 2**40).initial_seed() != generator_of_text(2**63 - 1, 0).initial_seed()
+    )
 
 
 def test_dropout_is_off_and_the_former_mode_comes_back():

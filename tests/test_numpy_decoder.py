@@ -80,7 +80,9 @@ def test_what_numpy_does_not_know_is_sampled_by_torch(kind):
     assert not cached.decoders
 
 
-@pytest.mark.parametrize("sizes", [{}, dict(n_embd=30, n_head=1, vocab_size=7), dict(n_embd=160, vocab_size=65)])
+@pytest.mark.parametrize(
+    "sizes", [{}, dict(n_embd=30, n_head=1, vocab_size=7), dict(n_embd=160, vocab_size=65)]
+)
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}])
 def test_text_of_a_row_is_the_same_to_the_last_bit_in_any_batch(arch, sizes, settings):
     model = perturbed(arch, **sizes)

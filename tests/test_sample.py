@@ -41,7 +41,9 @@ def write(trained, capsys, monkeypatch):
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | environment
     bash = ["bash", "-c", command]
-    return subprocess.run(bash, capture_output=True, text=True, timeout=100, env=environment, encoding="utf-8")
+    return subprocess.run(
+        bash, capture_output=True, text=True, timeout=100, env=environment, encoding="utf-8"
+    )
 
 
 def test_text_continues_the_prompt(write):
@@ -84,7 +86,15 @@ def test_without_a_seed_each_text_is_another_and_its_seed_is_told(trained, write
     assert capsys.readouterr().out != out
 
 
-PIECES = [b"a", b"b\n", b"c", b"\n", b"d", b"e\nf", b"g"]  # as of byte pairs, which may continue after a line break
+PIECES = [
+    b"a",
+    b"b\n",
+    b"c",
+    b"\n",
+    b"d",
+    b"e\nf",
+    b"g",
+]  # as of byte pairs, which may continue after a line break
 ENDS = [(0, "ab"), (1, "ab"), (2, "ab"), (3, "ab\nc"), (4, "ab\nc"), (5, "ab\nc\nde")]
 
 

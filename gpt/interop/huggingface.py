@@ -154,7 +154,7 @@ def from_hf(source: "str | Path | PreTrainedModel") -> GPT:
         return assemble(config, {name: value for file in files for name, value in load_file(file).items()})
     except UserError as error:
         raise UserError(f"model = {source}: {error}") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"model = {source}: damaged ({one_line(error)}); choose another one") from None
 
 
