@@ -19,12 +19,15 @@ def main(arguments: list[str] | None = None) -> None:
         choices=["steps", "tokens", "seconds", "flops"],
         help="what the pictures have on their horizontal axis",
     )
-    parser.add_argument("--sort", default="loss", metavar="COLUMN", help="the column by which lines are sorted, lowest first")
+    parser.add_argument("--sort", default="", metavar="COLUMN", help="sort lines by a column, lowest first; default: the best first")
     parser.add_argument("--columns", metavar="A,B,C", help="only these columns, however wide; their names are in compare.csv")
-    parser.add_argument("--baseline", metavar="TEXT", help="the line to which differences are taken: n_layer=2, or a run's name")
+    parser.add_argument("--baseline", default="", metavar="TEXT", help="the line to which differences are taken: n_layer=2, or a run's name")
     parser.add_argument("--csv", action="store_true", help="print the whole table as CSV, and write nothing")
     options = parser.parse_args(arguments)
-    from gpt.cli.compare import compare, print_csv  # after --help, which needs no torch
+    try:
+        from gpt.analysis.compare import compare, print_csv  # after --help, which needs no extra
+    except ImportError as error:
+        raise UserError(f'extra = analysis: {error.name} is not installed; pip install -e ".[analysis]"') from None
 
     if options.csv:
         if options.columns:
@@ -32,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(print_csv(options.folder, options.sort, options.baseline), end="")
         return
     columns = options.columns.split(",") if options.columns else ()
-    print(compare(options.folder, options.x, sort=options.sort, columns=columns, baseline=options.baseline))
+    print(compare(options.folder, options.x, options.sort, columns, options.baseline))
 
 
 if __name__ == "__main__":

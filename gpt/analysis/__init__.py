@@ -1,0 +1,1 @@
+"""Tables, pictures and pages about runs. They need the extra `analysis`; training and sampling do not."""

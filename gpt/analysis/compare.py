@@ -1,0 +1,271 @@
+"""A table of many runs, best first, and pictures of them, written into the folder that holds the runs."""
+
+import json
+import math
+import re
+import shutil
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pandas import DataFrame, Series, to_numeric
+from scipy.stats import ttest_ind
+
+from gpt.analysis.plots import draw_pictures, save
+from gpt.analysis.runs import read_runs, show
+from gpt.files import atomic, write_text
+from gpt.settings import UserError, did_you_mean, shorten
+
+FOUND = ["loss", "accuracy", "difference", "noise", "seeds", "majority", "naive_bayes"]
+COSTS = ["seconds", "parameters", "chars_per_second"]  # dropped first where a terminal has no room, from the last
+NO_BEST = "no best val/loss; keep callbacks.best"
+SILENT = ("callbacks", "hydra", "logger", "name", "resume", "seed")  # what is typed there tells no runs apart
+
+
+class Comparison(NamedTuple):
+    """Finished runs and their table, in which a line stands for runs that differ in nothing but their seed."""
+
+    table: DataFrame  # best first: the columns run, `settings`, `metric`, and what else was found
+    runs: DataFrame  # a row for each run, as `read_runs` has it; its column `line` is the index of the table
+    settings: list[str]  # the columns by which lines are told apart
+    metric: str  # loss, or accuracy for runs that were fine-tuned
+    left_out: list[str]  # the other runs, and why they are not in the table
+
+
+def compare(folder: Path, x: str = "steps", sort: str = "", columns: Sequence[str] = (), baseline: str = "") -> str:
+    """Write compare.md, compare.csv and the pictures into `folder`, and return what a terminal should show.
+
+    `x` is what the pictures have on their horizontal axis: "steps" (and the settings that vary), "tokens",
+    "seconds" or "flops". The others are as in `scripts/compare.py`. Raises UserError if there is nothing to compare,
+    and for what describes no column or line of the table.
+    """
+    found = compare_runs(folder, baseline)
+    table, width = sort_table(found.table, sort), shutil.get_terminal_size((140, 24)).columns
+    if unknown := set(columns) - set(table):
+        raise no_column(unknown.pop(), table)
+    chosen = list(columns) or choose_columns(found)
+    cells, dropped = (render(table, chosen), []) if columns else fit(table, chosen, found.settings, width)
+    notes = explain(found, shorten(baseline or "the best", 100))
+    whole = "\n\n".join([markdown(render(table, chosen)), *notes, *found.left_out])
+    write_text(folder / "compare.md", whole + "\n")
+    write_text(folder / "compare.csv", table.to_csv(index=False))
+    pictures = {f"{name}.png": figure for name, figure in draw_pictures(found, x).items()}
+    for name, figure in pictures.items():
+        with atomic(folder / name) as file:
+            file.write(save(figure, "png"))
+    if dropped:
+        notes.insert(0, f"No room here for {', '.join(dropped)}: see compare.csv, or choose with --columns.")
+    parts = [aligned(cells), [textwrap.fill(note, width) for note in notes], found.left_out]
+    parts.append([f"written into {folder}: {', '.join(['compare.md', 'compare.csv', *pictures])}"])
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def compare_runs(folder: Path, baseline: str = "") -> Comparison:
+    """The runs under a folder: language models or, where there are none, those that were fine-tuned for tasks."""
+    runs = read_runs(folder)
+    is_task = runs["accuracy"].notna()
+    metric = "loss" if (runs["loss"].notna() & ~is_task).any() else "accuracy"
+    is_compared = runs[metric].notna() & (is_task if metric == "accuracy" else ~is_task)
+    problems = runs["problem"].fillna(is_task.map({True: "fine-tuned, so not in this table", False: NO_BEST}))
+    left_out = (runs["name"] + ": " + problems)[~is_compared].to_list()
+    if not is_compared.any():
+        raise UserError(f"folder = {folder}: no run in it has a best val/loss; keep callbacks.best")
+    runs, settings = group_runs(runs[is_compared])
+    lines = runs.groupby("line")
+    first = {"run": lines["name"].agg(name_line)} | ({} if metric == "loss" else {"task": lines["task.name"].first()})
+    found = {"sd": lines[metric].std(), "seeds": lines.size()}
+    means = lines[[metric, *(COSTS if metric == "loss" else ["majority", "naive_bayes", "seconds"])]].mean()
+    table = DataFrame(first | settings | found).join(means)
+    order, ascending = (["loss"], [True]) if metric == "loss" else (["task", "accuracy"], [True, False])
+    table = table.sort_values(order, ascending=ascending, kind="stable")
+    names = list(dict.fromkeys([*first, *settings]))[1:]
+    reference = find_baselines(table, names, runs, baseline)
+    table = add_differences(table, metric, lines[metric].agg(list), reference)
+    return Comparison(table, runs, names, metric, left_out)
+
+
+def print_csv(folder: Path, sort: str = "", baseline: str = "") -> str:
+    """The whole table as CSV. Nothing is written. Raises UserError as `compare` does."""
+    return sort_table(compare_runs(folder, baseline).table, sort).to_csv(index=False)
+
+
+def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
+    """The runs with a column `line`, equal for those that differ in nothing but their seed, and what tells lines apart.
+
+    That is what was typed and varies, in the order in which it was typed. A choice such as model/arch=gpt1 stands for
+    all that it sets: any other setting is there only if lines differ in it for which the same was typed.
+    """
+    texts = as_text(runs[[key for key in runs if "." in key or key == "init"]])
+    varying = [key for key in texts if texts[key].nunique() > 1]
+    runs = runs.assign(line=texts.groupby(varying, sort=False).ngroup() if varying else 0)
+    lines = runs.drop_duplicates("line").set_index("line")
+    typed = list(dict.fromkeys(key for words in lines["overrides"] for key in words or varying))
+    for key in typed:
+        if "." not in key and key.partition("/")[0] not in (*SILENT, "init"):
+            lines[key] = [str(words.get(key, "-")) for words in lines["overrides"]]
+            varying += [key] if lines[key].nunique() > 1 else []
+    texts = as_text(lines[varying])
+    shown = [key for key in typed if key in varying]
+    for key in varying:
+        shown += [key] if count(texts[[*shown, key]]) > count(texts[shown]) else []
+    last = [re.split("[./]", key)[-1] for key in shown]  # n_head for model.n_head, unless another one ends so too
+    names = [name if last.count(name) == 1 else key.replace("/", ".") for name, key in zip(last, shown, strict=True)]
+    values = [lines[key].map(lambda value: "null" if value in (None, "None") else value) for key in shown]
+    return runs, dict(zip(names, values, strict=True))
+
+
+def as_text(frame: DataFrame) -> DataFrame:
+    """Texts by which values of any kind are told apart: 1, true, null, [1, 2]."""
+    return frame.map(lambda value: json.dumps(value, default=str))
+
+
+def count(texts: DataFrame) -> int:
+    return len(set(texts.itertuples(index=False)))
+
+
+def name_line(names: Series) -> str:
+    """The folder of a line's first run, without the seed if there are others."""
+    return (re.sub(r"(^|[,_])seed[=-]\d+$", "", names.iloc[0]) if len(names) > 1 else "") or names.iloc[0]
+
+
+def find_baselines(table: DataFrame, settings: list[str], runs: DataFrame, text: str) -> Series:
+    """For each line the one that it is compared with: the best of its task, or the one that `text` describes.
+
+    That is what varies, as n_layer=2,arch=gpt1, or a part of a run's name.
+    """
+    tasks = table["task"] if "task" in table else Series("", table.index)
+    chosen = {tasks[line]: line for line in reversed(table.index)}
+    if text:
+        words = {line: {f"{name}={show(row[name])}" for name in settings} for line, row in table.iterrows()}
+        found = [line for line in table.index if words[line].issuperset(text.split(","))]
+        found = found or list(runs["line"][runs["name"].str.contains(text, regex=False)].unique())
+        if not found or tasks[found].duplicated().any():
+            reason = f"describes {len(found)} lines of the table" if found else "describes no line of the table"
+            advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
+            raise UserError(f"--baseline = {shorten(text)}: {reason}; {advice}")
+        chosen |= {tasks[line]: line for line in found}
+    return tasks.map(chosen)
+
+
+def add_differences(table: DataFrame, metric: str, samples: Series, baselines: Series) -> DataFrame:
+    """The table with the difference of each line to its baseline, its interval, and whether that exceeds the noise."""
+    difference = table[metric] - table[metric][baselines].to_numpy()
+    pairs = [(line, baseline) for line, baseline in baselines.items()]
+    interval = [math.nan if a == b else welch_interval(samples[a], samples[b]) for a, b in pairs]
+    noise = [
+        None if a == b else "unknown" if math.isnan(width) else "exceeds" if abs(difference[a]) > width else "within"
+        for (a, b), width in zip(pairs, interval, strict=True)
+    ]
+    table = table.assign(difference=difference, interval=interval, noise=noise)
+    return table.assign(bits_per_char=table["loss"] / math.log(2)) if metric == "loss" else table
+
+
+def welch_interval(values: Sequence[float], others: Sequence[float]) -> float:
+    """Half the 95 % confidence interval of a difference of means (Welch 1947), or nan if one is a single value."""
+    if min(len(values), len(others)) < 2:
+        return math.nan
+    if len(set(values)) == len(set(others)) == 1:
+        return 0.0
+    low, high = ttest_ind(values, others, equal_var=False).confidence_interval()
+    return float(high - low) / 2
+
+
+def sort_table(table: DataFrame, column: str) -> DataFrame:
+    """The table in the order of a column, numbers before texts. Raises UserError if there is no such column."""
+    if column and column not in table:
+        raise no_column(column, table)
+    texts = table[column].map(str) if column else Series(range(len(table)), table.index)
+    keys = DataFrame({"number": to_numeric(texts, errors="coerce"), "text": texts})
+    return table.loc[keys.sort_values(["number", "text"], kind="stable").index]
+
+
+def no_column(name: str, table: DataFrame) -> UserError:
+    return UserError(f"column = {shorten(name)}: the table has no such column; {did_you_mean(name, table)}")
+
+
+def choose_columns(found: Comparison) -> list[str]:
+    """The columns that say something: the names of runs unless these repeat what varies, what varies, and results."""
+    table, settings = found.table, found.settings
+    silent = set() if table["seeds"].max() > 1 else {"noise", "seeds"}
+    silent |= set() if table["noise"].notna().any() else {"noise", "difference"}
+    repeat = all(re.match(r"[A-Za-z][^/]*$", run) and all(name in run for name in settings) for run in table["run"])
+    results = [name for name in FOUND + COSTS if name in table and name not in silent]
+    return [*([] if repeat and settings else ["run"]), *settings, *results]
+
+
+def render(table: DataFrame, columns: Sequence[str], width: int = 60) -> DataFrame:
+    """The cells of some columns as text, with the digits that mean something, and names of at most `width`."""
+    metric = "loss" if "loss" in table else "accuracy"
+    spread = table["sd"][table["sd"] > 0].median()
+    is_known = metric == "loss" and not math.isnan(spread)
+    digits = min(4, max(2, 1 - math.floor(math.log10(spread)))) if is_known else 4
+    texts = table.map(show)
+    # Run folders begin with their date and end with what was typed
+    texts["run"] = [name if len(name) <= width else f"{name[:10]}...{name[13 - width :]}" for name in table["run"]]
+    texts[metric] = with_errors(table[metric], table["sd"], f".{digits}f")
+    texts["difference"] = with_errors(table["difference"], table["interval"], f"+.{digits}f")
+    texts.loc[table["noise"].isna(), "difference"] = ""
+    for name in {"majority", "naive_bayes"} & set(texts):
+        texts[name] = [f"{value:.4f}".replace("nan", "") for value in table[name]]
+    return texts[list(columns)]
+
+
+def with_errors(values: Series, errors: Series, form: str) -> list[str]:
+    """Numbers and their errors, and in place of these blanks if only other lines have one."""
+    tails = [f" ± {error:{form.lstrip('+')}}".replace(" ± nan", "") for error in errors]
+    return [f"{value:{form}}{tail:<{max(map(len, tails))}}" for value, tail in zip(values, tails, strict=True)]
+
+
+def fit(table: DataFrame, columns: list[str], settings: list[str], width: int) -> tuple[DataFrame, list[str]]:
+    """The cells of the columns that fit into a width, and the names of those that do not.
+
+    What a run took is dropped first, then the settings in which most lines agree, then what is known of the metric.
+    """
+    kept, name_width = list(columns), min(44, max(20, 3 * width // 10))
+    settings = sorted(settings, key=lambda name: -table[name].map(show).value_counts().max())
+    for name in [*reversed(COSTS), *settings, *reversed(FOUND[2:])]:
+        if max(map(len, aligned(render(table, kept, name_width)))) <= width:
+            break
+        kept = [other for other in kept if other != name]
+    return render(table, kept, name_width), [name for name in columns if name not in kept]
+
+
+def aligned(cells: DataFrame, separator: str = "  ") -> list[str]:
+    """The lines of a table, below one of the columns' names. Texts begin, and numbers end, in one column."""
+    columns = [[name, *cells[name]] for name in cells]
+    for column in columns:
+        is_text = column[0] == "run" or not any(re.match(r"[+-]?\d", cell) for cell in column)
+        width = max(map(len, column))
+        column[:] = [cell.ljust(width) if is_text else cell.rjust(width) for cell in column]
+    return [separator.join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
+def markdown(cells: DataFrame) -> str:
+    """The same as a Markdown table, which also reads well in an editor."""
+    names, *lines = aligned(cells.map(lambda cell: cell.replace("|", "\\|")), " | ")
+    rule = " | ".join("-" * (len(name) - 1) + ":" for name in names.split(" | "))
+    return "\n".join(f"| {line} |" for line in (names, rule, *lines))
+
+
+def explain(found: Comparison, baseline: str) -> list[str]:
+    """How to read the table, whose differences are to what `baseline` describes."""
+    has_seeds, of_task = found.table["seeds"].max() > 1, " of the task" if found.metric == "accuracy" else ""
+    notes = ["accuracy: on the test part, of the checkpoint with the lowest loss on held-out training examples"]
+    if not of_task:
+        notes = ["loss: the lowest val/loss of a run, in nats per character"]
+        if found.runs.get("data.tokenizer", Series()).isin(["byte", "bpe"]).any():
+            notes[0] += " (converted, for runs that read bytes or byte pairs)"
+    notes[0] += ", mean ± standard deviation over seeds." if has_seeds else "."
+    if found.table["noise"].notna().any() and has_seeds:
+        notes.append(f"difference: to {baseline}{of_task}, ± its 95 % confidence interval (Welch's t test). ")
+        notes[1] += "It exceeds the noise if the interval does not contain 0."
+        notes[1] += " It is unknown where one of the two has a single seed." if found.table["seeds"].min() == 1 else ""
+    elif found.table["noise"].notna().any():
+        notes.append(f"difference: to {baseline}{of_task}. Each line is one seed, so the noise is not known: ")
+        notes[1] += "try seed=1,2,3."
+    if of_task:
+        notes[0] += " Compare it within a task."
+        notes.append("naive_bayes: of character n-grams. It is empty where scikit-learn is not installed, and where it")
+        notes[-1] += " has no answer."
+    return notes
