@@ -1,4 +1,4 @@
-"""Write report.html about a run or a sweep into its folder, a page that any browser opens (extra plot):
+"""Write report.html about a run or a sweep into its folder, a page that any browser opens (extra analysis):
 
 python scripts/report.py outputs/RUN
 """
@@ -13,14 +13,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="a run folder, or a sweep under outputs/sweeps/")
     options = parser.parse_args(arguments)
-    from gpt.cli.html_report import write_report  # after --help, which needs no torch
+    from gpt.analysis.report import write_report  # after --help
 
     try:
         print(write_report(options.folder))
     except ImportError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise UserError('matplotlib = (missing): it draws the pictures; pip install -e ".[plot]"') from None
+        reason = f"extra = analysis: {error.name} is not installed"
+        raise UserError(f'{reason}; pip install -e ".[analysis]"') from None
 
 
 if __name__ == "__main__":
