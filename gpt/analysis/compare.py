@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pandas import DataFrame, Series, to_numeric
-from scipy.stats import ttest_ind
 
 from gpt.analysis.plots import draw_pictures, save
 from gpt.analysis.runs import read_runs, show
@@ -19,8 +18,8 @@ from gpt.settings import UserError, did_you_mean, shorten
 
 FOUND = ["loss", "accuracy", "difference", "noise", "seeds", "majority", "naive_bayes"]
 COSTS = ["seconds", "parameters", "chars_per_second"]  # dropped first where a terminal has no room, from the last
-NO_BEST = "no best val/loss; keep callbacks.best"
-SILENT = ("callbacks", "hydra", "logger", "name", "resume", "seed")  # what is typed there tells no runs apart
+MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
+SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")  # no choices that stand for settings
 
 
 class Comparison(NamedTuple):
@@ -40,10 +39,10 @@ def compare(folder: Path, x: str = "steps", sort: str = "", columns: Sequence[st
     "seconds" or "flops". The others are as in `scripts/compare.py`. Raises UserError if there is nothing to compare,
     and for what describes no column or line of the table.
     """
-    found = compare_runs(folder, baseline)
-    table, width = sort_table(found.table, sort), shutil.get_terminal_size((140, 24)).columns
-    if unknown := set(columns) - set(table):
-        raise no_column(unknown.pop(), table)
+    found, width = compare_runs(folder, baseline), shutil.get_terminal_size((140, 24)).columns
+    table = sort_table(found.table, sort)
+    for name in columns:
+        check_column(name, table)
     chosen = list(columns) or choose_columns(found)
     cells, dropped = (render(table, chosen), []) if columns else fit(table, chosen, found.settings, width)
     notes = explain(found, shorten(baseline or "the best", 100))
@@ -56,33 +55,9 @@ def compare(folder: Path, x: str = "steps", sort: str = "", columns: Sequence[st
             file.write(save(figure, "png"))
     if dropped:
         notes.insert(0, f"No room here for {', '.join(dropped)}: see compare.csv, or choose with --columns.")
-    parts = [aligned(cells), [textwrap.fill(note, width) for note in notes], found.left_out]
-    parts.append([f"written into {folder}: {', '.join(['compare.md', 'compare.csv', *pictures])}"])
+    written = f"written into {folder}: {', '.join(['compare.md', 'compare.csv', *pictures])}"
+    parts = [aligned(cells), [textwrap.fill(note, width) for note in notes], found.left_out, [written]]
     return "\n\n".join("\n".join(part) for part in parts if part)
-
-
-def compare_runs(folder: Path, baseline: str = "") -> Comparison:
-    """The runs under a folder: language models or, where there are none, those that were fine-tuned for tasks."""
-    runs = read_runs(folder)
-    is_task = runs["accuracy"].notna()
-    metric = "loss" if (runs["loss"].notna() & ~is_task).any() else "accuracy"
-    is_compared = runs[metric].notna() & (is_task if metric == "accuracy" else ~is_task)
-    problems = runs["problem"].fillna(is_task.map({True: "fine-tuned, so not in this table", False: NO_BEST}))
-    left_out = (runs["name"] + ": " + problems)[~is_compared].to_list()
-    if not is_compared.any():
-        raise UserError(f"folder = {folder}: no run in it has a best val/loss; keep callbacks.best")
-    runs, settings = group_runs(runs[is_compared])
-    lines = runs.groupby("line")
-    first = {"run": lines["name"].agg(name_line)} | ({} if metric == "loss" else {"task": lines["task.name"].first()})
-    found = {"sd": lines[metric].std(), "seeds": lines.size()}
-    means = lines[[metric, *(COSTS if metric == "loss" else ["majority", "naive_bayes", "seconds"])]].mean()
-    table = DataFrame(first | settings | found).join(means)
-    order, ascending = (["loss"], [True]) if metric == "loss" else (["task", "accuracy"], [True, False])
-    table = table.sort_values(order, ascending=ascending, kind="stable")
-    names = list(dict.fromkeys([*first, *settings]))[1:]
-    reference = find_baselines(table, names, runs, baseline)
-    table = add_differences(table, metric, lines[metric].agg(list), reference)
-    return Comparison(table, runs, names, metric, left_out)
 
 
 def print_csv(folder: Path, sort: str = "", baseline: str = "") -> str:
@@ -90,8 +65,30 @@ def print_csv(folder: Path, sort: str = "", baseline: str = "") -> str:
     return sort_table(compare_runs(folder, baseline).table, sort).to_csv(index=False)
 
 
+def compare_runs(folder: Path, baseline: str = "") -> Comparison:
+    """The runs under a folder: language models or, where there are none, those that were fine-tuned for tasks."""
+    runs = read_runs(folder)
+    is_task = runs["accuracy"].notna()
+    metric = "loss" if (runs["loss"].notna() & ~is_task).any() else "accuracy"
+    is_in = is_task if metric == "accuracy" else runs["loss"].notna() & ~is_task
+    if not is_in.any():
+        raise UserError(f"folder = {folder}: no run in it has a best val/loss; keep callbacks.best")
+    reasons = is_task.map({True: "fine-tuned, not a language model", False: "no best val/loss; keep callbacks.best"})
+    left_out = list((runs["name"] + ": " + runs["problem"].fillna(reasons))[~is_in])
+    runs, settings = group_runs(runs[is_in])
+    lines = runs.groupby("line")
+    if metric == "accuracy":
+        settings = {"task": lines["task.name"].first()} | settings
+    scores = {"sd": lines[metric].std(), "seeds": lines.size()}
+    table = DataFrame({"run": lines["name"].agg(name_line)} | settings | scores).join(lines[MEANS[metric]].mean())
+    by, ascending = (["loss"], True) if metric == "loss" else (["task", "accuracy"], [True, False])
+    table = table.sort_values(by, ascending=ascending, kind="stable")
+    table = add_differences(table, metric, lines[metric].agg(list), find_baselines(table, runs, settings, baseline))
+    return Comparison(table, runs, list(settings), metric, left_out)
+
+
 def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
-    """The runs with a column `line`, equal for those that differ in nothing but their seed, and what tells lines apart.
+    """The runs with a column `line`, equal for those that differ in their seed alone, and what tells lines apart.
 
     That is what was typed and varies, in the order in which it was typed. A choice such as model/arch=gpt1 stands for
     all that it sets: any other setting is there only if lines differ in it for which the same was typed.
@@ -102,13 +99,14 @@ def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
     lines = runs.drop_duplicates("line").set_index("line")
     typed = list(dict.fromkeys(key for words in lines["overrides"] for key in words or varying))
     for key in typed:
-        if "." not in key and key.partition("/")[0] not in (*SILENT, "init"):
+        if "." not in key and key.partition("/")[0] not in SILENT:
             lines[key] = [str(words.get(key, "-")) for words in lines["overrides"]]
             varying += [key] if lines[key].nunique() > 1 else []
-    texts = as_text(lines[varying])
-    shown = [key for key in typed if key in varying]
-    for key in varying:
-        shown += [key] if count(texts[[*shown, key]]) > count(texts[shown]) else []
+    texts, told, shown = as_text(lines[varying]), Series("", lines.index), []
+    for key in dict.fromkeys([*(key for key in typed if key in varying), *varying]):
+        more = told + "\n" + texts[key]
+        if key in typed or more.nunique() > told.nunique():
+            told, shown = more, [*shown, key]
     last = [re.split("[./]", key)[-1] for key in shown]  # n_head for model.n_head, unless another one ends so too
     names = [name if last.count(name) == 1 else key.replace("/", ".") for name, key in zip(last, shown, strict=True)]
     values = [lines[key].map(lambda value: "null" if value in (None, "None") else value) for key in shown]
@@ -120,22 +118,19 @@ def as_text(frame: DataFrame) -> DataFrame:
     return frame.map(lambda value: json.dumps(value, default=str))
 
 
-def count(texts: DataFrame) -> int:
-    return len(set(texts.itertuples(index=False)))
-
-
 def name_line(names: Series) -> str:
     """The folder of a line's first run, without the seed if there are others."""
     return (re.sub(r"(^|[,_])seed[=-]\d+$", "", names.iloc[0]) if len(names) > 1 else "") or names.iloc[0]
 
 
-def find_baselines(table: DataFrame, settings: list[str], runs: DataFrame, text: str) -> Series:
+def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], text: str) -> Series:
     """For each line the one that it is compared with: the best of its task, or the one that `text` describes.
 
-    That is what varies, as n_layer=2,arch=gpt1, or a part of a run's name.
+    That is what varies, as n_layer=2,arch=gpt1, or a part of a run's name. Raises UserError if it describes none, or
+    several of one task.
     """
-    tasks = table["task"] if "task" in table else Series("", table.index)
-    chosen = {tasks[line]: line for line in reversed(table.index)}
+    tasks = table["task"] if "task" in settings else Series("", table.index)
+    baselines = {tasks[line]: line for line in reversed(table.index)}
     if text:
         words = {line: {f"{name}={show(row[name])}" for name in settings} for line, row in table.iterrows()}
         found = [line for line in table.index if words[line].issuperset(text.split(","))]
@@ -144,25 +139,24 @@ def find_baselines(table: DataFrame, settings: list[str], runs: DataFrame, text:
             reason = f"describes {len(found)} lines of the table" if found else "describes no line of the table"
             advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
             raise UserError(f"--baseline = {shorten(text)}: {reason}; {advice}")
-        chosen |= {tasks[line]: line for line in found}
-    return tasks.map(chosen)
+        baselines |= {tasks[line]: line for line in found}
+    return tasks.map(baselines)
 
 
 def add_differences(table: DataFrame, metric: str, samples: Series, baselines: Series) -> DataFrame:
     """The table with the difference of each line to its baseline, its interval, and whether that exceeds the noise."""
-    difference = table[metric] - table[metric][baselines].to_numpy()
-    pairs = [(line, baseline) for line, baseline in baselines.items()]
-    interval = [math.nan if a == b else welch_interval(samples[a], samples[b]) for a, b in pairs]
-    noise = [
-        None if a == b else "unknown" if math.isnan(width) else "exceeds" if abs(difference[a]) > width else "within"
-        for (a, b), width in zip(pairs, interval, strict=True)
-    ]
-    table = table.assign(difference=difference, interval=interval, noise=noise)
+    table = table.assign(difference=table[metric] - table[metric][baselines].to_numpy(), interval=math.nan, noise=None)
+    for line, baseline in baselines[baselines != baselines.index].items():
+        interval, difference = welch_interval(samples[line], samples[baseline]), abs(table["difference"][line])
+        verdict = "unknown" if math.isnan(interval) else "exceeds" if difference > interval else "within"
+        table.loc[line, ["interval", "noise"]] = interval, verdict
     return table.assign(bits_per_char=table["loss"] / math.log(2)) if metric == "loss" else table
 
 
 def welch_interval(values: Sequence[float], others: Sequence[float]) -> float:
     """Half the 95 % confidence interval of a difference of means (Welch 1947), or nan if one is a single value."""
+    from scipy.stats import ttest_ind  # takes a second, and a single run's page needs none
+
     if min(len(values), len(others)) < 2:
         return math.nan
     if len(set(values)) == len(set(others)) == 1:
@@ -172,16 +166,19 @@ def welch_interval(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def sort_table(table: DataFrame, column: str) -> DataFrame:
-    """The table in the order of a column, numbers before texts. Raises UserError if there is no such column."""
-    if column and column not in table:
-        raise no_column(column, table)
-    texts = table[column].map(str) if column else Series(range(len(table)), table.index)
+    """The table in the order of a column, numbers before texts, or as it is. Raises UserError for another column."""
+    if not column:
+        return table
+    check_column(column, table)
+    texts = table[column].map(str)
     keys = DataFrame({"number": to_numeric(texts, errors="coerce"), "text": texts})
     return table.loc[keys.sort_values(["number", "text"], kind="stable").index]
 
 
-def no_column(name: str, table: DataFrame) -> UserError:
-    return UserError(f"column = {shorten(name)}: the table has no such column; {did_you_mean(name, table)}")
+def check_column(name: str, table: DataFrame) -> None:
+    """Raises UserError for a column that the table does not have."""
+    if name not in table:
+        raise UserError(f"column = {shorten(name)}: the table has no such column; {did_you_mean(name, table)}")
 
 
 def choose_columns(found: Comparison) -> list[str]:
@@ -250,22 +247,21 @@ def markdown(cells: DataFrame) -> str:
 
 def explain(found: Comparison, baseline: str) -> list[str]:
     """How to read the table, whose differences are to what `baseline` describes."""
-    has_seeds, of_task = found.table["seeds"].max() > 1, " of the task" if found.metric == "accuracy" else ""
-    notes = ["accuracy: on the test part, of the checkpoint with the lowest loss on held-out training examples"]
-    if not of_task:
-        notes = ["loss: the lowest val/loss of a run, in nats per character"]
-        if found.runs.get("data.tokenizer", Series()).isin(["byte", "bpe"]).any():
-            notes[0] += " (converted, for runs that read bytes or byte pairs)"
-    notes[0] += ", mean ± standard deviation over seeds." if has_seeds else "."
-    if found.table["noise"].notna().any() and has_seeds:
-        notes.append(f"difference: to {baseline}{of_task}, ± its 95 % confidence interval (Welch's t test). ")
-        notes[1] += "It exceeds the noise if the interval does not contain 0."
-        notes[1] += " It is unknown where one of the two has a single seed." if found.table["seeds"].min() == 1 else ""
-    elif found.table["noise"].notna().any():
-        notes.append(f"difference: to {baseline}{of_task}. Each line is one seed, so the noise is not known: ")
-        notes[1] += "try seed=1,2,3."
-    if of_task:
-        notes[0] += " Compare it within a task."
-        notes.append("naive_bayes: of character n-grams. It is empty where scikit-learn is not installed, and where it")
-        notes[-1] += " has no answer."
-    return notes
+    is_task, has_seeds = found.metric == "accuracy", found.table["seeds"].max() > 1
+    is_converted = "data.tokenizer" in found.runs and found.runs["data.tokenizer"].isin(["byte", "bpe"]).any()
+    scores = "loss: the lowest val/loss of a run, in nats per character"
+    scores += " (converted, for runs that read bytes or byte pairs)" if is_converted else ""
+    if is_task:
+        scores = "accuracy: on the test part, of the checkpoint with the lowest loss on held-out training examples"
+    scores += ", mean ± standard deviation over seeds." if has_seeds else "."
+    notes = [scores + " Compare it within a task." if is_task else scores]
+    difference = f"difference: to {baseline}{' of the task' if is_task else ''}"
+    if has_seeds:
+        difference += ", ± its 95 % confidence interval (Welch's t test). "
+        difference += "It exceeds the noise if the interval does not contain 0."
+        difference += " It is unknown where one of the two has a single seed." if 1 in found.table["seeds"].values else ""
+    else:
+        difference += ". Each line is one seed, so the noise is not known: try seed=1,2,3."
+    notes += [difference] if found.table["noise"].notna().any() else []
+    bayes = "of character n-grams. It is empty where scikit-learn is not installed, and where it has no answer"
+    return [*notes, f"naive_bayes: {bayes}."] if is_task else notes

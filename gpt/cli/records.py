@@ -5,16 +5,14 @@ import io
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from gpt.cli.naming import short_names
 from gpt.files import read_json, read_text
 from gpt.runs.result import LARGEST, Result, TaskResult
-from gpt.settings import LARGEST_INT, UserError, build, one_line, printable, shorten
+from gpt.settings import LARGEST_INT, UserError, one_line, printable, shorten
 
 
 @dataclass(frozen=True)
@@ -27,59 +25,6 @@ class RunRecord:
     curve: list[tuple[int, float]]  # steps taken, and the validation loss then in nats per character
     problem: str = "not finished"  # why there is no result
     overrides: Mapping[str, Any] = field(default_factory=dict)  # what was typed; empty for runs of earlier versions
-
-    def tokens(self, steps: int) -> float:
-        """How many tokens the run reads in so many steps, or nan if its configuration does not tell."""
-        keys = ("data.batch_size", "model.context_length", "trainer.accumulate_grad_batches")
-        values = [self.settings.get(key) for key in keys]
-        sizes = [value for value in values if isinstance(value, int) and 0 < value <= LARGEST_INT]
-        return steps * math.prod(sizes) if len(sizes) == len(keys) else math.nan
-
-    def flops(self, steps: int) -> float:
-        """How many floating-point operations the training takes for so many steps, or nan if the settings do not tell."""
-        from gpt.model import GPTConfig, flops_per_token
-
-        values = {key.removeprefix("model."): value for key, value in self.settings.items() if key.startswith("model.")}
-        try:
-            return self.tokens(steps) * flops_per_token(build(GPTConfig, values, "model"))
-        except ValueError:
-            return math.nan
-
-    def seconds(self, steps: int) -> float:
-        """How long the run took for so many steps. Validation is spread evenly over them."""
-        assert self.result is not None
-        return self.result.seconds * steps / max(self.result.step, 1)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Finished runs that differ in nothing but their seed."""
-
-    settings: Mapping[str, Any]  # what varies between groups, by short names: {"arch": "gpt1", "n_layer": 2}
-    runs: list[RunRecord]
-
-    def values(self, key: str) -> list[float]:
-        """What the results of the runs have under `key`, without those that have nothing there."""
-        found = [getattr(run.result, key) for run in self.runs if run.result is not None]
-        return [value for value in found if value is not None]
-
-    def average(self, key: str) -> float:
-        values = self.values(key)
-        return mean(values) if values else math.nan
-
-    @property
-    def losses(self) -> list[float]:
-        """The lowest validation loss of each run, in nats per character."""
-        return self.values("best_val_loss")
-
-    @property
-    def loss(self) -> float:
-        return mean(self.losses)
-
-    @property
-    def spread(self) -> float | None:
-        """The standard deviation of the loss over seeds. None for a single run."""
-        return stdev(self.losses) if len(self.runs) > 1 else None
 
 
 def read_runs(folder: Path) -> list[RunRecord]:
@@ -125,11 +70,6 @@ def read_overrides(path: Path) -> dict[str, Any]:
     return overrides
 
 
-def describe(value: Any) -> str:
-    """The text by which two values of a setting are told apart."""
-    return shorten(value, 1000)
-
-
 def read_metric(path: Path, name: str) -> list[tuple[int, float]]:
     """Steps taken and values from a metrics.csv, whose steps count from 0. Raises UserError if it is missing or damaged."""
     try:
@@ -150,67 +90,6 @@ def read_curve(path: Path) -> list[tuple[int, float]]:
     if not all(0 <= loss <= LARGEST for _, loss in curve):  # false for nan
         raise UserError(f"file = {path}: damaged; restore it, or remove it")
     return curve
-
-
-def group_runs(runs: list[RunRecord]) -> list[Group]:
-    """Finished runs gathered over seeds, lowest mean loss first, each group with what varies between groups.
-
-    Runs are of one group if all of their settings but the seed agree, whatever was typed to get them.
-    """
-    finished = [run for run in runs if run.result and run.result.best_val_loss is not None]
-    keys = [key for key in dict.fromkeys(key for run in finished for key in run.settings) if key != "seed"]
-    varying = [key for key in keys if len({describe(run.settings.get(key)) for run in finished}) > 1]
-    gathered: dict[str, list[RunRecord]] = {}
-    for run in finished:
-        gathered.setdefault(str([describe(run.settings.get(key)) for key in varying]), []).append(run)
-    examples = [max(same, key=lambda run: sum("." not in key for key in run.overrides)) for same in gathered.values()]
-    shown = choose_shown(examples, varying)
-    names = short_names(shown)
-    groups = [
-        Group({name: value_of(run, key) for name, key in zip(names, shown, strict=True)}, same)
-        for run, same in zip(examples, gathered.values(), strict=True)
-    ]
-    return sorted(groups, key=lambda group: group.loss)
-
-
-def choose_shown(runs: Sequence[RunRecord], varying: Sequence[str]) -> list[str]:
-    """The choices and settings by which runs are told apart, of which no two have the same values of `varying`.
-
-    These are what was typed and varies, in the order in which it was typed. A choice of a group, such as model/arch=gpt1,
-    stands for what it sets. Any other setting is left out if it is a function of these. It is shown if two runs differ in
-    it although the same was typed for both, as it is for runs that do not say what was typed.
-    """
-    typed = list(dict.fromkeys(key for run in runs for key in run.overrides))
-    settings = [key for key in varying if key in typed]
-    others = [key for key in varying if key not in typed]
-    choices = [key for key in typed if any(may_set(key, other) for other in others) and differ(runs, [key])]
-    shown = [key for key in typed if key in settings or key in choices]
-    return shown + [key for key in others if differ(runs, [*shown, key]) > differ(runs, shown) or differ_untyped(runs, key)]
-
-
-def may_set(choice: str, setting: str) -> bool:
-    """Whether the choice of a group may set a setting: model, model/arch and ablation may all set model.n_layer."""
-    from gpt.config import GROUPS
-
-    if "." in choice or choice in ("logger", "name", "resume", "seed"):
-        return False
-    group = choice.partition("/")[0]
-    return group == setting.partition(".")[0] or group not in (*GROUPS, "callbacks", "hydra")
-
-
-def differ(runs: Sequence[RunRecord], keys: Sequence[str]) -> int:
-    """How many combinations of values the runs have beyond the first."""
-    return len({str([describe(value_of(run, key)) for key in keys]) for run in runs}) - 1
-
-
-def differ_untyped(runs: Sequence[RunRecord], key: str) -> bool:
-    """Whether runs differ in a setting that do not say what was typed, so that no choice can explain it."""
-    return differ([run for run in runs if not run.overrides], [key]) > 0
-
-
-def value_of(run: RunRecord, key: str) -> Any:
-    """A run's value of a setting or, for the choice of a group, its name: "-" if none was typed."""
-    return run.settings.get(key) if "." in key else describe(run.overrides.get(key, "-"))
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from gpt.analysis import report_line
 from gpt.callbacks.samples import Samples
 from gpt.checkpoint import load
-from gpt.cli.html_report import report_line
 from gpt.cli.overrides import quote_override
 from gpt.config import RunConfig
 from gpt.files import read_text

@@ -128,8 +128,7 @@ class Sweep(Callback):
 
     def conclude(self) -> None:
         """Compare the jobs. Raises UserError if some have failed, and leaves nothing behind if none could begin."""
-        from gpt.cli.compare import compare
-        from gpt.cli.html_report import report_line
+        from gpt.analysis import report_line, table_of
 
         (self.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's; the runs have their own config.yaml
         errors = sorted(self.folder.glob("**/error.txt"))
@@ -138,7 +137,7 @@ class Sweep(Callback):
             remove_refused(errors, self.created)
             raise UserError(reason)
         if any(self.folder.glob("**/result.json")):
-            print(f"\n{compare(self.folder)}\n{report_line(self.folder)}", flush=True)
+            print(f"\n{table_of(self.folder)}\n{report_line(self.folder)}", flush=True)
         if errors:
             raise UserError(f"sweep = {self.folder}: {len(errors)} of {self.jobs} jobs failed; the same command tries them again")
 

@@ -49,7 +49,7 @@ def tune(name: str, trials: int, overrides: Sequence[str], space: Space) -> str:
 
     Raises UserError, and leaves nothing behind, if no run of the search can be made.
     """
-    from gpt.cli.compare import compare
+    from gpt.analysis import table_of
 
     import_optuna()
     check_name(name)
@@ -64,7 +64,7 @@ def tune(name: str, trials: int, overrides: Sequence[str], space: Space) -> str:
     run_trials(study, search)
     if created is not None:
         remove_if_refused(study, search, created)
-    shown = f"\n{compare(search.folder)}, {', '.join(draw(study, search.folder))}"
+    shown = f"\n{table_of(search.folder)}, {', '.join(draw(study, search.folder))}"
     if any(trial.state.name == "COMPLETE" for trial in study.trials):
         best = to_overrides(study.best_params)
         shown += f"\n\nbest: python scripts/train.py {shlex.join([*overrides, *best])}"
