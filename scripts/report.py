@@ -13,13 +13,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="a run folder, or a sweep under outputs/sweeps/")
     options = parser.parse_args(arguments)
-    from gpt.analysis.report import write_report  # after --help
-
     try:
-        print(write_report(options.folder))
+        from gpt.analysis.report import write_report  # after --help, which needs no extra
     except ImportError as error:
-        reason = f"extra = analysis: {error.name} is not installed"
-        raise UserError(f'{reason}; pip install -e ".[analysis]"') from None
+        raise UserError(f'extra = analysis: {error.name} is not installed; pip install -e ".[analysis]"') from None
+    print(write_report(options.folder))
 
 
 if __name__ == "__main__":
