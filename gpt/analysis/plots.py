@@ -132,16 +132,14 @@ def arrange(points: DataFrame, settings: list[str], x: str) -> list[str]:
     weight = {name: (is_ordered(points[name]), count[name]) if x == "steps" else ratio[name] for name in settings}
     first = max(settings, key=lambda name: (name != "task", weight[name]))
     rest = sorted((name for name in settings if name != first), key=lambda name: (name == "task", -count[name]))
-    is_grid = count.prod() <= 2 * len(points) and (rest or is_ordered(points[first]))
+    is_grid = count.prod() <= 2 * len(points) and (is_ordered(points[first]) or x != "steps")
     return [first, *rest] if is_grid and all(count[name] <= len(MARKERS) for name in rest) else []
 
 
 def draw_grid(points: DataFrame, names: list[str], metric: str, x: str) -> Figure:
     """A line for each value of one setting, a panel for each combination of the others; the best is marked."""
     first, lines, *others = [*names, ""][: max(2, len(names))]
-    ticks = sorted(points[first].unique()) if is_ordered(points[first]) else list(points[first].unique())
-    place = points[first] if is_ordered(points[first]) else points[first].map(ticks.index)
-    points = points.assign(place=place if x == "steps" else points["cost"], **{"": ""})
+    points = points.assign(place=points[first if x == "steps" else "cost"], **{"": ""})
     panels = list(points.groupby(others)) if others else [((), points)]
     columns = points[others[-1]].nunique() if others else 1
     rows = math.ceil(len(panels) / columns)
@@ -158,8 +156,8 @@ def draw_grid(points: DataFrame, names: list[str], metric: str, x: str) -> Figur
         axes.set_title(", ".join(f"{name} {show(value)}" for name, value in zip(others, values, strict=True)))
         draw_references(axes, panel[panel.index == points.index[0]] if metric == "loss" else panel, "place", metric)
     scale_x(grid[0, 0], points["place"])
-    if x == "steps" and len(ticks) <= 8:
-        grid[0, 0].set_xticks(sorted(points["place"].unique()), map(show, ticks))
+    if x == "steps" and len(ticks := sorted(points[first].unique())) <= 8:
+        grid[0, 0].set_xticks(ticks, map(show, ticks))
     grid[0, 0].set_ylim(without_diverged(points[metric]))
     figure.supxlabel(first if x == "steps" else f"{LABELS[x]} (along a line: {first})", fontsize=9)
     figure.supylabel(LABELS[metric], fontsize=9)
@@ -201,11 +199,11 @@ def without_diverged(losses: Sequence[float]) -> tuple[float, float] | None:
 
 def scale_x(axes: Axes, places: Sequence[float]) -> None:
     """Ticks such as 300k and 2M, and a logarithmic axis for what differs by much."""
-    axes.xaxis.set_major_formatter(lambda value, _: show(float(value)))
     if 0 < 4 * min(places) <= max(places):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: show(float(value)))
 
 
 @OUR_STYLE
