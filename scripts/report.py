@@ -16,7 +16,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         from gpt.analysis.report import write_report  # after --help, which needs no extra
     except ImportError as error:
-        raise UserError(f'extra = analysis: {error.name} is not installed; pip install -e ".[analysis]"') from None
+        raise UserError(
+            f'extra = analysis: {error.name} is not installed; pip install -e ".[analysis]"'
+        ) from None
     print(write_report(options.folder))
 
 

@@ -1,8 +1,9 @@
-"""Tables, pictures and pages about runs, by the libraries of the extra `analysis`, which are imported when needed."""
+"""Tables, pictures and pages about runs. Its functions import the libraries of the extra `analysis` when called."""
 
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 from gpt.settings import one_line, printable
 
@@ -10,7 +11,7 @@ MISSING = 'needs the extra analysis: pip install -e ".[analysis]"'
 
 
 def report_line(folder: Path) -> str:
-    """Write report.html, and say where it is or why there is none: what it is about has ended well all the same."""
+    """Write report.html, and say where it is or why there is none: its runs have ended well all the same."""
     try:
         from gpt.analysis.report import write_report
 
@@ -28,3 +29,13 @@ def table_of(folder: Path) -> str:
     except ImportError:
         return f"table: (none), it {MISSING}"
     return compare(folder)
+
+
+def fill(template: str, **values: Any) -> str:
+    """A file of `templates/` with these values, which are text for HTML, whatever is in them."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    loader = PackageLoader("gpt.analysis")
+    jinja = Environment(loader=loader, autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True)
+    jinja.filters |= {"printable": printable, "shell": shlex.join}
+    return jinja.get_template(template).render(values)

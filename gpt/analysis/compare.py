@@ -11,15 +11,19 @@ from typing import NamedTuple
 
 from pandas import DataFrame, Series, to_numeric
 
+from gpt.analysis import fill
 from gpt.analysis.plots import draw_pictures, save
 from gpt.analysis.runs import read_runs, show
 from gpt.files import atomic, write_text
 from gpt.settings import UserError, did_you_mean, shorten
 
 FOUND = ["loss", "accuracy", "difference", "noise", "seeds", "majority", "naive_bayes"]
-COSTS = ["seconds", "parameters", "chars_per_second"]  # dropped first where a terminal has no room, from the last
+COSTS = ["seconds", "parameters", "chars_per_second"]  # dropped first where a terminal has no room
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
-SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")  # no choices that stand for settings
+SILENT = (
+    "callbacks hydra init logger name resume seed".split()
+)  # do not stand for settings, as other choices do
+NO_BEST, SEED = "no best val/loss; keep callbacks.best", r"(^|[,_])seed[=-]\d+$"
 
 
 class Comparison(NamedTuple):
@@ -32,12 +36,14 @@ class Comparison(NamedTuple):
     left_out: list[str]  # the other runs, and why they are not in the table
 
 
-def compare(folder: Path, x: str = "steps", sort: str = "", columns: Sequence[str] = (), baseline: str = "") -> str:
+def compare(
+    folder: Path, x: str = "steps", sort: str = "", columns: Sequence[str] = (), baseline: str = ""
+) -> str:
     """Write compare.md, compare.csv and the pictures into `folder`, and return what a terminal should show.
 
     `x` is what the pictures have on their horizontal axis: "steps" (and the settings that vary), "tokens",
-    "seconds" or "flops". The others are as in `scripts/compare.py`. Raises UserError if there is nothing to compare,
-    and for what describes no column or line of the table.
+    "seconds" or "flops". The others are as in `scripts/compare.py`. Raises UserError if there is nothing to
+    compare, and for what describes no column or line of the table.
     """
     found, width = compare_runs(folder, baseline), shutil.get_terminal_size((140, 24)).columns
     table = sort_table(found.table, sort)
@@ -45,7 +51,7 @@ def compare(folder: Path, x: str = "steps", sort: str = "", columns: Sequence[st
         check_column(name, table)
     chosen = list(columns) or choose_columns(found)
     cells, dropped = (render(table, chosen), []) if columns else fit(table, chosen, found.settings, width)
-    notes = explain(found, shorten(baseline or "the best", 100))
+    notes = fill("notes.txt", found=found, baseline=shorten(baseline or "the best", 100)).splitlines()
     whole = "\n\n".join([markdown(render(table, chosen)), *notes, *found.left_out])
     write_text(folder / "compare.md", whole + "\n")
     write_text(folder / "compare.csv", table.to_csv(index=False))
@@ -60,38 +66,35 @@ def compare(folder: Path, x: str = "steps", sort: str = "", columns: Sequence[st
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def print_csv(folder: Path, sort: str = "", baseline: str = "") -> str:
-    """The whole table as CSV. Nothing is written. Raises UserError as `compare` does."""
-    return sort_table(compare_runs(folder, baseline).table, sort).to_csv(index=False)
-
-
 def compare_runs(folder: Path, baseline: str = "") -> Comparison:
-    """The runs under a folder: language models or, where there are none, those that were fine-tuned for tasks."""
+    """The runs under a folder: language models or, where there are none, those that were fine-tuned."""
     runs = read_runs(folder)
     is_task = runs["accuracy"].notna()
     metric = "loss" if (runs["loss"].notna() & ~is_task).any() else "accuracy"
     is_in = is_task if metric == "accuracy" else runs["loss"].notna() & ~is_task
     if not is_in.any():
-        raise UserError(f"folder = {folder}: no run in it has a best val/loss; keep callbacks.best")
-    reasons = is_task.map({True: "fine-tuned, not a language model", False: "no best val/loss; keep callbacks.best"})
+        raise UserError(f"folder = {folder}: none of its runs is whole, or there is {NO_BEST}")
+    reasons = is_task.map({True: "fine-tuned, not a language model", False: NO_BEST})
     left_out = list((runs["name"] + ": " + runs["problem"].fillna(reasons))[~is_in])
     runs, settings = group_runs(runs[is_in])
     lines = runs.groupby("line")
+    first, common = lines["name"].first(), lines["name"].first().str.replace(SEED, "", regex=True)
+    names = common.where((lines.size() > 1) & (common != ""), first)
     if metric == "accuracy":
         settings = {"task": lines["task.name"].first()} | settings
-    scores = {"sd": lines[metric].std(), "seeds": lines.size()}
-    table = DataFrame({"run": lines["name"].agg(name_line)} | settings | scores).join(lines[MEANS[metric]].mean())
+    columns = {"run": names} | settings | {"sd": lines[metric].std(), "seeds": lines.size()}
+    table = DataFrame(columns).join(lines[MEANS[metric]].mean())
     by, ascending = (["loss"], True) if metric == "loss" else (["task", "accuracy"], [True, False])
     table = table.sort_values(by, ascending=ascending, kind="stable")
-    table = add_differences(table, metric, lines[metric].agg(list), find_baselines(table, runs, settings, baseline))
+    table = add_differences(table, runs, metric, find_baselines(table, runs, list(settings), baseline))
     return Comparison(table, runs, list(settings), metric, left_out)
 
 
 def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
-    """The runs with a column `line`, equal for those that differ in their seed alone, and what tells lines apart.
+    """The runs with a column `line`, equal for those that differ in their seed alone, and what tells these apart.
 
-    That is what was typed and varies, in the order in which it was typed. A choice such as model/arch=gpt1 stands for
-    all that it sets: any other setting is there only if lines differ in it for which the same was typed.
+    That is what was typed and varies, in the order in which it was typed. A choice such as model/arch=gpt1 stands
+    for all that it sets: any other setting is there only if lines differ in it for which the same was typed.
     """
     texts = as_text(runs[[key for key in runs if "." in key or key == "init"]])
     varying = [key for key in texts if texts[key].nunique() > 1]
@@ -102,13 +105,15 @@ def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
         if "." not in key and key.partition("/")[0] not in SILENT:
             lines[key] = [str(words.get(key, "-")) for words in lines["overrides"]]
             varying += [key] if lines[key].nunique() > 1 else []
-    texts, told, shown = as_text(lines[varying]), Series("", lines.index), []
+    texts, told, shown = as_text(lines[varying]), Series("", lines.index), list[str]()
     for key in dict.fromkeys([*(key for key in typed if key in varying), *varying]):
         more = told + "\n" + texts[key]
         if key in typed or more.nunique() > told.nunique():
             told, shown = more, [*shown, key]
-    last = [re.split("[./]", key)[-1] for key in shown]  # n_head for model.n_head, unless another one ends so too
-    names = [name if last.count(name) == 1 else key.replace("/", ".") for name, key in zip(last, shown, strict=True)]
+    ends = [
+        re.split("[./]", key)[-1] for key in shown
+    ]  # n_head for model.n_head, unless another one ends so too
+    names = [end if ends.count(end) == 1 else key for key, end in zip(shown, ends, strict=True)]
     values = [lines[key].map(lambda value: "null" if value in (None, "None") else value) for key in shown]
     return runs, dict(zip(names, values, strict=True))
 
@@ -118,16 +123,11 @@ def as_text(frame: DataFrame) -> DataFrame:
     return frame.map(lambda value: json.dumps(value, default=str))
 
 
-def name_line(names: Series) -> str:
-    """The folder of a line's first run, without the seed if there are others."""
-    return (re.sub(r"(^|[,_])seed[=-]\d+$", "", names.iloc[0]) if len(names) > 1 else "") or names.iloc[0]
-
-
 def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], text: str) -> Series:
     """For each line the one that it is compared with: the best of its task, or the one that `text` describes.
 
-    That is what varies, as n_layer=2,arch=gpt1, or a part of a run's name. Raises UserError if it describes none, or
-    several of one task.
+    That is what varies, as n_layer=2,arch=gpt1, or a part of a run's name. Raises UserError if it describes none,
+    or several of one task.
     """
     tasks = table["task"] if "task" in settings else Series("", table.index)
     baselines = {tasks[line]: line for line in reversed(table.index)}
@@ -136,25 +136,30 @@ def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], t
         found = [line for line in table.index if words[line].issuperset(text.split(","))]
         found = found or list(runs["line"][runs["name"].str.contains(text, regex=False)].unique())
         if not found or tasks[found].duplicated().any():
-            reason = f"describes {len(found)} lines of the table" if found else "describes no line of the table"
             advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
-            raise UserError(f"--baseline = {shorten(text)}: {reason}; {advice}")
+            raise UserError(
+                f"--baseline = {shorten(text)}: describes {len(found)} lines of the table; {advice}"
+            )
         baselines |= {tasks[line]: line for line in found}
     return tasks.map(baselines)
 
 
-def add_differences(table: DataFrame, metric: str, samples: Series, baselines: Series) -> DataFrame:
-    """The table with the difference of each line to its baseline, its interval, and whether that exceeds the noise."""
-    table = table.assign(difference=table[metric] - table[metric][baselines].to_numpy(), interval=math.nan, noise=None)
+def add_differences(table: DataFrame, runs: DataFrame, metric: str, baselines: Series) -> DataFrame:
+    """The table with each line's difference to its baseline, the interval of that, and if it exceeds the noise."""
+    difference, samples = (
+        table[metric] - table[metric][baselines].to_numpy(),
+        runs.groupby("line")[metric].agg(list),
+    )
+    table = table.assign(difference=difference, interval=math.nan, noise=None)
     for line, baseline in baselines[baselines != baselines.index].items():
-        interval, difference = welch_interval(samples[line], samples[baseline]), abs(table["difference"][line])
-        verdict = "unknown" if math.isnan(interval) else "exceeds" if difference > interval else "within"
-        table.loc[line, ["interval", "noise"]] = interval, verdict
+        interval = welch_interval(samples[line], samples[baseline])
+        exceeds = "exceeds" if abs(difference[line]) > interval else "within"
+        table.loc[line, ["interval", "noise"]] = interval, "unknown" if math.isnan(interval) else exceeds
     return table.assign(bits_per_char=table["loss"] / math.log(2)) if metric == "loss" else table
 
 
 def welch_interval(values: Sequence[float], others: Sequence[float]) -> float:
-    """Half the 95 % confidence interval of a difference of means (Welch 1947), or nan if one is a single value."""
+    """Half the 95 % confidence interval of a difference of means (Welch 1947), nan if one is of a single value."""
     from scipy.stats import ttest_ind  # takes a second, and a single run's page needs none
 
     if min(len(values), len(others)) < 2:
@@ -166,7 +171,7 @@ def welch_interval(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def sort_table(table: DataFrame, column: str) -> DataFrame:
-    """The table in the order of a column, numbers before texts, or as it is. Raises UserError for another column."""
+    """The table in the order of a column, numbers before texts, or as it is. Raises UserError if it has none."""
     if not column:
         return table
     check_column(column, table)
@@ -178,17 +183,19 @@ def sort_table(table: DataFrame, column: str) -> DataFrame:
 def check_column(name: str, table: DataFrame) -> None:
     """Raises UserError for a column that the table does not have."""
     if name not in table:
-        raise UserError(f"column = {shorten(name)}: the table has no such column; {did_you_mean(name, table)}")
+        raise UserError(f"column = {shorten(name)}: not in the table; {did_you_mean(name, table)}")
 
 
 def choose_columns(found: Comparison) -> list[str]:
-    """The columns that say something: the names of runs unless these repeat what varies, what varies, and results."""
+    """The columns that say something: the names of runs unless they repeat what varies, what varies, results."""
     table, settings = found.table, found.settings
     silent = set() if table["seeds"].max() > 1 else {"noise", "seeds"}
     silent |= set() if table["noise"].notna().any() else {"noise", "difference"}
-    repeat = all(re.match(r"[A-Za-z][^/]*$", run) and all(name in run for name in settings) for run in table["run"])
+    repeat = table["run"].str.match(r"[A-Za-z][^/]*$") & all(
+        table["run"].str.contains(name).all() for name in settings
+    )
     results = [name for name in FOUND + COSTS if name in table and name not in silent]
-    return [*([] if repeat and settings else ["run"]), *settings, *results]
+    return [*([] if repeat.all() and settings else ["run"]), *settings, *results]
 
 
 def render(table: DataFrame, columns: Sequence[str], width: int = 60) -> DataFrame:
@@ -198,8 +205,8 @@ def render(table: DataFrame, columns: Sequence[str], width: int = 60) -> DataFra
     is_known = metric == "loss" and not math.isnan(spread)
     digits = min(4, max(2, 1 - math.floor(math.log10(spread)))) if is_known else 4
     texts = table.map(show)
-    # Run folders begin with their date and end with what was typed
-    texts["run"] = [name if len(name) <= width else f"{name[:10]}...{name[13 - width :]}" for name in table["run"]]
+    name = table["run"]  # which begins with a date and ends with what was typed
+    texts["run"] = name.where(name.str.len() <= width, name.str[:10] + "..." + name.str[13 - width :])
     texts[metric] = with_errors(table[metric], table["sd"], f".{digits}f")
     texts["difference"] = with_errors(table["difference"], table["interval"], f"+.{digits}f")
     texts.loc[table["noise"].isna(), "difference"] = ""
@@ -211,13 +218,14 @@ def render(table: DataFrame, columns: Sequence[str], width: int = 60) -> DataFra
 def with_errors(values: Series, errors: Series, form: str) -> list[str]:
     """Numbers and their errors, and in place of these blanks if only other lines have one."""
     tails = [f" ± {error:{form.lstrip('+')}}".replace(" ± nan", "") for error in errors]
-    return [f"{value:{form}}{tail:<{max(map(len, tails))}}" for value, tail in zip(values, tails, strict=True)]
+    width = max(map(len, tails))
+    return [f"{value:{form}}{tail:<{width}}" for value, tail in zip(values, tails, strict=True)]
 
 
 def fit(table: DataFrame, columns: list[str], settings: list[str], width: int) -> tuple[DataFrame, list[str]]:
     """The cells of the columns that fit into a width, and the names of those that do not.
 
-    What a run took is dropped first, then the settings in which most lines agree, then what is known of the metric.
+    What runs took is dropped first, then the settings in which most lines agree, then what is known of the metric.
     """
     kept, name_width = list(columns), min(44, max(20, 3 * width // 10))
     settings = sorted(settings, key=lambda name: -table[name].map(show).value_counts().max())
@@ -243,25 +251,3 @@ def markdown(cells: DataFrame) -> str:
     names, *lines = aligned(cells.map(lambda cell: cell.replace("|", "\\|")), " | ")
     rule = " | ".join("-" * (len(name) - 1) + ":" for name in names.split(" | "))
     return "\n".join(f"| {line} |" for line in (names, rule, *lines))
-
-
-def explain(found: Comparison, baseline: str) -> list[str]:
-    """How to read the table, whose differences are to what `baseline` describes."""
-    is_task, has_seeds = found.metric == "accuracy", found.table["seeds"].max() > 1
-    is_converted = "data.tokenizer" in found.runs and found.runs["data.tokenizer"].isin(["byte", "bpe"]).any()
-    scores = "loss: the lowest val/loss of a run, in nats per character"
-    scores += " (converted, for runs that read bytes or byte pairs)" if is_converted else ""
-    if is_task:
-        scores = "accuracy: on the test part, of the checkpoint with the lowest loss on held-out training examples"
-    scores += ", mean ± standard deviation over seeds." if has_seeds else "."
-    notes = [scores + " Compare it within a task." if is_task else scores]
-    difference = f"difference: to {baseline}{' of the task' if is_task else ''}"
-    if has_seeds:
-        difference += ", ± its 95 % confidence interval (Welch's t test). "
-        difference += "It exceeds the noise if the interval does not contain 0."
-        difference += " It is unknown where one of the two has a single seed." if 1 in found.table["seeds"].values else ""
-    else:
-        difference += ". Each line is one seed, so the noise is not known: try seed=1,2,3."
-    notes += [difference] if found.table["noise"].notna().any() else []
-    bayes = "of character n-grams. It is empty where scikit-learn is not installed, and where it has no answer"
-    return [*notes, f"naive_bayes: {bayes}."] if is_task else notes

@@ -1,11 +1,11 @@
-"""Pictures of runs: the losses of one, what the settings of many do to their results, what a model attends to."""
+"""Pictures of runs: the losses of one, what settings do to the results of many, what a model attends to."""
 
 import io
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 OUR_STYLE = matplotlib.style.context(["default", "gpt.style"])
 MARKERS, MUTED = "os^DvPX", "0.75"  # for as many lines as the palette of gpt/style.mplstyle has colours
 MOST_NAMED, MOST_RANKED = 6, 30  # settings in a caption, lines of a ranking
-LABELS = {"loss": "best val/loss (nats per character)", "accuracy": "accuracy on the test part"}
-LABELS |= {"tokens": "tokens read in training", "seconds": "seconds of training", "flops": "FLOPs of training"}
+LABELS = {
+    "loss": "best val/loss (nats per character)",
+    "accuracy": "accuracy on the test part",
+    "flops": "FLOPs",
+}
+LABELS |= {"tokens": "tokens read in training", "seconds": "seconds of training"}
+REFERENCES = {"best": "k*", "majority": "k+", "naive_bayes": "kx"}  # the last two are what there is to beat
 
 
 @OUR_STYLE
@@ -40,7 +45,7 @@ def save(figure: Figure, kind: str) -> bytes:
 
 @OUR_STYLE
 def draw_pictures(found: "Comparison", x: str = "steps") -> dict[str, Figure]:
-    """The pictures of a comparison that have something to show. `x` is as in `gpt.analysis.compare.compare`."""
+    """The pictures of a comparison that have something to show; `x` is as in `gpt.analysis.compare.compare`."""
     points, settings = locate(found, x)
     if found.metric == "accuracy":
         return {"tasks": draw_results(points, settings, found.metric, x)}
@@ -52,7 +57,8 @@ def draw_pictures(found: "Comparison", x: str = "steps") -> dict[str, Figure]:
 def draw_run(path: Path, unit: str) -> Figure:
     """Training and validation loss of one run's metrics.csv. Raises ValueError if it has none."""
     train, validation = (read_metric(path, name) for name in ("train/loss", "val/loss"))
-    axes = Figure(figsize=(7.5, 3.8), layout="constrained").subplots()
+    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    axes = figure.subplots()
     window = max(1, len(train) // 100)
     axes.plot(train, color=MUTED, linewidth=0.5)
     label = "train/loss" if window == 1 else f"train/loss, mean of {window}"
@@ -63,29 +69,28 @@ def draw_run(path: Path, unit: str) -> Figure:
     axes.set(xlabel="step", ylabel=f"loss (nats per {unit})", ylim=(min(shown) - room, max(shown) + room))
     axes.set_xlim(left=0)
     axes.legend()
-    return axes.figure
+    return figure
 
 
 def locate(found: "Comparison", x: str) -> tuple[DataFrame, list[str]]:
-    """The table for pictures, and the settings that vary, as numbers or texts. Where they are many: the runs' names.
+    """The table for pictures, and the settings that vary, as numbers or texts; if they are many, the runs' names.
 
-    A caption has their names and values, and `cost` is in the unit of `x`.
+    A caption has all of them, `cost` is in the unit of `x`, and `best` is the loss where it is the best.
     """
     points, settings = found.table.infer_objects(), found.settings
     if not 0 < len(settings) <= MOST_NAMED:
         points, settings = points.assign(run=points["run"].str[-60:]), ["run"]
-    points = points.assign(**{name: points[name].map(show) for name in settings if not is_ordered(points[name])})
+    for name in set(settings) - set(points.select_dtypes("number")):
+        points[name] = points[name].map(show)
     rows = points[settings].to_dict("records")
     captions = [", ".join(f"{name} {show(value)}" for name, value in row.items()) for row in rows]
-    return points.assign(caption=captions, cost=found.runs.groupby("line")[x].mean()), settings
-
-
-def is_ordered(values: Series) -> bool:
-    return values.dtype.kind in "iuf"
+    points = points.assign(caption=captions, cost=found.runs.groupby("line")[x].mean())
+    best = {"best": points["loss"].where(points.index == points.index[0])} if found.metric == "loss" else {}
+    return points.assign(**best), settings
 
 
 def draw_curves(points: DataFrame, runs: DataFrame, x: str) -> Figure:
-    """Validation loss during training. The best have colours, a band over seeds and captions; the others are grey."""
+    """Validation loss during training. The best have colours, captions and a band over seeds, the others are grey."""
     best = points[: len(MARKERS)]
     figure = Figure(figsize=(6.2 + 0.07 * best["caption"].str.len().max(), 4.5), layout="constrained")
     axes = figure.subplots()
@@ -93,7 +98,7 @@ def draw_curves(points: DataFrame, runs: DataFrame, x: str) -> Figure:
         some = runs[runs["line"] == line]
         losses = concat(list(some["curve"]), axis=1, join="inner").sort_index()
         places = losses.index * (some[x] / some["steps"]).mean()
-        style = {"color": f"C{rank}" if line in best.index else MUTED, "zorder": 3 - rank / len(points)}
+        style: Any = {"color": f"C{rank}" if line in best.index else MUTED, "zorder": 3 - rank / len(points)}
         marker = "o" if len(losses) <= (20 if line in best.index else 1) else ""  # one validation is no line
         label = best["caption"].get(line)
         axes.plot(places, losses.mean(axis=1), marker=marker, markersize=3.5, label=label, **style)
@@ -104,7 +109,7 @@ def draw_curves(points: DataFrame, runs: DataFrame, x: str) -> Figure:
         axes.set_xlim(left=0)
         axes.locator_params(axis="x", integer=True)
     else:
-        scale_x(axes, [place for line in axes.lines for place in line.get_xdata()])
+        scale_x(axes, concat(Series(line.get_xdata()) for line in axes.lines))
     axes.set_ylim(without_diverged([loss for curve in runs["curve"] for loss in curve]))
     title = "best first" if len(points) == len(best) else f"the best {len(best)} of {len(points)}"
     figure.legend(loc="outside right upper", title=title, alignment="left")
@@ -127,12 +132,15 @@ def arrange(points: DataFrame, settings: list[str], x: str) -> list[str]:
     None for points that lines would not explain: few of a grid, or unordered ones. A line runs through the ordered
     setting with most values or, if `x` is a cost, through the setting that costs most.
     """
-    count, cost = points[settings].nunique(), {name: points.groupby(name)["cost"].mean() for name in settings}
-    ratio = {name: means.max() / means.min() for name, means in cost.items()}
-    weight = {name: (is_ordered(points[name]), count[name]) if x == "steps" else ratio[name] for name in settings}
-    first = max(settings, key=lambda name: (name != "task", weight[name]))
-    rest = sorted((name for name in settings if name != first), key=lambda name: (name == "task", -count[name]))
-    is_grid = count.prod() <= 2 * len(points) and (is_ordered(points[first]) or x != "steps")
+    count, ordered = points[settings].nunique(), set(points.select_dtypes("number"))
+
+    def weight(name: str) -> Any:
+        cost = points.groupby(name)["cost"].mean()
+        return (name in ordered, count[name]) if x == "steps" else cost.max() / cost.min()
+
+    first = max(settings, key=weight)
+    rest = [name for name in count.sort_values(ascending=False, kind="stable").index if name != first]
+    is_grid = count.prod() <= 2 * len(points) and (first in ordered or x != "steps")
     return [first, *rest] if is_grid and all(count[name] <= len(MARKERS) for name in rest) else []
 
 
@@ -143,18 +151,25 @@ def draw_grid(points: DataFrame, names: list[str], metric: str, x: str) -> Figur
     panels = list(points.groupby(others)) if others else [((), points)]
     columns = points[others[-1]].nunique() if others else 1
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(2.8 * columns + 1.8, 2.6 * rows + 0.4) if others else (7.3, 4), layout="constrained")
+    size = (2.8 * columns + 1.8, 2.6 * rows + 0.4) if others else (7.3, 4)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (values, panel) in zip(grid.flat, panels, strict=False):
         for number, kind in enumerate(sorted(points[lines].unique())):
             part = panel[panel[lines] == kind].sort_values("place")
-            style = {"color": f"C{number}", "marker": MARKERS[number], "label": show(kind), "elinewidth": 1}
+            style: Any = {
+                "color": f"C{number}",
+                "marker": MARKERS[number],
+                "label": show(kind),
+                "elinewidth": 1,
+            }
             axes.errorbar(part["place"], part[metric], part["sd"].fillna(0), **style)
             for point in part.to_dict("records") if x != "steps" else ():
                 place = point["place"], point[metric]
                 axes.annotate(show(point[first]), place, (4, 4), textcoords="offset points", fontsize=8)
         axes.set_title(", ".join(f"{name} {show(value)}" for name, value in zip(others, values, strict=True)))
-        draw_references(axes, panel[panel.index == points.index[0]] if metric == "loss" else panel, "place", metric)
+        for name in REFERENCES.keys() & set(panel):
+            axes.plot(panel["place"], panel[name], REFERENCES[name], markersize=9, zorder=4, label=name)
     scale_x(grid[0, 0], points["place"])
     if x == "steps" and len(ticks := sorted(points[first].unique())) <= 8:
         grid[0, 0].set_xticks(ticks, map(show, ticks))
@@ -172,22 +187,13 @@ def draw_ranking(points: DataFrame, metric: str) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.errorbar(points[metric], points["place"], xerr=points["sd"].fillna(0), fmt="D", elinewidth=1)
-    draw_references(axes, points[:1] if metric == "loss" else points, metric, "place")
+    for name in REFERENCES.keys() & set(points):
+        axes.plot(points[name], points["place"], REFERENCES[name], markersize=9, zorder=4, label=name)
     axes.set(xlabel=LABELS[metric], xlim=without_diverged(points[metric]), ylim=(len(points) - 0.5, -0.5))
     axes.set_yticks(points["place"], points["caption"])
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside right upper")
     return figure
-
-
-def draw_references(axes: Axes, points: DataFrame, x: str, y: str) -> None:
-    """The best loss, or what there is to beat in a task, in columns `x` and `y`, one of which is loss or accuracy."""
-    if "loss" in (x, y):
-        axes.plot(points[x], points[y], "k*", markersize=11, zorder=5, label="best")
-        return
-    for name, marker in {"majority": "k+", "naive_bayes": "kx"}.items():
-        columns = [name if column == "accuracy" else column for column in (x, y)]
-        axes.plot(points[columns[0]], points[columns[1]], marker, zorder=3, label=name)
 
 
 def without_diverged(losses: Sequence[float]) -> tuple[float, float] | None:
@@ -197,9 +203,9 @@ def without_diverged(losses: Sequence[float]) -> tuple[float, float] | None:
     return None if len(kept) == len(losses) else (min(kept) - room, max(kept) + room)
 
 
-def scale_x(axes: Axes, places: Sequence[float]) -> None:
+def scale_x(axes: Axes, places: Series) -> None:
     """Ticks such as 300k and 2M, and a logarithmic axis for what differs by much."""
-    if 0 < 4 * min(places) <= max(places):
+    if 0 < 4 * places.min() <= places.max():
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -223,11 +229,15 @@ def draw_attention(weights: "Tensor", tokens: Sequence[str], title: str) -> Figu
         # The square root brings out small weights, such as those of a head that looks at many tokens
         image = axes.imshow(weights[head].numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
         axes.set_title(f"head {head + 1}")
-        axes.set_xticks(range(size), names, family="DejaVu Sans Mono", rotation=90 if max(map(len, names)) > 1 else 0)
+        axes.set_xticks(
+            range(size), names, family="DejaVu Sans Mono", rotation=90 if max(map(len, names)) > 1 else 0
+        )
         axes.set_yticks(range(size), names, family="DejaVu Sans Mono")
         axes.tick_params(length=0, labelbottom=head + columns >= heads)
         axes.grid(visible=False)
-    figure.colorbar(image, ax=panels, ticks=[0, 0.01, 0.1, 0.5, 1], format="%g", label="attention weight", aspect=40)
+    figure.colorbar(
+        image, ax=panels, ticks=[0, 0.01, 0.1, 0.5, 1], format="%g", label="attention weight", aspect=40
+    )
     figure.suptitle(title)
     figure.supxlabel("attended to", fontsize=9)
     figure.supylabel("attending", fontsize=9)

@@ -1,15 +1,13 @@
 """A page about a run or a sweep that any browser opens: one file, which loads nothing from anywhere."""
 
-import shlex
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
-from gpt.analysis import compare, plots, runs
+from gpt.analysis import compare, fill, plots, runs
 from gpt.checkpoint import find, load, read
 from gpt.files import write_text
 from gpt.model import attention_weights
@@ -25,12 +23,9 @@ def write_report(folder: Path) -> Path:
 
     Raises UserError if no run has finished.
     """
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    jinja = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters |= {"printable": printable, "shell": shlex.join, "show": runs.show}
     is_run = (folder / "config.yaml").is_file()
     values = describe_run(folder) if is_run else describe_sweep(folder)
-    page = jinja.get_template("run.html" if is_run else "sweep.html").render(name=folder.resolve().name, **values)
+    page = fill("run.html" if is_run else "sweep.html", name=folder.resolve().name, show=runs.show, **values)
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -60,7 +55,8 @@ def describe_sweep(folder: Path) -> dict[str, Any]:
     points, settings = plots.locate(found, "steps")
     return {
         "found": found,
-        "varied": {name: points[name].unique() for name in settings} | {"seed": found.runs["seed"].dropna().unique()},
+        "varied": {name: points[name].unique() for name in settings}
+        | {"seed": found.runs["seed"].dropna().unique()},
         "cells": compare.render(found.table, columns),
         "pages": {name: (folder / name / "report.html").is_file() for name in found.runs["name"]},
         "pictures": {name: embed(figure) for name, figure in plots.draw_pictures(found).items()},
@@ -87,9 +83,13 @@ def read_samples(folder: Path, losses: dict[int, float]) -> list[tuple[str, str]
     history = read(last)["callbacks"].get("samples", {}).get("history", []) if last else []
     if not history:
         return [("the last sample", (folder / "sample.txt").read_text(encoding="utf-8"))]
-    places = sorted({round(number * (len(history) - 1) / (MOST_SAMPLES - 1)) for number in range(MOST_SAMPLES)})
+    places = sorted(
+        {round(number * (len(history) - 1) / (MOST_SAMPLES - 1)) for number in range(MOST_SAMPLES)}
+    )
     titles = {step: f", val loss {loss:.4f}" for step, loss in losses.items()}
-    return [(f"step {step:,}{titles.get(step, '')}", text) for step, text in (history[place] for place in places)]
+    return [
+        (f"step {step:,}{titles.get(step, '')}", text) for step, text in (history[place] for place in places)
+    ]
 
 
 def draw_layers(folder: Path) -> list[str]:

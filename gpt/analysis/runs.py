@@ -1,5 +1,6 @@
 """What run folders say about their runs: a table of pandas with a row for each. Nothing in them is executed."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,22 +15,16 @@ from gpt.settings import UserError, one_line, shorten
 
 GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")  # they decide a result,
 CALLBACKS = ("ema", "early_stopping")  # and so do these. All others only watch
-NUMBERS = {  # columns with results, and the names that result.json has for them
-    "loss": "best_val_loss",  # in nats per character, of a task in nats per example
-    "accuracy": "test_accuracy",
-    "majority": "majority_accuracy",
-    "naive_bayes": "naive_bayes_accuracy",
-    "steps": "step",
-} | {name: name for name in ("seconds", "parameters", "chars_per_second")}
+# Columns with results, and their names in result.json. A loss is in nats per character, or per example of a task
+NUMBERS = {"loss": "best_val_loss", "steps": "step", "seconds": "seconds", "parameters": "parameters"}
+NUMBERS |= {"chars_per_second": "chars_per_second", "accuracy": "test_accuracy"}
+NUMBERS |= {"majority": "majority_accuracy", "naive_bayes": "naive_bayes_accuracy"}
 
 
 def read_runs(folder: Path) -> DataFrame:
-    """What `read_run` says of all runs under a folder, in the order of their names; None or nan for what one lacks.
-
-    Raises UserError if none has finished.
-    """
-    places = sorted({path.parent for name in ("config.yaml", "error.txt") for path in folder.glob(f"**/{name}")})
-    rows = [{"name": one_line(place.relative_to(folder))} | read_run(place) for place in places]
+    """What `read_run` says of all runs under a folder, by their names. Raises UserError if none has finished."""
+    places = {path.parent for name in ("config.yaml", "error.txt") for path in folder.glob(f"**/{name}")}
+    rows = [{"name": one_line(place.relative_to(folder))} | read_run(place) for place in sorted(places)]
     if all(row["problem"] for row in rows):
         raise UserError(f"folder = {folder}: no finished run in it; give a folder under outputs/")
     columns = dict.fromkeys([*NUMBERS, *(key for row in rows for key in row)])
@@ -40,8 +35,8 @@ def read_runs(folder: Path) -> DataFrame:
 def read_run(folder: Path) -> dict[str, Any]:
     """A run's settings under their command-line names, and its results under the names of NUMBERS.
 
-    overrides is what was typed, curve has the validation losses by steps taken, tokens and flops are what the training
-    took. problem says why there is no result, as of a run that is damaged or has not finished, or is None.
+    overrides is what was typed, curve has the validation losses by steps taken, tokens and flops are what the
+    training took. problem is None, or says why there is no result: it is damaged, or has not finished.
     """
     row, file = {"problem": "not finished", "overrides": {}, "curve": Series(dtype=float)}, "error.txt"
     try:
@@ -63,30 +58,27 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide a result, from the plain values of a configuration: {"model.n_layer": 2, ...}."""
     groups = {group: config.get(group) for group in GROUPS}
     groups |= {f"callbacks.{name}": (config.get("callbacks") or {}).get(name) for name in CALLBACKS}
-    flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in (values or {}).items()}
-    flat |= {key: config.get(key) for key in ("init", "seed")}
-    return {key: value for key, value in flat.items() if not key.endswith("._target_")}
+    flat = {key: config.get(key) for key in ("init", "seed")}
+    for group, values in groups.items():
+        flat |= {f"{group}.{key}": value for key, value in (values or {}).items() if key != "_target_"}
+    return flat
 
 
 def read_result(result: Result, row: Mapping[str, Any]) -> dict[str, Any]:
     """The results of a run, with losses per character: other tokenizers have other losses per token."""
-    numbers = {"problem": None} | {name: getattr(result, key, None) for name, key in NUMBERS.items()}
-    if row.get("data.tokenizer", "char") != "char" and not isinstance(result, TaskResult):
-        scale = result.final_bits_per_char * math.log(2) / result.final_val_loss  # the text is as long as ever
-        numbers |= {"curve": scale * row["curve"], "loss": result.best_val_loss and scale * result.best_val_loss}
-    sizes = ("data.batch_size", "model.context_length", "trainer.accumulate_grad_batches")
-    tokens = result.step * math.prod(row.get(key) or math.nan for key in sizes)
-    return numbers | {"tokens": tokens, "flops": tokens * flops_per_token(row)}
-
-
-def flops_per_token(row: Mapping[str, Any]) -> float:
-    """The floating-point operations of training on a token, or nan if the settings are those of another version."""
     from gpt.model import GPTConfig, flops_per_token
 
-    try:
-        return flops_per_token(GPTConfig(**{key[6:]: row[key] for key in row if key.startswith("model.")}))
-    except (TypeError, ValueError):
-        return math.nan
+    numbers = {"problem": None} | {name: getattr(result, key, None) for name, key in NUMBERS.items()}
+    if row.get("data.tokenizer", "char") != "char" and not isinstance(result, TaskResult):
+        scale = result.final_bits_per_char * math.log(2) / result.final_val_loss
+        best = None if result.best_val_loss is None else scale * result.best_val_loss
+        numbers |= {"curve": scale * row["curve"], "loss": best}
+    sizes = ("data.batch_size", "model.context_length", "trainer.accumulate_grad_batches")
+    tokens, flops = result.step * math.prod(row.get(key) or math.nan for key in sizes), math.nan
+    with contextlib.suppress(TypeError, ValueError):  # the settings of another version
+        model = {key.removeprefix("model."): row[key] for key in row if key.startswith("model.")}
+        flops = tokens * flops_per_token(GPTConfig(**model))
+    return numbers | {"tokens": tokens, "flops": flops}
 
 
 def read_metric(path: Path, name: str) -> Series:
@@ -110,8 +102,9 @@ def show(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         text = one_line(value)
         return text if len(text) <= 24 else f"...{text[-21:]}"  # the end of a path tells most
-    units = {1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k"}
-    size = next((size for size in units if abs(value) >= size), 1)
     if isinstance(value, int) and abs(value) < 100_000:
         return str(value)
-    return f"{value / size:.3g}{units[size]}" if size > 1 else f"{value:.{3 if abs(value) >= 10 else 4}g}"
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}" if abs(value) >= 10 else f"{value:.4g}"
