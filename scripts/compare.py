@@ -1,4 +1,4 @@
-"""Compare runs, those of a sweep or any others under a folder: a table, best first, and pictures, written into that folder:
+"""Compare the runs under a folder, of a sweep or any others: a table, best first, and pictures of them:
 
 python scripts/compare.py outputs/sweeps/SWEEP
 python scripts/compare.py outputs --baseline arch=gpt2 --sort seconds

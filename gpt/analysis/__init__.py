@@ -1,4 +1,4 @@
-"""Tables, pictures and pages about runs. Its functions import the libraries of the extra `analysis` when called."""
+"""Tables, pictures and pages about runs. They need the extra `analysis`, which is imported late."""
 
 import os
 import shlex

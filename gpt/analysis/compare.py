@@ -20,14 +20,13 @@ from gpt.settings import UserError, did_you_mean, shorten
 FOUND = ["loss", "accuracy", "difference", "noise", "seeds", "majority", "naive_bayes"]
 COSTS = ["seconds", "parameters", "chars_per_second"]  # dropped first where a terminal has no room
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
-SILENT = (
-    "callbacks hydra init logger name resume seed".split()
-)  # do not stand for settings, as other choices do
+# Typed like choices, which stand for settings, but these do not
+SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")
 NO_BEST, SEED = "no best val/loss; keep callbacks.best", r"(^|[,_])seed[=-]\d+$"
 
 
 class Comparison(NamedTuple):
-    """Finished runs and their table, in which a line stands for runs that differ in nothing but their seed."""
+    """Finished runs and their table, in which a line stands for runs that differ in their seed alone."""
 
     table: DataFrame  # best first: the columns run, `settings`, `metric`, and what else was found
     runs: DataFrame  # a row for each run, as `read_runs` has it; its column `line` is the index of the table
@@ -91,10 +90,10 @@ def compare_runs(folder: Path, baseline: str = "") -> Comparison:
 
 
 def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
-    """The runs with a column `line`, equal for those that differ in their seed alone, and what tells these apart.
+    """Runs with a column `line`, equal for those that differ in their seed alone, and what tells lines apart.
 
-    That is what was typed and varies, in the order in which it was typed. A choice such as model/arch=gpt1 stands
-    for all that it sets: any other setting is there only if lines differ in it for which the same was typed.
+    That is what was typed and varies, in the order in which it was typed. A choice such as model/arch=gpt1
+    stands for all that it sets: another setting is there only if lines differ in it that were typed alike.
     """
     texts = as_text(runs[[key for key in runs if "." in key or key == "init"]])
     varying = [key for key in texts if texts[key].nunique() > 1]
@@ -110,9 +109,7 @@ def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
         more = told + "\n" + texts[key]
         if key in typed or more.nunique() > told.nunique():
             told, shown = more, [*shown, key]
-    ends = [
-        re.split("[./]", key)[-1] for key in shown
-    ]  # n_head for model.n_head, unless another one ends so too
+    ends = [re.split("[./]", key)[-1] for key in shown]  # n_head for model.n_head, where it is clear
     names = [end if ends.count(end) == 1 else key for key, end in zip(shown, ends, strict=True)]
     values = [lines[key].map(lambda value: "null" if value in (None, "None") else value) for key in shown]
     return runs, dict(zip(names, values, strict=True))
@@ -126,8 +123,8 @@ def as_text(frame: DataFrame) -> DataFrame:
 def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], text: str) -> Series:
     """For each line the one that it is compared with: the best of its task, or the one that `text` describes.
 
-    That is what varies, as n_layer=2,arch=gpt1, or a part of a run's name. Raises UserError if it describes none,
-    or several of one task.
+    That is what varies, as n_layer=2,arch=gpt1, or a part of a run's name. Raises UserError if it describes
+    none, or several of one task.
     """
     tasks = table["task"] if "task" in settings else Series("", table.index)
     baselines = {tasks[line]: line for line in reversed(table.index)}
@@ -137,19 +134,16 @@ def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], t
         found = found or list(runs["line"][runs["name"].str.contains(text, regex=False)].unique())
         if not found or tasks[found].duplicated().any():
             advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
-            raise UserError(
-                f"--baseline = {shorten(text)}: describes {len(found)} lines of the table; {advice}"
-            )
+            reason = f"describes {len(found)} lines of the table"
+            raise UserError(f"--baseline = {shorten(text)}: {reason}; {advice}")
         baselines |= {tasks[line]: line for line in found}
     return tasks.map(baselines)
 
 
 def add_differences(table: DataFrame, runs: DataFrame, metric: str, baselines: Series) -> DataFrame:
-    """The table with each line's difference to its baseline, the interval of that, and if it exceeds the noise."""
-    difference, samples = (
-        table[metric] - table[metric][baselines].to_numpy(),
-        runs.groupby("line")[metric].agg(list),
-    )
+    """The table with each line's difference to its baseline, its interval, and if it exceeds the noise."""
+    samples = runs.groupby("line")[metric].agg(list)
+    difference = table[metric] - table[metric][baselines].to_numpy()
     table = table.assign(difference=difference, interval=math.nan, noise=None)
     for line, baseline in baselines[baselines != baselines.index].items():
         interval = welch_interval(samples[line], samples[baseline])
@@ -159,7 +153,7 @@ def add_differences(table: DataFrame, runs: DataFrame, metric: str, baselines: S
 
 
 def welch_interval(values: Sequence[float], others: Sequence[float]) -> float:
-    """Half the 95 % confidence interval of a difference of means (Welch 1947), nan if one is of a single value."""
+    """Half the 95 % confidence interval of a difference of means (Welch 1947), or nan for a single value."""
     from scipy.stats import ttest_ind  # takes a second, and a single run's page needs none
 
     if min(len(values), len(others)) < 2:
@@ -171,7 +165,7 @@ def welch_interval(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def sort_table(table: DataFrame, column: str) -> DataFrame:
-    """The table in the order of a column, numbers before texts, or as it is. Raises UserError if it has none."""
+    """The table in the order of a column, numbers before texts. Raises UserError if it has no such column."""
     if not column:
         return table
     check_column(column, table)
@@ -187,19 +181,18 @@ def check_column(name: str, table: DataFrame) -> None:
 
 
 def choose_columns(found: Comparison) -> list[str]:
-    """The columns that say something: the names of runs unless they repeat what varies, what varies, results."""
+    """The columns that say something: names of runs unless they repeat what varies, what varies, results."""
     table, settings = found.table, found.settings
     silent = set() if table["seeds"].max() > 1 else {"noise", "seeds"}
     silent |= set() if table["noise"].notna().any() else {"noise", "difference"}
-    repeat = table["run"].str.match(r"[A-Za-z][^/]*$") & all(
-        table["run"].str.contains(name).all() for name in settings
-    )
+    names = table["run"]
+    repeat = [*names.str.match(r"[A-Za-z][^/]*$"), *(names.str.contains(name).all() for name in settings)]
     results = [name for name in FOUND + COSTS if name in table and name not in silent]
-    return [*([] if repeat.all() and settings else ["run"]), *settings, *results]
+    return [*([] if all(repeat) and settings else ["run"]), *settings, *results]
 
 
 def render(table: DataFrame, columns: Sequence[str], width: int = 60) -> DataFrame:
-    """The cells of some columns as text, with the digits that mean something, and names of at most `width`."""
+    """The cells of some columns as text, with the digits that mean something, and names cut to `width`."""
     metric = "loss" if "loss" in table else "accuracy"
     spread = table["sd"][table["sd"] > 0].median()
     is_known = metric == "loss" and not math.isnan(spread)
@@ -225,7 +218,7 @@ def with_errors(values: Series, errors: Series, form: str) -> list[str]:
 def fit(table: DataFrame, columns: list[str], settings: list[str], width: int) -> tuple[DataFrame, list[str]]:
     """The cells of the columns that fit into a width, and the names of those that do not.
 
-    What runs took is dropped first, then the settings in which most lines agree, then what is known of the metric.
+    What runs took is dropped first, then settings in which most lines agree, then what is known of them.
     """
     kept, name_width = list(columns), min(44, max(20, 3 * width // 10))
     settings = sorted(settings, key=lambda name: -table[name].map(show).value_counts().max())

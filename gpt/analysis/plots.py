@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 OUR_STYLE = matplotlib.style.context(["default", "gpt.style"])
 MARKERS, MUTED = "os^DvPX", "0.75"  # for as many lines as the palette of gpt/style.mplstyle has colours
 MOST_NAMED, MOST_RANKED = 6, 30  # settings in a caption, lines of a ranking
-LABELS = {
-    "loss": "best val/loss (nats per character)",
-    "accuracy": "accuracy on the test part",
-    "flops": "FLOPs",
-}
-LABELS |= {"tokens": "tokens read in training", "seconds": "seconds of training"}
+LABELS = {"loss": "best val/loss (nats per character)", "accuracy": "accuracy on the test part"}
+LABELS |= {"tokens": "tokens read in training", "seconds": "seconds of training", "flops": "training FLOPs"}
 REFERENCES = {"best": "k*", "majority": "k+", "naive_bayes": "kx"}  # the last two are what there is to beat
 
 
@@ -45,7 +41,7 @@ def save(figure: Figure, kind: str) -> bytes:
 
 @OUR_STYLE
 def draw_pictures(found: "Comparison", x: str = "steps") -> dict[str, Figure]:
-    """The pictures of a comparison that have something to show; `x` is as in `gpt.analysis.compare.compare`."""
+    """The pictures of a comparison that have something to show. `x` is as in `compare.compare`."""
     points, settings = locate(found, x)
     if found.metric == "accuracy":
         return {"tasks": draw_results(points, settings, found.metric, x)}
@@ -73,7 +69,7 @@ def draw_run(path: Path, unit: str) -> Figure:
 
 
 def locate(found: "Comparison", x: str) -> tuple[DataFrame, list[str]]:
-    """The table for pictures, and the settings that vary, as numbers or texts; if they are many, the runs' names.
+    """The table for pictures, and the settings that vary as numbers or texts; if these are many, runs' names.
 
     A caption has all of them, `cost` is in the unit of `x`, and `best` is the loss where it is the best.
     """
@@ -90,7 +86,7 @@ def locate(found: "Comparison", x: str) -> tuple[DataFrame, list[str]]:
 
 
 def draw_curves(points: DataFrame, runs: DataFrame, x: str) -> Figure:
-    """Validation loss during training. The best have colours, captions and a band over seeds, the others are grey."""
+    """Validation loss during training. The best have colours, captions and a band over seeds."""
     best = points[: len(MARKERS)]
     figure = Figure(figsize=(6.2 + 0.07 * best["caption"].str.len().max(), 4.5), layout="constrained")
     axes = figure.subplots()
@@ -129,8 +125,8 @@ def draw_results(points: DataFrame, settings: list[str], metric: str, x: str) ->
 def arrange(points: DataFrame, settings: list[str], x: str) -> list[str]:
     """The settings for a picture's horizontal axis, its lines and, from the third, its panels.
 
-    None for points that lines would not explain: few of a grid, or unordered ones. A line runs through the ordered
-    setting with most values or, if `x` is a cost, through the setting that costs most.
+    None for points that lines would not explain: few of a grid, or unordered ones. A line runs through the
+    ordered setting with most values or, if `x` is a cost, through the setting that costs most.
     """
     count, ordered = points[settings].nunique(), set(points.select_dtypes("number"))
 
@@ -145,7 +141,7 @@ def arrange(points: DataFrame, settings: list[str], x: str) -> list[str]:
 
 
 def draw_grid(points: DataFrame, names: list[str], metric: str, x: str) -> Figure:
-    """A line for each value of one setting, a panel for each combination of the others; the best is marked."""
+    """A line for each value of one setting, a panel for each combination of others; the best is marked."""
     first, lines, *others = [*names, ""][: max(2, len(names))]
     points = points.assign(place=points[first if x == "steps" else "cost"], **{"": ""})
     panels = list(points.groupby(others)) if others else [((), points)]
@@ -157,13 +153,8 @@ def draw_grid(points: DataFrame, names: list[str], metric: str, x: str) -> Figur
     for axes, (values, panel) in zip(grid.flat, panels, strict=False):
         for number, kind in enumerate(sorted(points[lines].unique())):
             part = panel[panel[lines] == kind].sort_values("place")
-            style: Any = {
-                "color": f"C{number}",
-                "marker": MARKERS[number],
-                "label": show(kind),
-                "elinewidth": 1,
-            }
-            axes.errorbar(part["place"], part[metric], part["sd"].fillna(0), **style)
+            style: Any = {"color": f"C{number}", "marker": MARKERS[number], "elinewidth": 1}
+            axes.errorbar(part["place"], part[metric], part["sd"].fillna(0), label=show(kind), **style)
             for point in part.to_dict("records") if x != "steps" else ():
                 place = point["place"], point[metric]
                 axes.annotate(show(point[first]), place, (4, 4), textcoords="offset points", fontsize=8)
@@ -214,7 +205,7 @@ def scale_x(axes: Axes, places: Series) -> None:
 
 @OUR_STYLE
 def draw_attention(weights: "Tensor", tokens: Sequence[str], title: str) -> Figure:
-    """Draw one layer's weights (H, T, T), a panel for each head. A row is the token that attends, darker means more."""
+    """Draw one layer's weights (H, T, T), a panel for each head. Rows attend to columns, dark is much."""
     heads, size = weights.shape[:2]
     columns = math.ceil(math.sqrt(heads))
     rows = math.ceil(heads / columns)
@@ -229,15 +220,13 @@ def draw_attention(weights: "Tensor", tokens: Sequence[str], title: str) -> Figu
         # The square root brings out small weights, such as those of a head that looks at many tokens
         image = axes.imshow(weights[head].numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
         axes.set_title(f"head {head + 1}")
-        axes.set_xticks(
-            range(size), names, family="DejaVu Sans Mono", rotation=90 if max(map(len, names)) > 1 else 0
-        )
+        turned = 90 if max(map(len, names)) > 1 else 0
+        axes.set_xticks(range(size), names, family="DejaVu Sans Mono", rotation=turned)
         axes.set_yticks(range(size), names, family="DejaVu Sans Mono")
         axes.tick_params(length=0, labelbottom=head + columns >= heads)
         axes.grid(visible=False)
-    figure.colorbar(
-        image, ax=panels, ticks=[0, 0.01, 0.1, 0.5, 1], format="%g", label="attention weight", aspect=40
-    )
+    ticks = [0, 0.01, 0.1, 0.5, 1]
+    figure.colorbar(image, ax=panels, ticks=ticks, format="%g", label="attention weight", aspect=40)
     figure.suptitle(title)
     figure.supxlabel("attended to", fontsize=9)
     figure.supylabel("attending", fontsize=9)

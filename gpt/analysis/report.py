@@ -78,18 +78,15 @@ def embed(figure: Figure) -> str:
 
 
 def read_samples(folder: Path, losses: dict[int, float]) -> list[tuple[str, str]]:
-    """Titles, and what the model wrote after each validation; of many texts some, the first and the last included."""
+    """Titles, and what the model wrote after validations. Of many, some, the first and last included."""
     last = next(folder.glob("checkpoints/last.*"), None)
     history = read(last)["callbacks"].get("samples", {}).get("history", []) if last else []
     if not history:
         return [("the last sample", (folder / "sample.txt").read_text(encoding="utf-8"))]
-    places = sorted(
-        {round(number * (len(history) - 1) / (MOST_SAMPLES - 1)) for number in range(MOST_SAMPLES)}
-    )
+    stride = max(1, (len(history) - 1) / (MOST_SAMPLES - 1))
+    shown = [history[round(number * stride)] for number in range(min(MOST_SAMPLES, len(history)))]
     titles = {step: f", val loss {loss:.4f}" for step, loss in losses.items()}
-    return [
-        (f"step {step:,}{titles.get(step, '')}", text) for step, text in (history[place] for place in places)
-    ]
+    return [(f"step {step:,}{titles.get(step, '')}", text) for step, text in shown]
 
 
 def draw_layers(folder: Path) -> list[str]:

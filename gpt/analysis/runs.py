@@ -1,4 +1,4 @@
-"""What run folders say about their runs: a table of pandas with a row for each. Nothing in them is executed."""
+"""What run folders say about their runs: a table of pandas with a row for each. Nothing in them is run."""
 
 import contextlib
 import json
@@ -15,14 +15,14 @@ from gpt.settings import UserError, one_line, shorten
 
 GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")  # they decide a result,
 CALLBACKS = ("ema", "early_stopping")  # and so do these. All others only watch
-# Columns with results, and their names in result.json. A loss is in nats per character, or per example of a task
+# Columns with results, and their names in result.json. Losses are in nats per character, of tasks per example
 NUMBERS = {"loss": "best_val_loss", "steps": "step", "seconds": "seconds", "parameters": "parameters"}
 NUMBERS |= {"chars_per_second": "chars_per_second", "accuracy": "test_accuracy"}
 NUMBERS |= {"majority": "majority_accuracy", "naive_bayes": "naive_bayes_accuracy"}
 
 
 def read_runs(folder: Path) -> DataFrame:
-    """What `read_run` says of all runs under a folder, by their names. Raises UserError if none has finished."""
+    """What `read_run` says of all runs under a folder, by name. Raises UserError if none has finished."""
     places = {path.parent for name in ("config.yaml", "error.txt") for path in folder.glob(f"**/{name}")}
     rows = [{"name": one_line(place.relative_to(folder))} | read_run(place) for place in sorted(places)]
     if all(row["problem"] for row in rows):
@@ -55,7 +55,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide a result, from the plain values of a configuration: {"model.n_layer": 2, ...}."""
+    """The settings that decide a result, from a configuration's plain values: {"model.n_layer": 2, ...}."""
     groups = {group: config.get(group) for group in GROUPS}
     groups |= {f"callbacks.{name}": (config.get("callbacks") or {}).get(name) for name in CALLBACKS}
     flat = {key: config.get(key) for key in ("init", "seed")}
