@@ -3,7 +3,6 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Any
 
 from gpt.settings import one_line, printable
 
@@ -29,13 +28,3 @@ def table_of(folder: Path) -> str:
     except ImportError:
         return f"table: (none), it {MISSING}"
     return compare(folder)
-
-
-def fill(template: str, **values: Any) -> str:
-    """A file of `templates/` with these values, which are text for HTML, whatever is in them."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    loader = PackageLoader("gpt.analysis")
-    jinja = Environment(loader=loader, autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True)
-    jinja.filters |= {"printable": printable, "shell": shlex.join}
-    return jinja.get_template(template).render(values)

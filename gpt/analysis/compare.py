@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from pandas import DataFrame, Series, to_numeric
 
-from gpt.analysis import fill
 from gpt.analysis.plots import draw_pictures, save
-from gpt.analysis.runs import read_runs, show
+from gpt.analysis.runs import fill, read_runs, show
 from gpt.files import atomic, write_text
 from gpt.settings import UserError, did_you_mean, shorten
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gpt.analysis import compare, fill, plots, runs
+from gpt.analysis import compare, plots, runs
 from gpt.checkpoint import find, load, read
 from gpt.files import write_text
 from gpt.model import attention_weights
@@ -25,7 +25,9 @@ def write_report(folder: Path) -> Path:
     """
     is_run = (folder / "config.yaml").is_file()
     values = describe_run(folder) if is_run else describe_sweep(folder)
-    page = fill("run.html" if is_run else "sweep.html", name=folder.resolve().name, show=runs.show, **values)
+    page = runs.fill(
+        "run.html" if is_run else "sweep.html", name=folder.resolve().name, show=runs.show, **values
+    )
     write_text(folder / "report.html", page)
     return folder / "report.html"
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from pandas import DataFrame, Series, read_csv
 
 from gpt.runs.result import Result, TaskResult
-from gpt.settings import UserError, one_line, shorten
+from gpt.settings import UserError, one_line, printable, shorten
 
 GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")  # they decide a result,
 CALLBACKS = ("ema", "early_stopping")  # and so do these. All others only watch
@@ -108,3 +109,13 @@ def show(value: Any) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}" if abs(value) >= 10 else f"{value:.4g}"
+
+
+def fill(template: str, **values: Any) -> str:
+    """A file of `templates/` with these values, which are text for HTML, whatever is in them."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    loader = PackageLoader("gpt.analysis")
+    jinja = Environment(loader=loader, autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True)
+    jinja.filters |= {"printable": printable, "shell": shlex.join}
+    return jinja.get_template(template).render(values)
