@@ -18,10 +18,11 @@ MAY_IMPORT = {  # a folder, and the folders that it may import from; the core is
     "gpt": {"gpt"},
     "gpt.finetune": {"gpt", "gpt.finetune"},
     "gpt.extras": {"gpt", "gpt.extras"},
-    "gpt.callbacks": {"gpt", "gpt.finetune", "gpt.callbacks"},
+    "gpt.analysis": {"gpt", "gpt.runs", "gpt.analysis"},
+    "gpt.callbacks": {"gpt", "gpt.analysis", "gpt.finetune", "gpt.callbacks"},
     "gpt.runs": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs"},
-    "gpt.cli": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs", "gpt.cli"},
-    "scripts": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs", "gpt.cli", "scripts"},
+    "gpt.cli": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs", "gpt.analysis", "gpt.cli"},
+    "scripts": {"gpt", "gpt.extras", "gpt.finetune", "gpt.callbacks", "gpt.runs", "gpt.analysis", "gpt.cli", "scripts"},
 }
 FOREIGN_TO_THE_CORE = {"hydra", "omegaconf", "tensorboard", "transformers", "tokenizers", "matplotlib", "optuna", "onnx"}
 DOORS = {

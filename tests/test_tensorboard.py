@@ -13,7 +13,6 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from test_callbacks import fit
 
 from conftest import TINY
-from gpt.callbacks.attention_maps import draw_attention
 from gpt.callbacks.checkpoints import LastCheckpoint
 from gpt.callbacks.metrics_file import MetricsFile
 from gpt.callbacks.tensorboard import HParams, TensorBoard, writers
@@ -83,7 +82,7 @@ def test_hparams_are_all_settings_and_choices_with_the_best_bits_per_character(e
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6])
 def test_each_character_of_an_attention_map_can_be_read(heads):
-    pytest.importorskip("matplotlib", reason="extra plot is not installed")
+    draw_attention = pytest.importorskip("gpt.analysis.plots", reason="extra analysis is not installed").draw_attention
     tokens = list("ROMEO:\nO, speak again, b")
     figure = draw_attention(torch.ones(heads, 24, 24).tril() / 24, tokens, "layer 1")
     figure.draw_without_rendering()

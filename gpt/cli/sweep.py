@@ -149,8 +149,7 @@ class Sweep(Callback):
         """
         if not self.jobs:
             return
-        from gpt.analysis.compare import compare
-        from gpt.analysis.report import report_line
+        from gpt.analysis import report_line, table_of
 
         # Hydra's; the runs have their own config.yaml
         (self.folder / "multirun.yaml").unlink(missing_ok=True)
@@ -161,7 +160,7 @@ class Sweep(Callback):
                 shutil.rmtree(self.folder)
                 raise UserError(reasons[0])
         if any(self.folder.glob("**/result.json")):
-            print(f"\n{compare(self.folder)}\n{report_line(self.folder)}", flush=True)
+            print(f"\n{table_of(self.folder)}\n{report_line(self.folder)}", flush=True)
         if errors:
             reason = f"{len(errors)} of {self.jobs} jobs failed; the same command tries them again"
             raise UserError(f"sweep = {self.folder}: {reason}")
