@@ -199,18 +199,16 @@ class TextData(Data):
     ) -> None:
         super().__init__()
         self.config, self.context_length, self.seed = config, context_length, seed
-        name, train_share = config.path or "null", 1 - config.val_fraction
+        name, fraction = config.path or "null", 1 - config.val_fraction
         kind = tokenizer_class(config.tokenizer) if tokenizer is None else type(tokenizer)
         text = open_text(config, kind.reads_bytes)
-        self.tokenizer = (
-            kind.fit(text, train_share, config.bpe_vocab_size) if tokenizer is None else tokenizer
-        )
+        self.tokenizer = kind.fit(text, fraction, config.bpe_vocab_size) if tokenizer is None else tokenizer
         if len(self.tokenizer) < 2:
             reason = f"only the character {self.tokenizer.decode([0])!r}, nothing to predict"
             raise UserError(f"data.path = {name}: {reason}; give a text with more")
         if self.tokenizer.remark:
             print_note(f"data.path = {name}: {self.tokenizer.remark}")
-        split = int(len(text) * train_share)
+        split = int(len(text) * fraction)
         self.train_ids, self.val_ids = encode(text, self.tokenizer, split, Path(config.folder))
         self.sha256, self.unit = text.sha256, self.tokenizer.unit
         self.characters_per_id = split / max(len(self.train_ids), 1)

@@ -6,10 +6,9 @@ import math
 import os
 import sys
 import traceback
-import typing
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -18,28 +17,27 @@ if TYPE_CHECKING:
 ELSEWHERE = {
     "block_size": "model.context_length",
     "seq_len": "model.context_length",
-    "max_iters": "trainer.max_steps",
-    "learning_rate": "optimizer.lr",
-    "lr": "optimizer.lr",
-    "eval_interval": "trainer.val_check_interval",
-    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
-    "grad_clip": "trainer.gradient_clip_val",
-    "ckpt_path": "resume",
     "batch_size": "data.batch_size",
 }
+ELSEWHERE |= {
+    "max_iters": "trainer.max_steps",
+    "eval_interval": "trainer.val_check_interval",
+    "ckpt_path": "resume",
+}
+ELSEWHERE |= {"learning_rate": "optimizer.lr", "grad_clip": "trainer.gradient_clip_val"}
+ELSEWHERE |= {"gradient_accumulation_steps": "trainer.accumulate_grad_batches"}
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct, worded as `what = value: why; what to do instead`. It is shown as
-    one line.
-    """
+    """A mistake that the user can correct. It is shown as one line."""
 
 
 def shorten(value: Any, width: int = 60) -> str:
     """`value` on one line of at most `width` characters, for a message."""
     if isinstance(value, int) and abs(value) > 10**15:  # str() refuses integers of more than 4,300 digits
-        digits = value.bit_length() * math.log10(2)
-        return f"{'-' if value < 0 else ''}(a number of about {digits:.0f} digits)"
+        return (
+            f"{'-' if value < 0 else ''}(a number of about {value.bit_length() * math.log10(2):.0f} digits)"
+        )
     text = one_line(value)
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
@@ -51,29 +49,26 @@ def one_line(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """A text for a terminal: control characters other than tabs and line breaks, which could command it, are
+    """A text for a terminal: control characters but tabs and line breaks, which could command it, are
     escaped.
     """
-    return "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") else ascii(char)[1:-1]
-        for char in text
-    )
+
+    def is_plain(char: str) -> bool:
+        return char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf")
+
+    return "".join(char if is_plain(char) else ascii(char)[1:-1] for char in text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Advice that names the closest of `known`, or lists them if they are few, or says where to find them."""
     known = sorted(known)
-    if word in ELSEWHERE:
-        return f"it is called {ELSEWHERE[word]} here"
+    if (elsewhere := word.rpartition(".")[2]) in ELSEWHERE:
+        return f"it is called {ELSEWHERE[elsewhere]} here"
     if inner := [name for name in known if name.replace("/", ".").endswith(f".{word}")]:
         return f"did you mean {' or '.join(inner[:3])}?"  # n_layer for model.n_layer
     if close := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
         return f"did you mean {close[0]}?"
-    return (
-        f"choose one of {', '.join(known)}"
-        if len(known) <= 20
-        else "python scripts/train.py --cfg job lists all settings"
-    )
+    return f"choose one of {', '.join(known)}" if 0 < len(known) <= 20 else "--cfg job lists all settings"
 
 
 def explain(error: "ValidationError", group: str = "", known: Iterable[str] = ()) -> UserError:
@@ -83,16 +78,19 @@ def explain(error: "ValidationError", group: str = "", known: Iterable[str] = ()
     """
     first = error.errors()[0]
     place = [*filter(None, [group]), *map(str, first["loc"])]
-    if place[:1] == ["optimizer"] and len(place) > 2:
+    if place[:1] == ["optimizer"] and place[1:2] in (["adamw"], ["muon"]):
         del place[1]  # the name by which pydantic has chosen the class
     value = "null" if first["input"] is None else first["input"]
-    name, reason = ".".join(place), first["msg"].removeprefix("Input ")
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    name, reason = ".".join(place), first["msg"].removeprefix("Input ").removeprefix("String ")
+    if first["type"].startswith("union_tag_"):  # invalid, or not found
+        name, value, reason = f"{name}.name", first["ctx"].get("tag", "(missing)"), "choose adamw or muon"
+    elif first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         reason = f"no such setting; {did_you_mean(name, known)}"
     elif first["type"] == "value_error":
         reason = str(first["ctx"]["error"])
-        # raised about a whole group, and names the setting itself
-        if not isinstance(value, (bool, int, float, str)):
+        if not isinstance(
+            value, (bool, int, float, str)
+        ):  # about a whole group, and names the setting itself
             return UserError(f"{name}.{reason}" if name else reason)
     elif first["type"] in ("dict_type", "model_type", "model_attributes_type"):
         reason = "not a group of settings"
@@ -106,10 +104,9 @@ def user_errors() -> Iterator[None]:
     A reader that closes the pipe (`| head`) ends it quietly, Ctrl-C ends it with exit code 130. Anything else
     is a bug of this project: its traceback is shown, and the exit code is 1.
     """
-    for stream, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-        if getattr(sys, stream) is None:  # closed by the caller: `>&-`
-            # noqa: SIM115
-            setattr(sys, stream, open(os.devnull, "r" if descriptor == 0 else "w", encoding="utf-8"))
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed by the caller: `>&-`
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):
             output.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 gets what it can show
@@ -117,37 +114,26 @@ def user_errors() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        fail(f"error: {one_line(error)}", 2)
     except BrokenPipeError:
         discard_output()
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
+        fail("interrupted", 130)
+    except Exception as error:
         if (
-            error.filename is not None or error.errno is None
-        ):  # a named file is the business of whoever opened it
-            report_bug()
-        print(
-            f"error: output = (standard output): {error.strerror}; make room, or write somewhere else",
-            file=sys.stderr,
-        )
-        discard_output()
-        sys.exit(2)
-    except Exception:
-        report_bug()
+            isinstance(error, OSError) and error.filename is None and error.errno is not None
+        ):  # no file that was opened
+            discard_output()
+            advice = "make room, or write somewhere else"
+            fail(f"error: output = (standard output): {error.strerror}; {advice}", 2)
+        traceback.print_exc()
+        fail("This is a bug of this project. Please report it with the lines above and the command.", 1)
 
 
-def report_bug() -> typing.NoReturn:
-    """Show the traceback of an error that no user has made, and say what to do with it."""
-    traceback.print_exc()
-    print(
-        "This is a bug of this project. Please report it with the lines above and the command.",
-        file=sys.stderr,
-    )
-    sys.exit(1)
+def fail(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
 
 
 def discard_output() -> None:

@@ -35,7 +35,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             staged.unlink()
         if isinstance(error, OSError):
-            reason = f"not written, {error.strerror}; make room, or choose another place"
+            reason = f"not written, {error.strerror or error}; make room, or choose another place"
             raise UserError(f"file = {path}: {reason}") from None
         raise
 

@@ -1,6 +1,4 @@
-"""What the machine offers, what follows from it, and what a run notes of it: precision, compilation, memory,
-versions.
-"""
+"""What the machine offers, what is chosen for it, and what a run notes of it."""
 
 import ctypes
 import logging
@@ -10,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +17,16 @@ import torch
 if TYPE_CHECKING:
     import lightning as L
 
-# whose versions a run notes
-PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
-
-WORTH_COMPILING = {
-    "cuda": 1e15,
-    "cpu": 3e13,
-}  # floating-point operations: minutes of training, as compiling takes one
+# Floating-point operations of a run that is worth compiling: minutes of training, as compiling takes one
+WORTH_COMPILING = {"cuda": 1e15, "cpu": 3e13}
+PACKAGES = (
+    "torch",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "tensorboard",
+    "numpy",
+)  # whose versions a run notes
 
 
 def device_type(accelerator: str) -> str:
@@ -38,8 +38,7 @@ def device_type(accelerator: str) -> str:
 def choose_precision(device: str) -> tuple[str, str]:
     """The training precision for `precision=auto`, and why.
 
-    bfloat16 is chosen only where the hardware computes it. Other CPUs emulate it at a hundredth of their
-    float32 speed.
+    bfloat16 is chosen only where the hardware computes it: other CPUs emulate it at a hundredth of the speed.
     """
     if device == "cuda":
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -52,15 +51,16 @@ def choose_precision(device: str) -> tuple[str, str]:
 
 
 def choose_compilation(device: str, precision: str, flops: float, has_masks: bool) -> tuple[bool, str]:
-    """Whether torch.compile pays for a run of so many operations, and why.
+    """Whether torch.compile, which takes about a minute, pays for a run of so many operations, and why.
 
-    It takes about a minute. On a CPU, it gains 2 % in float32 (AVX2, docs/log.md, 2026-11-22), and code that
-    it writes is slow with masks of one byte. `has_masks` says whether the model has many: those of ReLU, or
-    of dropout on attention weights.
+    `has_masks` says whether the model has many masks of one byte, which compiled code reads slowly on a CPU:
+    those of ReLU, or of dropout on attention weights. In float32, compiling gains 2 % there (AVX2,
+    docs/log.md, 2026-11-22).
     """
+    cpu = device == "cpu"
     obstacles = {
-        "it gains nothing in float32 on a CPU": device == "cpu" and precision != "bf16-mixed",
-        "masks of ReLU or of dropout on attention weights are slow in compiled code on a CPU": device == "cpu"
+        "it gains nothing in float32 on a CPU": cpu and precision != "bf16-mixed",
+        "masks of ReLU or of dropout on attention weights are slow in compiled code on a CPU": cpu
         and has_masks,
         "it was not tried on this device": device not in WORTH_COMPILING,
         f"there is no {'C' if device == 'cuda' else 'C++'} compiler": not has_compiler(device),
@@ -71,10 +71,8 @@ def choose_compilation(device: str, precision: str, flops: float, has_masks: boo
 
 
 def has_compiler(device: str) -> bool:
-    """Whether torch.compile finds the compiler that it needs for a kind of device.
-
-    On a GPU, Triton needs a C compiler: what CC names, or else gcc or clang. Elsewhere a C++ compiler is
-    needed: what CXX names, or else g++ (clang++ on macOS).
+    """Whether torch.compile finds its compiler: on a GPU what CC names, gcc or clang, elsewhere what CXX
+    names or g++.
     """
     if device == "cuda":
         candidates = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
@@ -85,23 +83,17 @@ def has_compiler(device: str) -> bool:
 
 def memory_size() -> float:
     """Bytes of main memory, or infinity where the system does not tell."""
-    if not hasattr(os, "sysconf"):
-        return float("inf")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def free_space(folder: Path) -> int:
-    """Free bytes on the file system that will hold `folder`, which need not exist yet."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    return shutil.disk_usage(existing).free
+    return (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
+    )
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large blocks for reuse. By default each activation is mapped from the kernel again,
-    page by page.
+    """Tell glibc, where there is one, to keep large blocks for reuse rather than to map each activation
+    again.
 
     Training at 64 x 256 characters (experiment=notebook) takes 2.8 s a step with it and 7.4 s without, on two
-    cores of an AMD EPYC 7003 (2026-11-22). This does nothing where the C library is another one.
+    cores of an AMD EPYC 7003 (2026-11-22).
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -123,29 +115,16 @@ def describe_machine(trainer: "L.Trainer") -> dict[str, Any]:
     }
 
 
-def describe_origin(
-    trainer: "L.Trainer", command: Sequence[str], overrides: Mapping[str, Any], text_sha256: str
-) -> dict[str, Any]:
-    """The content of run.json: how, where and from what a run began."""
+def describe_origin(trainer: "L.Trainer") -> dict[str, Any]:
+    """With what a run began: commit, versions and machine."""
     return {
-        "command": list(command),
-        "overrides": dict(overrides),
         "git_commit": ask_git("rev-parse", "HEAD"),
         "git_changes": bool(ask_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "versions": {package: metadata.version(package) for package in PACKAGES},
         "platform": platform.platform(),
         "machine": describe_machine(trainer),
-        "text_sha256": text_sha256,
     }
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one of several that writes and speaks, by what torchrun, Slurm or Lightning
-    have set.
-    """
-    ranks = [os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
-    return next((int(rank) for rank in ranks if rank is not None), 0) == 0
 
 
 def ask_git(*arguments: str) -> str | None:
@@ -157,18 +136,23 @@ def ask_git(*arguments: str) -> str | None:
         return None
 
 
+def is_first_process() -> bool:
+    """Whether this one of several processes writes and speaks, by what torchrun, Slurm or Lightning have set."""
+    ranks = [os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
+    return next((int(rank) for rank in ranks if rank is not None), 0) == 0
+
+
 def silence_lightning() -> None:
     """Leave out Lightning's advertising, and its and PyTorch's advice against what is done here on purpose."""
     for part in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     for message in (
-        # batches are views of a text in memory: a worker process would slow them down
-        "does not have many workers",
+        "does not have many workers",  # batches are views of a text in memory: a worker would slow them down
         "exists and is not empty",  # a run that continues saves into the folder that it had
         "smaller than the logging interval",  # short runs have few steps
         "resuming from a checkpoint that ended before the epoch ended",  # our batches know their step
         "isinstance.treespec, LeafSpec",  # Lightning 2.6.6 uses what torch 2.13 has deprecated
-        # autocast gives bfloat16 to RMS norm, whose weights are float32
+        # autocast gives bfloat16 to RMS norm, which has float32 weights
         "Mismatch dtype between input and weight",
     ):
         warnings.filterwarnings("ignore", f".*{message}")

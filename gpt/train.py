@@ -27,7 +27,7 @@ from gpt.interop.weights import starting_weights
 from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
-from gpt.resume import check_resumable, resolve
+from gpt.resume import check_resumable, check_text, resolve
 from gpt.run import Result, Run
 from gpt.tokenizer import Tokenizer, restore
 
@@ -48,9 +48,11 @@ def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -
         )
         parts_of_kind = pretraining_parts if config.task is None else finetuning_parts
         data, make_module = parts_of_kind(config, source, tokenizer)
+        if stored:
+            check_text(run, config, data)
         config, reasons = resolve(config, stored, data)
         if stored:
-            check_resumable(run, config, stored, data, content)
+            check_resumable(run, config, stored, content)
         if (result := run.result) and (result.step >= config.trainer.max_steps or result.stopped_early):
             return result
         with refusals_before_first_step(run):
@@ -78,8 +80,8 @@ def pretraining_parts(
 ) -> tuple[TextData, Callable[[RunConfig], GPTModule]]:
     """The data of a run that pre-trains, and what makes its module once the configuration is resolved.
 
-    The module has the weights of `source` if there is one, and draws them otherwise. Without a `tokenizer`, the one that
-    the configuration asks for is made. Raises UserError as `TextData` does.
+    The module has the weights of `source` if there is one, and draws them otherwise. Without a `tokenizer`,
+    the one that the configuration asks for is made. Raises UserError as `TextData` does.
     """
     data = TextData(config.data, config.model.context_length, config.seed, tokenizer)
 
@@ -180,9 +182,8 @@ def refusals_before_first_step(run: Run) -> Iterator[None]:
     except (UserError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
-        is_output = (
-            isinstance(error, OSError) and error.filename is None
-        )  # standard output is closed, or full
+        # standard output is closed, or full
+        is_output = isinstance(error, OSError) and error.filename is None
         if run.has_begun or is_output:
             raise
         reason = f"{type(error).__name__}: {one_line(error)[:300]}"

@@ -1,29 +1,49 @@
 """What the tests share: small models, small texts, and the training script called as from a command line."""
 
+import csv
+import json
 import os
 import platform
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from tensorboard.summary.writer import event_file_writer
 
-import train
-from gpt.model import GPT, CausalConv, GPTConfig
+from gpt.checkpoint import read
+from gpt.cli.main import train
+from gpt.config import ModelConfig
+from gpt.model import GPT, CausalConv
 
 ROOT = Path(__file__).parents[1]
-# Event files of one process and one second are read in the order of their numbers as texts, in which 10 comes before 9
+# Event files of one process and one second are read in the order of their numbers as texts: 10 before 9
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
-ARCHITECTURES = {path.stem: dict(OmegaConf.load(path)) for path in sorted((ROOT / "conf" / "model" / "arch").glob("*.yaml"))}
-ARCHITECTURES["rmsnorm"] = ARCHITECTURES["modern"] | {"norm": "rmsnorm"}
+ARCHITECTURES = {
+    path.stem: dict(OmegaConf.load(path)) for path in sorted(ROOT.glob("conf/model/arch/*.yaml"))
+}
+ARCHITECTURES["rmsnorm"] = {"norm": "rmsnorm"}
+
+# The precision of all tests that do not name their own, so that they mean the same on every machine:
+# make test PRECISION=...
+PRECISION = os.environ.get("GPT_TEST_PRECISION", "32-true")
+# The smallest model and run, for tests that go through the whole script
+TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.accelerator=cpu"]
+TINY += ["callbacks.samples.tokens=20", f"trainer.precision={PRECISION}"]
+TINY += ["trainer.val_check_interval=500"]  # one validation, at the end
+
+read_checkpoint = read
 
 
-def make_config(arch: str = "modern", **changes) -> GPTConfig:
+def make_config(arch: str = "modern", **changes) -> ModelConfig:
     sizes = dict(vocab_size=11, context_length=16, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
-    return GPTConfig(**(sizes | ARCHITECTURES[arch] | changes))
+    return ModelConfig(**(sizes | ARCHITECTURES[arch] | changes))
 
 
 def make_model(arch: str = "modern", seed: int = 0, **changes) -> GPT:
@@ -35,38 +55,141 @@ def make_model(arch: str = "modern", seed: int = 0, **changes) -> GPT:
     return model
 
 
+def read_result(folder: str | Path) -> dict[str, Any]:
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+def history(folder: str | Path) -> list[dict[str, str]]:
+    """All that a run has logged, but for the speed."""
+    with Path(folder, "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if not key.startswith("perf")} for row in rows]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two contents of checkpoints are equal, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def assert_same_run(parts: str | Path, whole: str | Path) -> None:
+    """Two runs have logged the same, and left the same checkpoints and results, to the last bit."""
+    assert history(parts) == history(whole)
+    for name in ("best", "last"):
+        one, other = (read_checkpoint(Path(run, f"checkpoints/{name}.safetensors")) for run in (parts, whole))
+        for content in (one, other):
+            content.get("callbacks", {}).pop("throughput", None)  # the time that it took
+        assert same(one, other)
+    one, other = (read_result(run) for run in (parts, whole))
+    for key in (
+        "best_val_loss",
+        "best_step",
+        "final_val_loss",
+        "final_bits_per_char",
+        "step",
+        "stopped_early",
+    ):
+        assert one[key] == other[key]
+
+
 @pytest.fixture(params=list(ARCHITECTURES))
 def arch(request) -> str:
     return request.param
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    """A text of 8,600 characters with every letter that the prompts of the tests use."""
-    path = tmp_path / "text.txt"
+@pytest.fixture(params=["32-true", "bf16-mixed"])
+def precision(request) -> str:
+    """Each precision that can be trained in, whatever the machine would choose: a CPU emulates bfloat16."""
+    return request.param
+
+
+def write_play(path: Path) -> Path:
     path.write_text("ROMEO: But soft, what light?\nJULIET: O me.\n" * 200, encoding="utf-8")
     return path
 
 
-# The precision of all tests that don't name their own, so that they mean the same on every machine: make test PRECISION=...
-PRECISION = os.environ.get("GPT_TEST_PRECISION", "32-true")
-# The smallest model and run, for tests that go through the whole script
-TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.accelerator=cpu", "callbacks.samples.tokens=20"]
-TINY += [f"trainer.precision={PRECISION}", "trainer.val_check_interval=500"]  # one validation, at the end
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A text of 8,600 characters with every letter that the prompts of the tests use."""
+    return write_play(tmp_path / "text.txt")
 
 
 @pytest.fixture(autouse=True)
-def no_report(request, monkeypatch):
-    """Leave report.html out: it takes a second, and hundreds of runs here have no reader. tests/test_html_report.py has it."""
-    if "test_html_report" not in request.node.nodeid:
-        monkeypatch.setattr("gpt.cli.html_report.report_line", lambda folder: "report: (left out)")
-        monkeypatch.setattr("gpt.cli.report.report_line", lambda folder: "report: (left out)")
+def no_report(request, monkeypatch) -> None:
+    """Leave report.html out, which takes a second. The tests of the report have it."""
+    if "report" not in request.path.stem:
+        for module in ("gpt.cli.summary", "gpt.analysis.report"):
+            monkeypatch.setattr(f"{module}.report_line", lambda folder: "report: (left out)")
 
 
-@pytest.fixture(params=["32-true", "bf16-mixed"])
-def precision(request) -> str:
-    """Each precision that can be trained in, whatever the machine would choose. A CPU without bfloat16 emulates it."""
-    return request.param
+def run_program(*arguments: str, main: Callable[[], None] = train, name: str = "train.py") -> int:
+    """Run a program of Hydra's in this process and in the current folder, and return its exit code."""
+    GlobalHydra.instance().clear()  # an earlier one has left it
+    with (
+        mock.patch.dict(os.environ),  # undoes what Lightning sets there for processes that it starts
+        mock.patch.object(sys, "path", [*sys.path]),  # where a callback of one's own is looked for
+        mock.patch.object(sys, "argv", [name, *arguments]),
+    ):
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code or 0
+    return 0
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Call scripts/train.py with arguments, in an empty folder: the exit code, stdout and stderr."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str, **program) -> tuple[int, str, str]:
+        code = run_program(*arguments, **program)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def succeed(call, text: Path) -> Callable[..., str]:
+    """Call scripts/train.py with the smallest settings, `text` and more. It must end well: returns stdout."""
+
+    def run(*arguments: str) -> str:
+        options = [argument for argument in arguments if argument.startswith("-")]
+        settings = [argument for argument in arguments if not argument.startswith("-")]
+        code, out, err = call(*options, *TINY, f"data.path={text}", *settings)
+        assert code == 0, out + err
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory) -> Path:
+    """The folder of a run of four steps, which `trained` copies. Its text is the one next to its folder."""
+    folder = tmp_path_factory.mktemp("trained") / "work"
+    folder.mkdir()
+    write_play(folder.parent / "text.txt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("gpt.cli.summary.report_line", lambda folder: "report: (left out)")
+        code = run_program(*TINY, "data.path=../text.txt", "trainer.max_steps=4", "hydra.run.dir=run")
+    assert code == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def trained(call, text: Path, trained_once: Path) -> Path:
+    """The folder of a run of four steps on `text`, which it knows as ../text.txt."""
+    shutil.copytree(trained_once, "run")
+    return Path("run").resolve()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
@@ -78,36 +201,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
     reasons[f"this is Python {platform.python_version()}"] = ["the other versions from 3.11 to 3.13"]
     if not torch.cuda.is_available():
         reasons["no GPU"] = ["trainer=gpu, bfloat16 and torch.compile on a GPU"]
-    capability = torch.backends.cpu.get_cpu_capability()
-    terminalreporter.section(f"tested in {PRECISION} on a CPU with {capability}, {os.cpu_count()} cores; not checked here")
+    machine = f"on a CPU with {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
+    terminalreporter.section(f"tested in {PRECISION} {machine}; not checked here")
     for reason, names in sorted(reasons.items()):
         terminalreporter.line(f"{reason}: {len(names)}, {names[0]}" + (" ..." if len(names) > 1 else ""))
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch, capsys):
-    """Call scripts/train.py with arguments, in an empty folder. It returns the exit code, stdout and stderr."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        code = 0
-        try:
-            train.cli()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    with mock.patch.dict(os.environ):  # undoes what Lightning sets there for processes that it starts
-        yield run
-
-
-@pytest.fixture
-def trained(call, text: Path) -> Path:
-    """The folder of a run of four steps."""
-    code, _, err = call(*TINY, f"data.path={text}", "trainer.max_steps=4", "hydra.run.dir=run")
-    assert code == 0, err
-    return Path("run").resolve()

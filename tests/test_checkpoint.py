@@ -1,39 +1,58 @@
-"""Finding, reading and loading checkpoints. A file that does not fit together is one line, before a model is made of it."""
+"""Finding, reading and loading checkpoints. What does not fit is told in one line, before a model is made."""
 
+import ast
+import json
 import os
-import shutil
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 
-from conftest import make_model
-from gpt.checkpoint import FORMAT, find, load, read, tensors_in
-from gpt.checkpoint_io import AtomicCheckpointIO
-from gpt.settings import UserError
+from conftest import ROOT, make_model, same
+from gpt.checkpoint import FORMAT, LARGEST_HEADER, find, load, read, write
+from gpt.errors import UserError
 from gpt.tokenizer import CharTokenizer
 
 
-def make_content(arch: str = "modern") -> dict:
-    model = make_model(arch)
+def make_content(arch: str = "modern", **changes) -> dict:
+    model = make_model(arch, **changes)
     metadata = {
         "format": FORMAT,
-        "model": dict(vars(model.config)),
+        "model": model.config.model_dump(mode="json"),
         "tokenizer": CharTokenizer("abcdefghijk").state,
         "text_sha256": "",
         "config": {},
+        "step": 3,
     }
-    return {"gpt": metadata, "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()}}
+    return {"gpt": metadata, "state_dict": model.state_dict()}
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "a.ckpt"
+    return tmp_path / "a.safetensors"
+
+
+def edit_header(path: Path, change: Callable[[dict], object]) -> None:
+    """Change the header of a file, and leave its tensors as they are."""
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + size :])
+
+
+# What is written comes back
 
 
 def test_load_makes_the_same_model(path, arch):
-    torch.save(make_content(arch), path)
+    write(path, make_content(arch))
     model, tokenizer, metadata = load(path)
     ids = tokenizer.encode("abc")[None]
     assert torch.equal(model(ids), make_model(arch).eval()(ids))
@@ -41,13 +60,86 @@ def test_load_makes_the_same_model(path, arch):
     assert metadata["tokenizer"]["vocabulary"] == "abcdefghijk"
 
 
-def test_every_checkpoint_of_a_run_holds_plain_types_and_loads(trained):
+def test_everything_comes_back_exactly(path):
+    shared = torch.randn(3, 4)
+    training = {
+        "numbers": [0.1, -1e-300, 10**20, 1 / 3, True, None, "日本\n"],
+        "states": {0: {"step": torch.tensor(5.0), "m": torch.ones(2, dtype=torch.bfloat16)}, 1: {}},
+        "nested": [[1, [2.5, torch.arange(3)]], {"a": {"b": []}}, torch.zeros(0, 4), torch.tensor([True])],
+        "part": torch.arange(10.0)[2:8:2],
+        "transposed": shared.T,
+        "again": shared,
+    }
+    content = make_content("gpt1")  # whose head is the token embedding
+    write(path, content | training | {"tuple": (1, "b")})
+    found = read(path)
+    assert same(found, content | training | {"tuple": [1, "b"]})
+    assert found["states"][0]["m"].dtype == torch.bfloat16
+    assert found["states"][0]["step"].shape == ()
+    weights = found["state_dict"]
+    assert weights["head.weight"].data_ptr() == weights["tokens.weight"].data_ptr()
+    assert not os.access(path, os.X_OK)
+
+
+def test_any_program_reads_the_weights_by_their_names(trained):
+    weights = safetensors.torch.load_file(trained / "checkpoints" / "best.safetensors")
+    assert weights["tokens.weight"].shape == (29, 16)
+    assert {"blocks.0.attn.qkv.weight", "head.weight"} <= weights.keys()
+    assert all(
+        torch.equal(weight, read(find(trained))["state_dict"][name]) for name, weight in weights.items()
+    )
+
+
+def test_best_is_a_model_and_last_what_training_continues_from(trained):
+    best, last = (read(trained / "checkpoints" / f"{name}.safetensors") for name in ("best", "last"))
+    assert best.keys() == {"gpt", "state_dict"}
+    assert last.keys() == {"gpt", "state_dict", "global_step", "optimizer_states", "callbacks"}
+    assert best["gpt"]["config"]["model"]["n_embd"] == 16
+    assert best["gpt"]["step"] == last["gpt"]["step"] == last["global_step"] == 4
+    ((step, text),) = last["callbacks"]["samples"]["history"]
+    assert (step, text) == (4, (trained / "sample.txt").read_text())
     for name in ("best", "last"):
-        file = trained / "checkpoints" / f"{name}.ckpt"
-        raw = torch.load(file, weights_only=True)
-        assert {"optimizer_states", "lr_schedulers", "gpt", "state_dict"} <= set(raw)
-        assert raw["gpt"]["config"]["model"]["n_embd"] == 16
-        load(file)
+        load(trained / "checkpoints" / f"{name}.safetensors")
+
+
+def test_what_no_checkpoint_can_hold_is_refused_and_the_old_one_stays(path, monkeypatch):
+    write(path, make_content())
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match=r"training/a/0/b is a set, which no checkpoint can hold"):
+        write(path, make_content() | {"a": [{"b": {1}}]})
+
+    def fail(*arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="not written, No space left on device"):
+        write(path, make_content(n_layer=1))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+# What is damaged, foreign or too much is refused
+
+
+def test_truncated_file_is_refused(path):
+    write(path, make_content() | {"optimizer_states": [torch.zeros(99)]})
+    whole = path.read_bytes()
+    for length in (0, 1, 7, 8, 9, *range(100, len(whole), len(whole) // 50), len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"truncated or not a checkpoint \(.+\); use a checkpoint that this project wrote"):
+            read(path)
+
+
+def test_one_flipped_bit_anywhere_in_the_tensors_is_noticed(path):
+    write(path, make_content() | {"optimizer_states": [torch.zeros(99)]})
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for position in (start, *range(start, len(whole), (len(whole) - start) // 150), len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged: its tensors are not those that were written"):
+            read(path)
 
 
 class Evil:
@@ -58,149 +150,184 @@ class Evil:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_malicious_checkpoint_is_refused_by_name_and_not_run(path, tmp_path):
-    content = make_content()
-    content["gpt"]["tokenizer"] = {"kind": "char", "vocabulary": Evil(tmp_path / "it_ran")}
-    torch.save(content, path)
-    with pytest.raises(UserError, match=r"refused, nothing was run: it asks to run (posix|nt|os)\.system; use a checkpoint"):
-        load(path)
+def test_foreign_files_are_refused_and_nothing_of_them_is_run(path, tmp_path):
+    safetensors.torch.save_file({"tokens.weight": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="not one of this project's"):
+        read(path)
+    torch.save({"gpt": Evil(tmp_path / "it_ran")}, path)
+    with pytest.raises(UserError, match="truncated or not a checkpoint"):
+        read(path)
+    path.write_bytes(pickle.dumps(Evil(tmp_path / "it_ran")))
+    with pytest.raises(UserError, match="truncated or not a checkpoint"):
+        read(path)
     assert not (tmp_path / "it_ran").exists()
 
 
-DAMAGE = {
-    "empty": lambda whole: b"",
-    "truncated": lambda whole: whole[: len(whole) // 2],
-    "text": lambda whole: b"To be, or not to be",
-    "flipped bits": lambda whole: whole[:1000] + bytes(byte ^ 255 for byte in whole[1000:1100]) + whole[1100:],
-}
+def test_nothing_unpickles_but_the_conversion_of_former_checkpoints():
+    for source in [*(ROOT / "gpt").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        found = calls & {"torch.load", "pickle.load", "pickle.loads", "eval", "exec"}
+        assert found == ({"torch.load"} if source.name == "convert_checkpoint.py" else set()), source
 
 
-@pytest.mark.parametrize("how", DAMAGE)
-def test_damaged_file_is_refused(path, how):
-    torch.save(make_content(), path)
-    path.write_bytes(DAMAGE[how](path.read_bytes()))
-    with pytest.raises(UserError, match=rf"truncated or not a checkpoint \({path.stat().st_size:,} bytes\); use another one"):
+def test_header_larger_than_64_mb_is_not_read(path):
+    size = LARGEST_HEADER + 1
+    path.write_bytes(size.to_bytes(8, "little") + b"{")
+    os.truncate(path, 2 * size)  # with a hole, which takes no space
+    with pytest.raises(UserError, match="no header of such a file"):
         read(path)
 
 
-def test_what_is_not_a_file_is_refused(path, tmp_path):
-    os.mkfifo(path)  # reading it would wait for ever
-    for place in (path, tmp_path, tmp_path / "missing"):
-        with pytest.raises(UserError, match="no such file"):
-            read(place)
+def in_header(**changes) -> Callable[[dict], None]:
+    """An edit of the text that stands in the header under each name."""
+
+    def edit(header: dict) -> None:
+        for name, text in changes.items():
+            header["__metadata__"] |= {name: text}
+
+    return edit
 
 
-def claim(**changes):
-    return lambda content: content["gpt"]["model"].update(changes)
+def in_metadata(change: Callable[[dict], object]) -> Callable[[dict], None]:
+    """An edit of what the header says about the model."""
+
+    def edit(header: dict) -> None:
+        metadata = json.loads(header["__metadata__"]["gpt"])
+        change(metadata)
+        header["__metadata__"]["gpt"] = json.dumps(metadata)
+
+    return edit
 
 
-def spread(content: dict) -> None:
-    """Weights without data that fit the sizes claimed."""
-    content["gpt"]["model"].update(n_embd=30_000, n_head=1)
-    for name, tensor in content["state_dict"].items():
-        shape = tuple(size // 16 * 30_000 if size % 16 == 0 else size for size in tensor.shape)
-        content["state_dict"][name] = torch.zeros(1).expand(shape)
+def claim(**changes) -> Callable[[dict], None]:
+    return in_metadata(lambda metadata: metadata["model"].update(changes))
 
 
-EDITS = {
-    "format": (lambda c: c["gpt"].update(format=FORMAT + 1), f"its format is {FORMAT + 1}, this version reads {FORMAT}"),
-    "format is text": (lambda c: c["gpt"].update(format="3\nerror: \x1b[2J" + "x" * 9999), r"its format is 3 error: \\x1b\[2Jx+"),
-    "format is a tensor": (lambda c: c["gpt"].update(format=torch.tensor([3, 3])), "it has tensors in its metadata"),
-    "size is a tensor": (claim(n_layer=torch.tensor(2)), "it has tensors in its metadata"),
-    "setting is a tensor": (lambda c: c["gpt"].update(config={"a": [torch.ones(3)]}), "it has tensors in its metadata"),
-    "no metadata": (lambda c: c.pop("gpt"), "not one of this project's"),
-    "metadata is a list": (lambda c: c.update(gpt=[]), "not one of this project's"),
-    "no weights": (lambda c: c.update(state_dict={}), "holds 0 parameters"),
-    "no model": (lambda c: c["gpt"].pop("model"), r"its metadata makes no model \('model'\)"),
-    "model is text": (lambda c: c["gpt"].update(model="GPT"), "its metadata makes no model"),
-    "huge": (claim(n_embd=2**16, n_head=1), "where its sizes ask for"),
-    "larger than any": (claim(n_embd=10**12), "n_embd"),
-    "long": (claim(context_length=2**17, n_embd=2**14), "longer than any model here|where its sizes"),
-    "endless": (claim(context_length=10**600), "context_length = "),
-    "other depth": (claim(n_layer=1), "where its sizes ask for"),
-    "unknown key": (claim(_target_="os.system"), "_target_ = os.system: no such setting"),
-    "long key": (claim(**{"x" * 10**6: 1}), r"\(model\.x{100,}\.\.\.\)"),
-    "wrong type": (claim(n_head="two"), "n_head = two: not a whole number"),
+BROKEN, FITS_NOT = "its header is damaged", "where its sizes ask for"
+HEADERS: dict[str, tuple[Callable[[dict], object], str]] = {
+    "format": (
+        in_metadata(lambda m: m.update(format=4)),
+        "its format is 4, this version reads 5; use the version",
+    ),
+    "format is text": (
+        in_metadata(lambda m: m.update(format="5\n\x1b[2J" + "x" * 9999)),
+        r"is 5 \\x1b\[2Jx+",
+    ),
+    "metadata is no JSON": (in_header(gpt="{"), BROKEN),
+    "metadata is a list": (in_header(gpt="[1]"), BROKEN),
+    "metadata is deep": (in_header(gpt="[" * 10**5), BROKEN),
+    "tied to nothing": (in_header(tied='{"a": "b"}'), BROKEN),
+    "training is no tree": (in_header(training='{"items": [[1]]}'), BROKEN),
+    "training has no such tensor": (in_header(training='{"tensor": "x"}'), BROKEN),
+    "no checksum": (lambda header: header["__metadata__"].pop("sha256"), "damaged: its tensors"),
+    "renamed": (lambda header: header.update(other=header.pop("head.weight")), "damaged: its tensors"),
+    "no model": (in_metadata(lambda m: m.pop("model")), r"its metadata makes no model \('model'\)"),
+    "huge": (claim(n_embd=2**16, n_head=1), FITS_NOT),
+    "deep": (claim(n_layer=2**10), FITS_NOT),
+    "other architecture": (claim(norm_position="post", conv_width=0), FITS_NOT),
+    "larger than any": (claim(n_embd=10**12), r"model\.n_embd = 1000000000000: should be less"),
+    "long": (claim(context_length=2**17, n_embd=2**14), "longer than that of any model here"),
+    "unknown key": (claim(_target_="os.system"), r"model\._target_ = os\.system: no such setting"),
     "no vocabulary size": (claim(vocab_size=None), "vocab_size = None"),
-    "other vocabulary": (lambda c: c["gpt"]["tokenizer"].update(vocabulary="abc"), "its tokenizer has 3 tokens"),
-    "tokenizer is text": (lambda c: c["gpt"].update(tokenizer="abc"), "its metadata makes no model"),
-    "tokenizer of no kind": (lambda c: c["gpt"].update(tokenizer={"kind": "os:system"}), "tokenizer"),
-    "no configuration": (lambda c: c["gpt"].pop("config"), r"config, text_sha256 = \(missing\)"),
-    "no hash": (lambda c: c["gpt"].update(text_sha256=None), r"config, text_sha256 = \(missing\)"),
-    "weight is text": (lambda c: c["state_dict"].update({"model.head.weight": "x"}), "head.weight is no tensor of weights"),
-    "weight of integers": (
-        lambda c: c["state_dict"].update({"model.head.weight": torch.ones(11, 16, dtype=torch.int64)}),
-        "head.weight is no tensor of weights",
+    "vocabulary": (
+        in_metadata(lambda m: m["tokenizer"].update(vocabulary="abc")),
+        "its tokenizer has 3 tokens",
     ),
-    "weight is nan": (
-        lambda c: c["state_dict"]["model.head.weight"].fill_(torch.nan),
-        "non-finite weights in 1 tensors, head.weight first",
-    ),
-    "weight is transposed": (
-        lambda c: c["state_dict"].update({"model.head.weight": torch.zeros(16, 11)}),
-        "another architecture than its metadata says: head.weight",
-    ),
-    "weight is renamed": (
-        lambda c: c["state_dict"].update({"model.other.weight": c["state_dict"].pop("model.head.weight")}),
-        "another architecture than its metadata says: head.weight",
-    ),
-    "other architecture": (claim(norm_position="post", conv_width=0), "where its sizes ask for"),
-    "weights without data": (spread, r"refused, nothing was run: it holds a tensor of shape"),
-    "instantiator": (  # Lightning's own loading would call what it names
-        lambda c: c.update(hyper_parameters={"_instantiator": "os.system", "command": "touch it_ran"}),
-        r"refused, nothing was run: it has hyper_parameters \(.*_instantiator.*os\.system",
+    "tokenizer": (
+        in_metadata(lambda m: m.update(tokenizer={"kind": "os:system"})),
+        "its metadata makes no model",
     ),
 }
 
 
-@pytest.mark.parametrize("edit", EDITS)
-def test_edited_checkpoint_is_one_line(path, edit):
-    change, message = EDITS[edit]
-    content = make_content()
-    change(content)
-    torch.save(content, path)
+@pytest.mark.parametrize("name", HEADERS)
+def test_edited_header_is_one_line(path, name):
+    change, message = HEADERS[name]
+    write(path, make_content() | {"global_step": 1})
+    edit_header(path, change)
     with pytest.raises(UserError, match=message) as error:
         load(path)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 500
 
 
+WEIGHTS: dict[str, Callable[[dict], object]] = {
+    "holds 0 parameters": lambda weights: weights.clear(),
+    "parameters, where its sizes ask for": lambda weights: weights.pop("head.weight"),
+    "non-finite weights in 1 tensors, head.weight first": lambda weights: weights["head.weight"].fill_(
+        torch.nan
+    ),
+    "another architecture .* head": lambda weights: weights.update({"head.weight": torch.zeros(16, 11)}),
+    "another architecture": lambda weights: weights.update({"other": weights.pop("head.weight")}),
+}
+
+
+@pytest.mark.parametrize("message", WEIGHTS)
+def test_weights_that_do_not_fit_are_one_line(path, message):
+    content = make_content()
+    WEIGHTS[message](content["state_dict"])
+    write(path, content)
+    with pytest.raises(UserError, match=message) as error:
+        load(path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
+def test_loading_takes_no_more_memory_than_the_file(tmp_path):
+    """The peak of a process that loads a file whose sizes ask for a thousand times as much, then one of 50 MB."""
+    honest, hostile = tmp_path / "honest.safetensors", tmp_path / "hostile.safetensors"
+    write(honest, make_content(n_embd=512, n_head=1, n_layer=4))
+    write(hostile, make_content())
+    edit_header(hostile, claim(n_embd=30_000, n_head=1))
+    code = """
+import contextlib, resource, sys
+from gpt.checkpoint import load
+from gpt.errors import UserError
+for path in sys.argv[1:]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(UserError):
+        load(path)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    command = [sys.executable, "-c", code, str(hostile), str(honest)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    refused, loaded = (int(kilobytes) * 1024 for kilobytes in done.stdout.split())
+    assert refused < 2**25
+    assert loaded < 2.5 * honest.stat().st_size  # the file, and the model
+
+
+# Where a checkpoint is looked for
+
+
 def test_find_takes_a_file_or_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for place in ("b/checkpoints/best.ckpt", "b/checkpoints/last.ckpt", "c/checkpoints/last.ckpt"):
+    for place in ("b/checkpoints/best", "b/checkpoints/last", "c/checkpoints/last"):
         Path(place).parent.mkdir(parents=True, exist_ok=True)
-        Path(place).touch()
-    assert find("b") == find("b/checkpoints/best.ckpt") == Path("b/checkpoints/best.ckpt")
-    assert find("c") == Path("c/checkpoints/last.ckpt")  # stopped before its first validation
+        Path(f"{place}.safetensors").touch()
+    best = Path("b/checkpoints/best.safetensors")
+    assert find("b") == find(Path("b")) == find(str(best)) == best
+    assert find("c") == Path("c/checkpoints/last.safetensors")  # stopped before its first validation
+    assert find("pretrained").name == "shakespeare.safetensors"
 
 
-@pytest.mark.parametrize("place", ["outputs/d", "d.ckpt", "", "x" * 5000, "a\0b"])
+@pytest.mark.parametrize(
+    "place", ["outputs/d", "d.safetensors", "", "x" * 5000, "a\0b", "https://example.org/a"]
+)
 def test_find_refuses_what_is_not_there(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no such file; give a run folder or file"):
         find(place)
 
 
-def test_find_refuses_addresses():
-    with pytest.raises(UserError, match="addresses are not read"):
-        find("https://example.org/a.ckpt")
-
-
-def test_saved_checkpoint_is_whole_or_the_old_one(path, monkeypatch):
-    storage = AtomicCheckpointIO()
-    storage.save_checkpoint({"a": torch.ones(3)}, path)
-
-    def fail(*arguments) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7))
-    message = r"not written, 4,000 bytes needed and 7 free \(No space left on device\); make room and resume"
-    with pytest.raises(UserError, match=message):
-        storage.save_checkpoint({"a": [torch.ones(1000)]}, path)
-    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_tensors_are_found_inside_dictionaries_and_lists():
-    assert [tensor.item() for tensor in tensors_in({"a": [torch.tensor(1), ({"b": torch.tensor(2)}, 3)], "c": "d"})] == [1, 2]
+def test_former_checkpoint_is_named_with_the_program_that_converts_it(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    message = (
+        r"best\.ckpt: of an earlier version; python scripts/convert_checkpoint\.py RUN converts it"
+    )
+    for place in (".", "checkpoints/best.safetensors", "checkpoints/best.ckpt"):
+        with pytest.raises(UserError, match=message):
+            find(tmp_path / place)
+    (tmp_path / "checkpoints" / "best.safetensors").touch()  # it was converted
+    assert find(tmp_path).suffix == ".safetensors"

@@ -7,14 +7,14 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from conftest import make_model
+from gpt.config import AdamWConfig, SchedulerConfig
 from gpt.data import AllWindows, ShuffledWindows
-from gpt.hardware import has_compiler
+from gpt.machine import has_compiler
 from gpt.module import Diverged, GPTModule, cross_entropy
-from gpt.optim import AdamWConfig, SchedulerConfig
 
 # Lightning's advice on worker processes, logging intervals and validation, which these small runs do without
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
-ADAMW = AdamWConfig(name="adamw", lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+ADAMW = AdamWConfig(lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
 LINEAR = SchedulerConfig(shape="linear", warmup_ratio=0.3, decay_ratio=0.5, min_lr_ratio=0.0)
 IDS = np.random.default_rng(0).integers(11, size=2000, dtype=np.uint8)
 
@@ -71,7 +71,7 @@ def validate(module: GPTModule, precision: str = "32-true") -> dict[str, float]:
     return trainer.validate(module, AllWindows(IDS, 16, 32), verbose=False)[0]
 
 
-def test_training_learns_one_window_by_heart():
+def test_training_memorises_one_window():
     rows = fit(make_module(), steps=60, ids=IDS[:17]).rows
     assert rows[0]["train/loss"] == pytest.approx(math.log(11), abs=0.2)
     assert rows[59]["train/loss"] < rows[0]["train/loss"] / 2

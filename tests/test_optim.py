@@ -6,11 +6,11 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from conftest import make_model
-from gpt.optim import AdamWConfig, MuonConfig, SchedulerConfig, build_optimizer, lr_multiplier, optimizer_config
-from gpt.settings import UserError
+from gpt.config import AdamWConfig, MuonConfig, SchedulerConfig
+from gpt.optim import build_optimizer, lr_multiplier
 
-ADAMW = AdamWConfig(name="adamw", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
-MUON = MuonConfig(name="muon", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, muon_lr=0.02, muon_momentum=0.95)
+ADAMW = AdamWConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
+MUON = MuonConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, muon_lr=0.02, muon_momentum=0.95)
 CONFIGS = pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
 
 
@@ -71,7 +71,8 @@ def test_one_schedule_drives_all_groups(config):
     schedule.step()
     before = [parameter.clone() for parameter in model.parameters()]
     take_steps(model, optimizer, 1)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))  # at a rate of 0 nothing moves
+    # at a rate of 0 nothing moves
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def take_steps(model, optimizer, count: int, start: int = 0) -> None:
@@ -96,7 +97,7 @@ def test_restored_optimizer_is_bit_identical(config):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
-def test_adamw_beside_muon_does_what_it_does_alone():
+def test_adamw_next_to_muon_does_what_it_does_alone():
     alone, together = make_model(), make_model()
     before = [parameter.clone() for parameter in together.parameters()]
     take_steps(together, build_optimizer(together, MUON), 1)
@@ -107,33 +108,3 @@ def test_adamw_beside_muon_does_what_it_does_alone():
         return [p for name, p in model.named_parameters() if not (name.startswith("blocks.") and p.ndim == 2)]
 
     assert all(torch.equal(a, b) for a, b in zip(outside_blocks(alone), outside_blocks(together), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("lr", 0.0),
-        ("lr", 1e30),
-        ("betas", (0.9, 1.0)),
-        ("weight_decay", -0.1),
-        ("muon_lr", -1.0),
-        ("muon_lr", 1e30),
-        ("muon_momentum", 1.0),
-    ],
-)
-def test_optimizer_setting_outside_its_range_is_refused(field, value):
-    with pytest.raises(ValueError, match=f"{field} ="):
-        MuonConfig(**(vars(MUON) | {field: value}))
-
-
-@pytest.mark.parametrize(("field", "value"), [("shape", "square"), ("warmup_ratio", 1.1), ("min_lr_ratio", -0.1)])
-def test_schedule_setting_outside_its_range_is_refused(field, value):
-    settings = dict(shape="linear", warmup_ratio=0.0, decay_ratio=0.0, min_lr_ratio=0.0) | {field: value}
-    with pytest.raises(ValueError, match=f"{field} ="):
-        SchedulerConfig(**settings)
-
-
-@pytest.mark.parametrize("name", ["sgd", None, ["adamw"], {"adamw": 1}])
-def test_unknown_optimizer_is_refused(name):
-    with pytest.raises(UserError, match=r"optimizer\.name = .*: unknown; (choose one of adamw, muon|did you mean adamw\?)"):
-        optimizer_config({"name": name})

@@ -1,4 +1,5 @@
-import csv
+"""Single runs: what they leave, what they log, what they print, and what may be typed to start one."""
+
 import json
 import math
 import re
@@ -8,289 +9,213 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import evaluate
 import sample
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, history, read_checkpoint, read_result
 from gpt.checkpoint import load
-from gpt.cli.naming import name_run
-from gpt.cli.overrides import compose, parse_overrides, quote_arguments
-from gpt.cli.report import next_commands, script
-from gpt.config import RunConfig, read_config_file
-from gpt.data import CharData, DataConfig, ShuffledWindows
-from gpt.hardware import has_compiler
-from gpt.runs.folder import unused_folder
-from gpt.runs.train import make_module
-from gpt.settings import build
+from gpt.cli.main import compose_config
+from gpt.cli.names import name_run, parse_overrides, quote_paths
+from gpt.cli.summary import next_commands, program
+from gpt.cli.sweep import Sweep
+from gpt.config import RunConfig
+from gpt.data import ShuffledWindows
+from gpt.evaluate import evaluate
+from gpt.machine import has_compiler
+from gpt.run import read_config
+from gpt.train import pretraining_parts
+
+no_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler, which torch.compile needs")
 
 
 def test_run_folder_explains_itself(trained):
-    assert {path.name for path in trained.iterdir() if "tfevents" not in path.name} >= {
-        "config.yaml",
-        "run.json",
-        "checkpoints",
-        "metrics.csv",
-        "sample.txt",
-        "result.json",
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {"config.yaml", "run.json", "checkpoints", "metrics.csv", "sample.txt", "result.json"}
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {
+        "best.safetensors",
+        "last.safetensors",
     }
-    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    result = json.loads((trained / "result.json").read_text())
+    assert read_checkpoint(trained / "checkpoints/best.safetensors").keys() == {"gpt", "state_dict"}
+    result = read_result(trained)
     assert (result["step"], result["best_step"]) == (4, 4)
     assert result["best_val_loss"] == result["final_val_loss"]
-    assert result["parameters"] == sum(p.numel() for p in load(trained / "checkpoints" / "best.ckpt")[0].parameters())
+    assert result["parameters"] == sum(parameter.numel() for parameter in load(trained)[0].parameters())
     assert result["seconds"] > 0
     run = json.loads((trained / "run.json").read_text())
     assert run["versions"]["torch"] == torch.__version__
     assert len(run["text_sha256"]) == 64
-    assert run["overrides"]["model"] == "tiny"
-    assert (run["overrides"]["model.n_embd"], run["overrides"]["trainer.max_steps"]) == (16, 4)
+    assert run["overrides"].items() >= {"model": "tiny", "model.n_embd": 16, "trainer.max_steps": 4}.items()
     assert not [key for key in run["overrides"] if key.startswith("hydra")]
     assert "n_embd: 16" in (trained / "config.yaml").read_text()
     assert "${" not in (trained / "config.yaml").read_text()
 
 
-def test_plain_progress_lines_when_stdout_is_not_a_terminal(call, text):
-    code, out, err = call(*TINY, f"data.path={text}", "trainer.max_steps=2", "trainer.val_check_interval=1")
-    assert code == 0, err
-    assert [line.split("  ")[0] for line in out.splitlines() if line.startswith("step ")] == ["step 1 of 2", "step 2 of 2"]
-    assert "Epoch" not in out + err
+def test_lines_are_counted_in_optimizer_steps_when_stdout_is_no_terminal(succeed):
+    out = succeed("trainer.max_steps=3", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=1")
+    lines = [line.split("  ")[0] for line in out.splitlines() if line.startswith("step ")]
+    assert lines == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
+    assert "Epoch" not in out
 
 
-def test_tensorboard_and_csv_have_the_curves(call, text):
-    code, _, err = call(
-        *TINY,
-        f"data.path={text}",
-        "trainer.max_steps=5",
-        "trainer.val_check_interval=2",
-        "trainer.log_every_n_steps=1",
-        "hydra.run.dir=run",
-    )
-    assert code == 0, err
+def test_tensorboard_and_csv_have_the_curves(succeed):
+    every = ["trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
+    succeed("trainer.max_steps=5", *every, "hydra.run.dir=run")
     events = EventAccumulator("run")
     events.Reload()
     wanted = {"train/loss", "train/grad_norm", "lr", "perf/chars_per_second", "val/loss", "val/bits_per_char"}
     assert wanted <= set(events.Tags()["scalars"])
-    steps = [event.step for event in events.Scalars("val/loss")]
-    assert len(steps) == 3  # after 2, 4 and, though 2 does not divide it, 5 steps
-    loss, bits = events.Scalars("val/loss")[-1].value, events.Scalars("val/bits_per_char")[-1].value
-    assert bits == pytest.approx(loss / 0.6931472, rel=1e-5)
-    sample = events.Tensors("sample/temperature 0.8/text_summary")[-1].tensor_proto.string_val[0].decode()
-    assert sample == "    " + Path("run/sample.txt").read_text().replace("\n", "\n    ")
-    with open("run/metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["val/loss"]) for row in rows if row["val/loss"]][-1] == pytest.approx(loss)
+    losses = events.Scalars("val/loss")
+    assert len(losses) == 3  # after 2, 4 and, though 2 does not divide it, 5 steps
+    assert events.Scalars("val/bits_per_char")[-1].value == pytest.approx(losses[-1].value / math.log(2))
+    written = events.Tensors("sample/temperature 0.8/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert written == "    " + Path("run/sample.txt").read_text().replace("\n", "\n    ")
+    rows = history("run")
+    assert [float(row["val/loss"]) for row in rows if row["val/loss"]][-1] == pytest.approx(losses[-1].value)
     assert sum(bool(row["train/loss"]) for row in rows) == 5
 
 
-def losses(call, folder: str, *overrides: str) -> list[tuple[str, str]]:
-    code, _, err = call(*TINY, "trainer.max_steps=4", "trainer.log_every_n_steps=1", f"hydra.run.dir={folder}", *overrides)
-    assert code == 0, err
-    with open(f"{folder}/metrics.csv", newline="") as file:
-        return [(row["train/loss"], row["val/loss"]) for row in csv.DictReader(file)]
+def losses(succeed, folder: str, *overrides: str) -> list[tuple[str, str]]:
+    succeed("trainer.max_steps=4", "trainer.log_every_n_steps=1", f"hydra.run.dir={folder}", *overrides)
+    return [(row["train/loss"], row["val/loss"]) for row in history(folder)]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_same_seed_gives_identical_losses(call, text, optimizer, precision):
-    overrides = [f"data.path={text}", f"optimizer={optimizer}", "model.dropout=0.1", f"trainer.precision={precision}"]
-    first = losses(call, "a", *overrides)
-    assert losses(call, "b", *overrides) == first
-    assert losses(call, "c", *overrides, "seed=0") != first
-    # More validations, which run beside training, change nothing
-    with_more = losses(call, "d", *overrides, "trainer.val_check_interval=1")
+def test_same_seed_gives_identical_losses(succeed, optimizer, precision):
+    overrides = [f"optimizer={optimizer}", "model.dropout=0.1", f"trainer.precision={precision}"]
+    first = losses(succeed, "a", *overrides)
+    assert losses(succeed, "b", *overrides) == first
+    assert losses(succeed, "c", *overrides, "seed=0") != first
+    # more validations, which are no part of training, change nothing
+    with_more = losses(succeed, "d", *overrides, "trainer.val_check_interval=1")
     assert [train for train, _ in with_more if train] == [train for train, _ in first if train]
 
 
-no_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler, which torch.compile needs")
+FAST = ["trainer.precision=bf16-mixed", pytest.param("trainer.compile=true", marks=no_compiler)]
 
 
-@pytest.mark.parametrize("fast", ["trainer.precision=bf16-mixed", pytest.param("trainer.compile=true", marks=no_compiler)])
-def test_fast_paths_learn_what_float32_learns(call, fast):
+@pytest.mark.parametrize("fast", FAST)
+def test_fast_paths_learn_what_float32_learns(succeed, fast):
     """On Tiny Shakespeare, step by step, within 1 %."""
-    runs = [["trainer.precision=32-true", "trainer.compile=false"], [fast]]
-    steps = ["trainer.max_steps=200", "optimizer=adamw", "callbacks.samples=null"]
-    reference, other = (losses(call, f"run{number}", *run, *steps) for number, run in enumerate(runs))
-    for (train, val), (other_train, other_val) in zip(reference, other, strict=True):
-        assert float(other_train or other_val) == pytest.approx(float(train or val), rel=0.01)
+    more = [
+        "data.path=null",
+        "data.batch_size=32",
+        "trainer.max_steps=200",
+        "optimizer=adamw",
+        "callbacks.samples=null",
+    ]
+    reference = losses(succeed, "exact", "trainer.precision=32-true", "trainer.compile=false", *more)
+    for (train, val), (fast_train, fast_val) in zip(
+        reference, losses(succeed, "fast", fast, *more), strict=True
+    ):
+        assert float(fast_train or fast_val) == pytest.approx(float(train or val), rel=0.01)
     assert float(reference[-1][1]) < 3.5
 
 
-def test_averaged_weights_are_validated_and_saved(call, text, precision):
-    overrides = [f"data.path={text}", "callbacks=ema", "callbacks.ema.decay=0.5", "trainer.max_steps=4", "hydra.run.dir=run"]
-    code, _, err = call(*TINY, *overrides, f"trainer.precision={precision}")
-    assert code == 0, err
-    saved = torch.load("run/checkpoints/best.ckpt", weights_only=True)
-    assert any(not torch.equal(saved["state_dict"][name], now) for name, now in saved["current_model_state"].items())
-    assert evaluate.evaluate("run")["val"]["loss"] == json.loads(Path("run/result.json").read_text())["best_val_loss"]
+def test_averaged_weights_are_validated_and_saved(succeed, precision):
+    ema = ["callbacks=ema", "callbacks.ema.decay=0.5", f"trainer.precision={precision}"]
+    succeed(*ema, "trainer.max_steps=4", "hydra.run.dir=run")
+    best, last = (read_checkpoint(Path(f"run/checkpoints/{name}.safetensors")) for name in ("best", "last"))
+    trained = {name.removeprefix("model."): now for name, now in last["current_model_state"].items()}
+    assert any(not torch.equal(best["state_dict"][name], now) for name, now in trained.items())
+    assert evaluate(*load("run"))["val"]["loss"] == read_result("run")["best_val_loss"]
 
 
-def test_everything_is_counted_in_optimizer_steps(call, text):
-    code, out, err = call(
-        *TINY,
-        f"data.path={text}",
-        "trainer.max_steps=3",
-        "trainer.accumulate_grad_batches=2",
-        "trainer.val_check_interval=1",
-        "hydra.run.dir=r",
-    )
-    assert code == 0, err
-    assert [line.split()[1] for line in out.splitlines() if line.startswith("step ")] == ["1", "2", "3"]
-
-
-def test_best_and_last_checkpoints_hold_their_own_step(call, text):
-    """With a learning rate that ruins the model after some steps, last.ckpt goes on while validation worsens."""
-    code, _, err = call(
-        *TINY,
-        f"data.path={text}",
-        "model/arch=gpt2",
-        "optimizer=adamw",
-        "optimizer.lr=1",
-        "scheduler=constant",
-        "trainer.max_steps=6",
-        "trainer.val_check_interval=1",
-        "hydra.run.dir=run",
-    )
-    assert code == 0, err
-    with open("run/metrics.csv", newline="") as file:
-        scores = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
-    result = json.loads(Path("run/result.json").read_text())
-    best = scores.index(min(scores)) + 1
+def test_best_and_last_checkpoints_hold_their_own_step(succeed):
+    """With a learning rate that ruins the model after some steps, last continues while validation worsens."""
+    ruin = ["model/arch=gpt2", "optimizer=adamw", "optimizer.lr=1", "scheduler=constant"]
+    succeed(*ruin, "trainer.max_steps=6", "trainer.val_check_interval=1", "hydra.run.dir=run")
+    scores = [float(row["val/loss"]) for row in history("run") if row["val/loss"]]
+    best, result = scores.index(min(scores)) + 1, read_result("run")
     assert best < 6, "the test needs a run that gets worse"
     assert (result["best_val_loss"], result["best_step"]) == (pytest.approx(min(scores)), best)
-    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
-    assert torch.load("run/checkpoints/best.ckpt", weights_only=True)["global_step"] == best
+    steps = [load(f"run/checkpoints/{name}.safetensors")[2]["step"] for name in ("last", "best")]
+    assert steps == [6, best]
 
 
-@pytest.fixture
-def trained_in(call, text, precision) -> Path:
-    """The folder of a run of four steps in each precision."""
-    settings = [*TINY, f"data.path={text}", "trainer.max_steps=4", "hydra.run.dir=run", f"trainer.precision={precision}"]
-    code, _, err = call(*settings)
-    assert code == 0, err
-    return Path("run").resolve()
+KINDS = [["trainer.precision=32-true"], ["trainer.precision=bf16-mixed"]]
+KINDS += [pytest.param(["trainer.precision=bf16-mixed", "trainer.compile=true"], marks=no_compiler)]
 
 
-def test_evaluate_repeats_the_loss_of_training(trained_in):
-    found = evaluate.evaluate(str(trained_in))
-    assert found["val"]["loss"] == json.loads((trained_in / "result.json").read_text())["best_val_loss"]
-    assert found["val"]["bits_per_char"] == found["val"]["bits_per_byte"] == pytest.approx(found["val"]["loss"] / math.log(2))
+@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+def test_run_of_any_precision_is_evaluated_and_sampled(succeed, capsys, kind):
+    succeed(*kind, "trainer.max_steps=4", "hydra.run.dir=run")
+    model, tokenizer, metadata = load("run")
+    found, result = evaluate(model, tokenizer, metadata), read_result("run")
+    assert found["val"]["loss"] == result["best_val_loss"] == result["final_val_loss"]
+    bits = pytest.approx(found["val"]["loss"] / math.log(2))
+    assert found["val"]["bits_per_char"] == found["val"]["bits_per_byte"] == bits
     assert found["train"]["loss"] > 0
-    assert evaluate.evaluate(str(trained_in / "checkpoints" / "last.ckpt"))["val"] == found["val"]  # a file as well as a folder
+    assert evaluate(*load("run/checkpoints/last.safetensors")) == found  # a file as well as a folder
 
-
-@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler, which torch.compile needs")
-def test_evaluate_repeats_the_loss_of_a_compiled_run(call, text):
-    settings = [*TINY, f"data.path={text}", "trainer.max_steps=2", "hydra.run.dir=run", "trainer.precision=bf16-mixed"]
-    assert call(*settings, "trainer.compile=true")[0] == 0
-    assert evaluate.evaluate("run")["val"]["loss"] == json.loads(Path("run/result.json").read_text())["final_val_loss"]
-
-
-def test_sampling_works_from_a_run_of_any_precision(trained_in, capsys):
-    sample.main([str(trained_in), "--prompt", "O", "--tokens", "30", "--seed", "1", "--exact"])
-    first = capsys.readouterr().out
-    sample.main([str(trained_in), "--prompt", "O", "--tokens", "30", "--seed", "1", "--exact"])
-    assert capsys.readouterr().out == first
-    assert len(first) == 32
-
-
-def test_validation_loss_is_the_mean_over_every_position(trained_in):
-    """By hand, window by window: 860 characters of validation text make 53 windows, a full batch of 32 and a rest.
-
-    The loss is computed in float32, in whatever precision the model was trained.
-    """
-    model, tokenizer, metadata = load(trained_in / "checkpoints" / "best.ckpt")
+    # by hand, window by window: the mean over every position, in float32 whatever the precision of training
     text = Path(metadata["config"]["data"]["path"]).read_text(encoding="utf-8")
     ids = tokenizer.encode(text[int(len(text) * 0.9) :])
     losses = []
     for start in range(0, len(ids) - 16, 16):
-        logits = model(ids[None, start : start + 16])
-        losses += torch.nn.functional.cross_entropy(logits[0], ids[start + 1 : start + 17], reduction="none").tolist()
+        logits, targets = model(ids[None, start : start + 16]), ids[start + 1 : start + 17]
+        losses += torch.nn.functional.cross_entropy(logits[0], targets, reduction="none").tolist()
     assert len(losses) == 53 * 16
-    expected = sum(losses) / len(losses)
-    assert json.loads((trained_in / "result.json").read_text())["final_val_loss"] == pytest.approx(expected, abs=1e-6)
+    assert result["final_val_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+
+    texts = []
+    for _ in range(2):
+        sample.main(["run", "--prompt", "O", "--tokens", "30", "--seed", "1", "--exact"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 32
 
 
 def test_nothing_set_means_the_best_of_the_machine(call, text):
     """With trainer.precision=auto, the run says what was chosen and why, and ends as any other."""
-    settings = [setting for setting in TINY if not setting.startswith(("trainer.precision", "trainer.accelerator"))]
+    left_out = ("trainer.precision", "trainer.accelerator")
+    settings = [setting for setting in TINY if not setting.startswith(left_out)]
     code, out, err = call(*settings, f"data.path={text}", "trainer.max_steps=4", "hydra.run.dir=run")
     assert code == 0, err
-    chosen = yaml.safe_load(Path("run/config.yaml").read_text())["trainer"]["precision"]
-    assert f"precision {chosen}: " in out
-    assert evaluate.evaluate("run")["val"]["loss"] == json.loads(Path("run/result.json").read_text())["final_val_loss"]
+    assert f"precision {read_config(Path('run'))['trainer']['precision']}: " in out
+    assert evaluate(*load("run"))["val"]["loss"] == read_result("run")["final_val_loss"]
 
 
 @pytest.mark.parametrize("steps", [25, 30])
-def test_every_logged_row_holds_the_numbers_of_its_step(call, text, steps):
+def test_every_logged_row_holds_the_numbers_of_its_step(succeed, steps):
     """Also the last one, where log_every_n_steps does not divide max_steps."""
-    settings = [*TINY, f"data.path={text}", "trainer.log_every_n_steps=10", "trainer.val_check_interval=10"]
-    assert call(*settings, f"trainer.max_steps={steps}", "hydra.run.dir=some")[0] == 0
-    assert call(*settings, f"trainer.max_steps={steps}", "trainer.log_every_n_steps=1", "hydra.run.dir=all")[0] == 0
+    names = ("train/loss", "lr", "train/grad_norm", "val/loss")
 
-    def rows(folder: str) -> dict[tuple[str, str], str]:
-        with open(f"{folder}/metrics.csv", newline="") as file:
-            return {
-                (row["step"], key): value
-                for row in csv.DictReader(file)
-                for key, value in row.items()
-                if value and key in ("train/loss", "lr", "train/grad_norm", "val/loss")
-            }
+    def rows(interval: int) -> dict[tuple[str, str], str]:
+        settings = [f"trainer.max_steps={steps}", f"trainer.log_every_n_steps={interval}"]
+        succeed(*settings, "trainer.val_check_interval=10", f"hydra.run.dir=every{interval}")
+        return {
+            (row["step"], name): row[name]
+            for row in history(f"every{interval}")
+            for name in names
+            if row[name]
+        }
 
-    some, every = rows("some"), rows("all")
+    some, every = rows(10), rows(1)
     assert some.items() <= every.items()
     assert len([key for key in some if key[1] == "lr"]) == steps // 10
 
 
-def test_training_loss_is_the_mean_over_accumulated_batches(call, text):
-    """Two batches of two windows make one step: the loss and the gradient are means over all four."""
-    settings = [*TINY, f"data.path={text}", "trainer.max_steps=1", "trainer.log_every_n_steps=1", "trainer.precision=32-true"]
-    assert call(*settings, "data.batch_size=2", "trainer.accumulate_grad_batches=2", "hydra.run.dir=run")[0] == 0
-    config = read_config_file(Path("run/config.yaml"))
-    data = CharData(build(DataConfig, config["data"], "data"), 16, config["seed"])
-    windows = ShuffledWindows(data.train_ids, 16, 2, config["seed"], length=2)
-    torch.manual_seed(0)
-    module = make_module(RunConfig.from_dict(config), data)
+def test_training_loss_is_the_mean_over_accumulated_batches(succeed):
+    """Two batches of two windows make one step: the loss is the mean over all four."""
+    accumulate = ["data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=1"]
+    succeed(*accumulate, "trainer.max_steps=1", "trainer.precision=32-true", "hydra.run.dir=run")
+    config = RunConfig.from_dict(read_config(Path("run")))
+    data, make_module = pretraining_parts(config, None, None)
+    windows = ShuffledWindows(data.train_ids, 16, 2, config.seed, length=2)
+    torch.manual_seed(config.seed)
+    module = make_module(config)
     expected = sum(module.loss(windows.batch(number)).item() for number in range(2)) / 2
-    with open("run/metrics.csv", newline="") as file:
-        assert float(next(csv.DictReader(file))["train/loss"]) == pytest.approx(expected, abs=1e-6)
+    assert float(history("run")[0]["train/loss"]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_diverged_run_ends_with_one_line(call, text):
-    code, out, err = call(
-        *TINY,
-        f"data.path={text}",
-        "optimizer=adamw",
-        "optimizer.lr=1e5",
-        "scheduler.warmup_ratio=0",
-        "trainer.gradient_clip_val=0",
-        "trainer.max_steps=50",
-        "hydra.run.dir=run",
-    )
-    assert code == 2
-    assert "not finite at step" in err
-    assert "Traceback" not in out + err
-    assert not Path("run/result.json").exists()
-
-
-def test_early_stopping_ends_the_run(call, text):
-    overrides = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer=adamw", "optimizer.lr=1"]
-    code, _, err = call(*TINY, f"data.path={text}", *overrides, "trainer.max_steps=50", "trainer.val_check_interval=1")
-    assert code == 0, err
-    assert json.loads(next(Path("outputs").glob("*/result.json")).read_text())["step"] < 50
-
-
-def test_callback_can_be_left_out(call, text):
-    code, out, err = call(*TINY, f"data.path={text}", "callbacks.samples=null", "trainer.max_steps=1", "hydra.run.dir=run")
-    assert code == 0, err
+def test_report_has_a_model_write_that_took_no_samples(succeed):
+    out = succeed("callbacks.samples=null", "trainer.max_steps=1", "hydra.run.dir=run")
     assert not Path("run/sample.txt").exists()
-    assert "what the model writes after 1 steps (temperature 0.8):\n\n" in out  # the report has it write nevertheless
+    assert "what the model writes after 1 steps (temperature 0.8):\n\n" in out
 
 
-def test_report_says_what_wrote_the_sample_and_suggests_what_works(call, text, monkeypatch):
-    settings = [*TINY, f"data.path={text}", "trainer.max_steps=1", "callbacks.samples.prompt=JULIET", "hydra.run.dir=outputs/run"]
-    code, out, err = call(*settings)
-    assert code == 0, err
+def test_report_says_what_wrote_the_sample_and_suggests_what_works(succeed, monkeypatch):
+    out = succeed("trainer.max_steps=1", "callbacks.samples.prompt=JULIET", "hydra.run.dir=outputs/run")
     assert "after 1 steps (temperature 0.8, prompt 'JULIET'):\n\nJULIET" in out
     commands = [line.strip() for line in out.split("next:\n")[1].splitlines() if "activate" not in line]
     assert commands == [
@@ -299,55 +224,52 @@ def test_report_says_what_wrote_the_sample_and_suggests_what_works(call, text, m
         "python scripts/export_html.py outputs/run  # a page that writes, for any browser",
         "tensorboard --logdir outputs",
     ]
-    Path("outputs/run/checkpoints/best.ckpt").unlink()
-    Path("outputs/run/checkpoints/last.ckpt").unlink()
+    for path in Path("outputs/run/checkpoints").iterdir():
+        path.unlink()
     monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts" / "train.py")])
-    config = RunConfig.from_dict(read_config_file(Path("outputs/run/config.yaml")))
-    assert [command.split()[0] for command in next_commands(Path("outputs/run"), config)][-1:] == ["tensorboard"]
-    assert script("sample") == str(ROOT / "scripts" / "sample.py")
+    config = RunConfig.from_dict(read_config(Path("outputs/run")))
+    assert [command.split()[0] for command in next_commands(Path("outputs/run"), config)][-1:] == [
+        "tensorboard"
+    ]
+    assert program("sample") == f"python {ROOT / 'scripts' / 'sample.py'}"
 
 
 def test_run_needs_neither_callbacks_nor_logger(call, text):
     settings = [setting for setting in TINY if not setting.startswith("callbacks")]
-    code, out, err = call(*settings, f"data.path={text}", "~callbacks", "~logger", "trainer.max_steps=1", "hydra.run.dir=run")
+    settings += [f"data.path={text}", "~callbacks", "~logger", "trainer.max_steps=1", "hydra.run.dir=run"]
+    code, out, err = call(*settings)
     assert code == 0, err
     assert "after 1 steps" in out
-    assert {path.name for path in Path("run").iterdir()} == {"config.yaml", "run.json", "result.json", ".lock", ".lock.pid"}
-
-
-def test_steps_may_be_written_as_1e1(call, text):
-    code, out, _ = call(*TINY, f"data.path={text}", "trainer.max_steps=1e1")
-    assert code == 0
-    assert "after 10 steps" in out
+    names = {"config.yaml", "run.json", "result.json", ".lock", ".lock.pid"}
+    assert {path.name for path in Path("run").iterdir()} == names
 
 
 NAMES = [
-    (["model=tiny", "model/arch=gpt1", "seed=2"], "START_tiny_arch=gpt1,seed=2"),
-    (["model=tiny"], "START_tiny"),
-    (["experiment=best", "model=tiny", "trainer.max_steps=1e3"], "START_best_model=tiny,max_steps=1000"),
-    (["name=日本", "ablation=gelu", "optimizer.betas=[0.9,0.95]"], "START_日本_ablation=gelu,betas=0.9-0.95"),
-    (["data.path='a/b c.txt'", "data.folder=x", "hydra.run.dir=y", "~logger", "callbacks.samples=null"], "START_small"),
-    (["callbacks=ema", "callbacks.ema.decay=0.5", "logger=csv", "trainer.devices=2"], "START_small_callbacks=ema,decay=0.5"),
+    ("model=tiny model/arch=gpt1 seed=2", "tiny_arch-gpt1_seed-2"),
+    ("model=tiny", "tiny"),
+    ("experiment=best model=tiny trainer.max_steps=1e3", "best_model-tiny_max_steps-1000"),
+    ("name=日本 ablation=gelu optimizer.betas=[0.9,0.95]", "日本_ablation-gelu_betas-0.9-0.95"),
+    ("data.path='a/b.txt' hydra.run.dir=y ~logger callbacks.samples=null", "small"),
+    ("callbacks=ema callbacks.ema.decay=0.5 logger=csv", "small_callbacks-ema_decay-0.5"),
     (
-        ["model.n_embd=128", "model.n_layer=4", "trainer.max_steps=100000", "data.batch_size=16", "scheduler.warmup_ratio=0.123"],
-        "START_small_n_embd=128,n_layer=4,max_steps=100000,batch_size=16",
+        "model.n_embd=128 trainer.max_steps=1000000 data.batch_size=16 ablation=learned_positions",
+        "small_n_embd-128_max_steps-1000000_batch_size-16",  # as many as fit
     ),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "name"), NAMES, ids=[name for _, name in NAMES])
 def test_folder_is_named_after_what_was_typed(arguments, name):
-    values = dict(compose(arguments := quote_arguments(arguments)).values)
-    del values["resume"]
-    config = RunConfig.from_dict(values)
-    assert name_run(f"START_{config.name}", parse_overrides(arguments), config) == name
+    overrides = quote_paths(arguments.split())
+    chosen = compose_config(overrides).name
+    assert name_run(f"START_{chosen}", chosen, parse_overrides(overrides)) == f"START_{name}"
 
 
-def test_default_folder_has_the_date_in_front_and_is_resumed_by_its_name(call, text):
-    code, out, err = call(*TINY, f"data.path={text}", "trainer.max_steps=1", "model/arch=gpt1")
-    assert code == 0, err
+def test_default_folder_has_the_date_in_front_and_is_resumed_by_its_name(succeed, call):
+    out = succeed("trainer.max_steps=1e0", "model/arch=gpt1")
     (folder,) = Path("outputs").iterdir()
-    assert re.fullmatch(r"\d{4}(-\d\d){2}_\d\d(-\d\d){2}_tiny_n_embd=16,context_length=16,max_steps=1,arch=gpt1", folder.name)
+    name = r"\d{4}(-\d\d){2}_\d\d(-\d\d){2}_tiny_n_embd-16_context_length-16_max_steps-1_arch-gpt1"
+    assert re.fullmatch(name, folder.name)
     assert f"run folder: {folder}" in out
     code, out, err = call(f"resume={folder}", "trainer.max_steps=2")
     assert code == 0, err
@@ -356,15 +278,22 @@ def test_default_folder_has_the_date_in_front_and_is_resumed_by_its_name(call, t
 
 def test_folder_that_is_taken_gets_a_number(tmp_path):
     taken = tmp_path / "new" / "run"
-    with unused_folder(taken) as first, unused_folder(taken) as second:
-        assert (first, second) == (taken, tmp_path / "new" / "run-2")
-        (first / "kept").touch()
-    assert list(tmp_path.rglob("*")) == [tmp_path / "new", taken, taken / "kept"]
+    sweeps = [Sweep(), Sweep()]
+    for sweep in sweeps:
+        sweep.begin(taken, must_be_new=True)
+    assert [sweep.folder for sweep in sweeps] == [taken, tmp_path / "new" / "run-2"]
 
 
 def test_runs_started_together_have_their_own_folders(tmp_path, text):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *TINY, f"data.path={text}", "trainer.max_steps=1"]
-    runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts/train.py"),
+        *TINY,
+        f"data.path={text}",
+        "trainer.max_steps=1",
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    runs = [subprocess.Popen(command, cwd=tmp_path, **pipes) for _ in range(2)]
     outputs = [run.communicate(timeout=120)[0].decode() for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
-    assert len(list((tmp_path / "outputs").glob("*/result.json"))) == 2
+    assert len(list(tmp_path.glob("outputs/*/result.json"))) == 2

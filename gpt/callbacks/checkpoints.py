@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
 import lightning as L
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from torch import Tensor
 
 from gpt.callbacks.loggers import RunLogger
 from gpt.checkpoint import SUFFIX, read, refusal, write
@@ -43,13 +41,9 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """What Lightning continues from. Its counters and schedules follow from the step: see ResumeAtStep."""
         content = read(Path(path))
-        weights: dict[str, Tensor] = {PREFIX + name: tensor for name, tensor in content["state_dict"].items()}
-        return content | {
-            "state_dict": weights,
-            "pytorch-lightning_version": lightning.__version__,
-            "loops": None,
-            "lr_schedulers": [],
-        }
+        weights = {PREFIX + name: tensor for name, tensor in content["state_dict"].items()}
+        expected = {"pytorch-lightning_version": L.__version__, "loops": None, "lr_schedulers": []}
+        return content | expected | {"state_dict": weights}
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         Path(path).unlink(missing_ok=True)
@@ -63,8 +57,7 @@ def checkpoint_path(trainer: L.Trainer, name: str) -> Path:
 class BestCheckpoint(Checkpoint):
     """Writes checkpoints/best.safetensors after each validation that finds a new lowest `val/loss`.
 
-    `score` is that loss (None before the first validation) and `step` the number of optimizer steps that it
-    was found after.
+    `score` is that loss, None before the first validation, and `step` how many steps had been taken by then.
     """
 
     state_key = "best"

@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -49,10 +50,8 @@ class RunLogger(Logger):
     """A logger that writes into the run's folder, and continues where a checkpoint was taken."""
 
     def resume(self, step: int) -> None:
-        """Keep what an earlier process has logged of the first `step` steps, and drop what it logged after
-        them.
-
-        Is called before anything is logged, with 0 for a run that begins.
+        """Drop what an earlier process has logged after the first `step` steps. Is called before anything is
+        logged.
         """
         raise NotImplementedError
 
@@ -64,8 +63,8 @@ class RunLogger(Logger):
 class MetricsFile(RunLogger):
     """metrics.csv: a row for each call of `log`, with empty cells for other metrics. Steps count from 0.
 
-    Lightning's CSVLogger deletes what it finds in its file. This one continues where a resumed run's
-    checkpoint was. The file is written whole, before each checkpoint and at the end.
+    Lightning's CSVLogger deletes what it finds in its file. This one continues, and writes it whole each
+    time.
     """
 
     name = version = None  # type: ignore[assignment]
@@ -104,9 +103,20 @@ class MetricsFile(RunLogger):
         """Do nothing: config.yaml has them."""
 
 
+class LateWriter(SummaryWriter):
+    """Makes its file when it first writes: Lightning asks for it before the first step, which may fail."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.may_write = False
+        super().__init__(*args, **kwargs)
+        self.may_write = True
+
+    def _get_file_writer(self) -> Any:
+        return super()._get_file_writer() if self.may_write else None
+
+
 class TensorBoard(TensorBoardLogger, RunLogger):
-    """Lightning's logger for TensorBoard, straight in the run's folder and without hparams.yaml, since there
-    is config.yaml.
+    """Lightning's logger for TensorBoard, straight in the run's folder and without hparams.yaml.
 
     TensorBoard sorts its charts by the first word of their names, and draws two lines in one chart only if
     they come from two runs. So the losses are written once more under the name "loss": the training loss by a
@@ -115,7 +125,7 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
-        self.writers: dict[str, SummaryWriter] = {}  # of the runs within this one
+        self.writers: dict[str, SummaryWriter] = {}  # of this run, called "", and of the runs within it
         self.resume(0)
 
     def resume(self, step: int) -> None:
@@ -123,12 +133,15 @@ class TensorBoard(TensorBoardLogger, RunLogger):
         self._kwargs["purge_step"] = step
 
     def writer(self, name: str) -> SummaryWriter:
-        """The writer of a run within this one, or of this one for "". It makes its folder when it is first
-        used.
-        """
-        if name and name not in self.writers:
-            self.writers[name] = SummaryWriter(str(Path(self.log_dir, name)), **self._kwargs)
-        return self.writers[name] if name else self.experiment
+        """The writer of a run within this one, or of this one for ""."""
+        if name not in self.writers:
+            self.writers[name] = LateWriter(str(Path(self.log_dir, name)), **self._kwargs)
+        return self.writers[name]
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        return self.writer("")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -149,7 +162,7 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
     @rank_zero_only
     def write(self) -> None:
-        for writer in filter(None, (self._experiment, *self.writers.values())):
+        for writer in self.writers.values():
             writer.flush()
 
     def save(self) -> None:
@@ -157,7 +170,6 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        super().finalize(status)
         for writer in self.writers.values():
             writer.close()
 

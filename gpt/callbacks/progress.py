@@ -15,6 +15,12 @@ from gpt.module import is_training
 
 class Line(tqdm):
     monitor_interval = 0  # no thread: every step may redraw the line
+    facts = ""  # what stands after the bar
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What `bar_format` may name."""
+        return super().format_dict | {"facts": self.facts}
 
 
 class ProgressBar(LightningProgressBar):
@@ -43,15 +49,12 @@ class ProgressBar(LightningProgressBar):
 
     def ending(self, trainer: L.Trainer) -> str:
         """What stands after the bar: the time that is left, judged by all steps, validations included."""
-        values = self.line.format_dict if self.line is not None else {}
-        if not (done := trainer.global_step - self.first_step):
-            return "ETA ?"
-        return f"ETA {tqdm.format_interval(values['elapsed'] / done * (trainer.max_steps - trainer.global_step))}"
+        done, left = trainer.global_step - self.first_step, trainer.max_steps - trainer.global_step
+        elapsed = self.line.format_dict["elapsed"] if self.line is not None else 0.0
+        return f"ETA {tqdm.format_interval(elapsed / done * left)}" if done else "ETA ?"
 
     def facts(self, trainer: L.Trainer) -> str:
-        """The ending and the numbers that are known by now, the most important ones first, as many as there
-        is room for.
-        """
+        """The ending, and as many of the numbers known by now as there is room for, important ones first."""
         metrics = trainer.callback_metrics
         losses = {"train": "train/loss", "val": "val/loss"}
         facts = [f"{label} {metrics[name].item():.3f}" for label, name in losses.items() if name in metrics]
@@ -66,26 +69,27 @@ class ProgressBar(LightningProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.first_step = trainer.global_step
-        self.line = Line(
-            desc=self.prefix, initial=trainer.global_step, total=trainer.max_steps, leave=self.leave, file=sys.stdout,
-            bar_format="{desc}{n:,}/{total:,} {bar} {postfix}", dynamic_ncols=True, disable=not self.is_enabled,
-        )  # fmt: skip
+        shown = {
+            "bar_format": "{desc}{n:,}/{total:,} {bar}  {facts}",
+            "dynamic_ncols": True,
+            "file": sys.stdout,
+        }
+        steps = {"initial": trainer.global_step, "total": trainer.max_steps}
+        self.line = Line(desc=self.prefix, leave=self.leave, disable=not self.is_enabled, **steps, **shown)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.line is not None and self.line.update(trainer.global_step - self.line.n):  # it was drawn
-            self.line.postfix = self.facts(trainer)
+            self.line.facts = self.facts(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.line is not None:
-            self.line.postfix = self.facts(trainer)
+            self.line.facts = self.facts(trainer)
             self.line.refresh()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, *args: Any) -> None:
         self.close()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *args: Any) -> None:
         self.close()
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gpt.hardware import choose_compilation, choose_precision, device_type, free_space, has_compiler
+from gpt.machine import choose_compilation, choose_precision, device_type, free_space, has_compiler
 
 
 @pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16"])

@@ -1,0 +1,52 @@
+import pytest
+
+from gpt.errors import UserError, did_you_mean, one_line, printable, shorten, user_errors
+
+
+def test_advice_names_the_closest_name_or_the_one_that_other_projects_use():
+    assert did_you_mean("n_haed", ["n_head", "n_layer"]) == "did you mean n_head?"
+    assert did_you_mean("n_head", ["model.n_head", "seed"]) == "did you mean model.n_head?"
+    assert did_you_mean("model.block_size", ["model.n_head"]) == "it is called model.context_length here"
+    assert did_you_mean("ckpt_path", ["resume"]) == "it is called resume here"
+    assert did_you_mean("xyz", ["b", "a"]) == "choose one of a, b"
+    assert did_you_mean("xyz", map(str, range(99))) == "python scripts/train.py --cfg job lists all settings"
+
+
+def test_values_in_messages_are_short_lines_without_control_characters():
+    assert shorten("a\n b\x1b[2J") == "a b\\x1b[2J"
+    assert shorten("x" * 99, 10) == "xxxxxxx..."
+    assert shorten(-(10**5000)) == "-(a number of about 5000 digits)"
+    assert one_line(ValueError("a\r\nb")) == "a b"
+    assert printable("a\n\tb\x1b]0;title\x07\u202e") == "a\n\tb\\x1b]0;title\\x07\\u202e"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("a = b: c;\nd"), 2, "error: a = b: c; d\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "error: output = (standard output): No space left on device; make room, or write somewhere else\n",
+        ),
+    ],
+)
+def test_mistakes_end_in_one_line_and_an_exit_code(capsys, monkeypatch, error, code, line):
+    monkeypatch.setattr("gpt.errors.discard_output", lambda: None)
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise error
+    assert stop.value.code == code
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), OSError(2, "missing", "a.txt"), ValueError("b")])
+def test_bugs_keep_their_traceback(capsys, error):
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise error
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith(
+        "This is a bug of this project. Please report it with the lines above and the command.\n"
+    )
