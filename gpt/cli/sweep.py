@@ -199,8 +199,8 @@ class Sweep(Callback):
 
 
 def was_typed(config: DictConfig, key: str) -> bool:
-    typed = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    return any(str(override).startswith(f"{key}=") for override in typed)
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    return any(override.startswith(f"{key}=") for override in typed)
 
 
 def set_hydra(config: DictConfig, key: str, value: str, unless_typed: bool = False) -> None:
