@@ -172,7 +172,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         content = None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise UserError(f"file = {path}: missing or damaged; restore it, or begin again in another folder")
     if any("_target_" not in node for node in (content.get("callbacks") or {}).values()):
         advice = f"python scripts/convert_checkpoint.py {folder} converts the run"

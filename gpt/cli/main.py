@@ -222,7 +222,7 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
         for target in targets(stored.get(group)):
             if not target.startswith(TRUSTED) and target not in typed.values():
                 name = next(name for name, node in stored[group].items() if target in targets(node))
-                advice = f"if you trust it, add {group}.{name}._target_={target}"
+                advice = f"if you trust it, add ++{group}.{name}._target_={target}"
                 raise UserError(
                     f"{group}.{name} = {target}: a class of neither this project nor Lightning; {advice}"
                 )
