@@ -1,0 +1,80 @@
+"""Weights from elsewhere are data, and a run that is resumed is one's own: what is promised of each."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt.cli.main import targets
+
+
+def edit_config(run: Path, change) -> None:
+    path = run / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    change(values)
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+TARGETS = {
+    "os.system": lambda values: values["callbacks"]["samples"].update(_target_="os.system"),
+    "subprocess.run": lambda values: values["callbacks"].update(
+        x={"_target_": "subprocess.run", "args": "touch it_ran"}
+    ),
+    "gpt.callbacksx.Y": lambda values: values["logger"].update(x={"_target_": "gpt.callbacksx.Y"}),
+    "os.remove": lambda values: values["callbacks"].update(
+        x={
+            "_target_": "lightning.pytorch.callbacks.LambdaCallback",
+            "on_fit_start": [{"_target_": "os.remove", "_partial_": True}],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_stored_class_of_neither_this_project_nor_lightning_is_refused_on_resume(call, trained, target):
+    edit_config(trained, TARGETS[target])
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
+    assert code == 2
+    assert f" = {target}: a class of neither this project nor Lightning; if you trust it, add ++" in err
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+    assert not Path("it_ran").exists()
+
+
+def test_classes_are_found_at_any_depth():
+    node = {"_target_": "a", "x": [{"y": {"_target_": "b"}}, "c"], "z": {"_target_": "d"}}
+    assert targets(node) == ["a", "b", "d"]
+    assert targets(None) == targets(["x"]) == []
+
+
+DAMAGED = [b"", b"\xff\xfe", b"[1]", b"{}", b"null"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "result.json"])
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_file_of_a_run_is_one_line(call, trained, name, content):
+    (trained / name).write_bytes(content)
+    code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
+    assert code == 2
+    assert err.startswith("error: file = ")
+    assert err.count("\n") == 1
+    assert (trained / name).read_bytes() == content
+
+
+def test_a_terminal_is_not_commanded(call, trained):
+    (trained / "sample.txt").write_text("fair \x1b]0;title\x07 Juliet")
+    code, out, _ = call(f"resume={trained}")  # it has ended, and is reported
+    assert code == 0
+    assert "fair \\x1b]0;title\\x07 Juliet" in out
+
+
+def test_a_run_that_has_ended_without_checkpoints_is_not_begun_again(call, trained):
+    result = json.loads((trained / "result.json").read_text())
+    for path in (trained / "checkpoints").iterdir():
+        path.unlink()
+    code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
+    assert code == 2
+    assert "it has ended and has no checkpoint to continue from; begin again in another folder" in err
+    assert json.loads((trained / "result.json").read_text()) == result
