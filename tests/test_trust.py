@@ -49,7 +49,7 @@ def test_classes_are_found_at_any_depth():
     assert targets(None) == targets(["x"]) == []
 
 
-DAMAGED = [b"", b"\xff\xfe", b"[1]", b"{}", b"null"]
+DAMAGED = [b"", b"\xff\xfe", b"[1]", b"{}", b"null", b"a: !!python/object/apply:os.system [touch it_ran]"]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "result.json"])
@@ -61,6 +61,7 @@ def test_damaged_file_of_a_run_is_one_line(call, trained, name, content):
     assert err.startswith("error: file = ")
     assert err.count("\n") == 1
     assert (trained / name).read_bytes() == content
+    assert not Path("it_ran").exists()
 
 
 def test_a_terminal_is_not_commanded(call, trained):
