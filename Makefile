@@ -5,7 +5,7 @@ READY = .venv/ready
 READY_BENCH = .venv/ready-bench
 PRECISION ?= 32-true
 
-.PHONY: help train pretrained play page test test-slow lint format plot notebook lab bench clean
+.PHONY: help train pretrained play page test test-slow lint format notebook lab bench clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,10 +25,10 @@ train: $(READY) ## train on Tiny Shakespeare; make train ARGS="model=tiny traine
 
 pretrained: $(READY) ## train and pack the model of sample.py --pretrained, or pack a run: make pretrained ARGS=outputs/RUN
 	$(if $(ARGS),,$(BIN)/python scripts/train.py experiment=best seed=1 hydra.run.dir=outputs/pretrained)
-	$(BIN)/python dev/pack.py $(or $(ARGS),outputs/pretrained)
+	$(BIN)/python scripts/pack.py $(or $(ARGS),outputs/pretrained)
 
 play: $(READY) ## open the newest run in the browser, where it writes plays; train a small one first if there is none
-	@find outputs -name '*.ckpt' | grep -q . || $(BIN)/python scripts/train.py trainer.max_steps=500
+	@find outputs -name '*.safetensors' | grep -q . || $(BIN)/python scripts/train.py trainer.max_steps=500
 	$(BIN)/python scripts/export_html.py --out outputs/play.html --open
 
 page: $(READY) ## write outputs/best.html, the page of the model that comes with this project
@@ -51,17 +51,14 @@ format: $(READY) ## correct the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-plot: $(READY) ## draw the losses of a run: make plot ARGS="outputs/RUN curve.png"
-	$(BIN)/python dev/plot_run.py $(ARGS)
-
 notebook: $(READY) ## run the derivation in place, with its outputs, in a few minutes
-	$(BIN)/python dev/run_notebook.py
+	$(BIN)/python scripts/run_notebook.py
 
 lab: $(READY) ## open the derivation in JupyterLab
 	$(BIN)/jupyter lab derive-gpt-from-scratch.ipynb
 
 bench: $(READY_BENCH) ## measure speed, next to Hugging Face's: make bench ARGS="throughput sampling"
-	$(BIN)/python dev/benchmark.py --compare hf $(ARGS)
+	$(BIN)/python scripts/benchmark.py --compare hf $(ARGS)
 
 clean: ## remove the environment, not the runs
 	rm -rf .venv build *.egg-info

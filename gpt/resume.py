@@ -60,15 +60,19 @@ def resolve(config: RunConfig, stored: RunConfig | None, data: Data) -> tuple[Ru
     ), reasons
 
 
-def check_resumable(
-    run: Run, config: RunConfig, stored: RunConfig, data: Data, content: Mapping[str, Any] | None
-) -> None:
-    """Raises UserError if continuing with `config` would make another run than the one in the folder."""
+def check_text(run: Run, config: RunConfig, data: Data) -> None:
+    """Raises UserError if the data are not those that the run in the folder has seen."""
     if run.origin.get("text_sha256") != data.sha256:
         name = (config.task and config.task.path) or config.data.path or "null"
         raise UserError(
             f"data.path = {name}: not the text that the run in {run.folder} has seen; use that one"
         )
+
+
+def check_resumable(
+    run: Run, config: RunConfig, stored: RunConfig, content: Mapping[str, Any] | None
+) -> None:
+    """Raises UserError if continuing with `config` would make another run than the one in the folder."""
     asked, had = (
         {f"callbacks.{name}": one.callbacks.get(name) for name in DECISIVE} for one in (config, stored)
     )

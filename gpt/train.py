@@ -27,7 +27,7 @@ from gpt.interop.weights import starting_weights
 from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
-from gpt.resume import check_resumable, resolve
+from gpt.resume import check_resumable, check_text, resolve
 from gpt.run import Result, Run
 from gpt.tokenizer import Tokenizer, restore
 
@@ -48,9 +48,11 @@ def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -
         )
         parts_of_kind = pretraining_parts if config.task is None else finetuning_parts
         data, make_module = parts_of_kind(config, source, tokenizer)
+        if stored:
+            check_text(run, config, data)
         config, reasons = resolve(config, stored, data)
         if stored:
-            check_resumable(run, config, stored, data, content)
+            check_resumable(run, config, stored, content)
         if (result := run.result) and (result.step >= config.trainer.max_steps or result.stopped_early):
             return result
         with refusals_before_first_step(run):

@@ -14,7 +14,9 @@ STORED = nbformat.read(NOTEBOOK, as_version=4)
 CODE = code_cells(STORED)
 SOURCES = "\n".join(cell.source for cell in CODE)
 MARKDOWN = "\n".join(cell.source for cell in STORED.cells if cell.cell_type == "markdown")
-SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n</details>", re.DOTALL)
+SOLUTION = re.compile(
+    r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n</details>", re.DOTALL
+)
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 
 
@@ -29,7 +31,7 @@ def depends_on_steps(cell: NotebookNode) -> bool:
 
 
 def is_same(ours: str, theirs: str) -> bool:
-    """Whether two texts have the same words, and numbers that differ by no more than rounding on another processor."""
+    """Whether two texts have the same words, and numbers that differ by no more than rounding elsewhere."""
     if NUMBER.sub("#", ours).split() != NUMBER.sub("#", theirs).split():
         return False
     numbers = [[float(number.replace(",", "")) for number in NUMBER.findall(text)] for text in (ours, theirs)]
@@ -37,7 +39,7 @@ def is_same(ours: str, theirs: str) -> bool:
 
 
 def with_solutions(cells: list[NotebookNode]) -> list[NotebookNode]:
-    """The cells, and after each exercise its solution, which leaves the notebook's variables and random numbers alone."""
+    """The cells, and after each exercise its solution, which leaves variables and random numbers alone."""
     result = []
     for cell in cells:
         result.append(cell)
@@ -50,7 +52,7 @@ def with_solutions(cells: list[NotebookNode]) -> list[NotebookNode]:
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory) -> list[NotebookNode]:
-    """The code cells of a copy that has run with short trainings. An error or a failing assert fails here, also in a solution."""
+    """The code cells of a copy that ran with short trainings. Any error fails here, even in a solution."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in code_cells(notebook):
         cell.outputs = []
@@ -65,7 +67,9 @@ def test_notebook_runs_and_prints_what_is_stored(executed):
         kinds = [[output.output_type for output in cell.outputs] for cell in (ran, stored)]
         assert kinds[0] == kinds[1], stored.source
         if printed(stored) and not depends_on_steps(stored):
-            assert is_same(printed(ran), printed(stored)), f"{stored.source}\n\nnow:\n{printed(ran)}\nstored:\n{printed(stored)}"
+            assert is_same(printed(ran), printed(stored)), (
+                f"{stored.source}\n\nnow:\n{printed(ran)}\nstored:\n{printed(stored)}"
+            )
             compared += 1
     assert compared >= 20
 
@@ -89,11 +93,15 @@ def test_every_cell_has_its_outputs():
             assert printed(cell), cell.source
         images = [output for output in cell.outputs if "image/png" in output.get("data", {})]
         assert len(images) == cell.source.count("plt.show()"), cell.source
-        assert all(output.output_type != "error" and output.get("name") != "stderr" for output in cell.outputs), cell.source
+        assert all(
+            output.output_type != "error" and output.get("name") != "stderr" for output in cell.outputs
+        ), cell.source
 
 
 def test_cells_are_short_and_steps_are_checked():
-    assert all(len(cell.source.splitlines()) <= 15 for cell in CODE if "drawing" not in cell.metadata.get("tags", []))
+    assert all(
+        len(cell.source.splitlines()) <= 15 for cell in CODE if "drawing" not in cell.metadata.get("tags", [])
+    )
     assert SOURCES.count("assert ") >= 50
 
 

@@ -1,4 +1,4 @@
-"""The model that comes with the project: it is what it says it is, writes a play, and can be packed anew from any run."""
+"""The model that comes with the project: it is what it says, writes a play, and any run can be packed so."""
 
 import platform
 import re
@@ -13,10 +13,10 @@ import export_hf
 import pack
 import sample
 from conftest import ROOT, TINY
-from gpt.checkpoint import FORMAT, load, read
-from gpt.corpus import SHA256, tiny_shakespeare
+from gpt.checkpoint import FORMAT, load, read, write
+from gpt.errors import UserError
 from gpt.files import PRETRAINED
-from gpt.settings import UserError
+from gpt.text import SHA256, tiny_shakespeare
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,12 @@ def pretrained():
 def test_it_is_small_and_git_knows_it():
     assert PRETRAINED.stat().st_size <= pack.LARGEST
     name = str(PRETRAINED.relative_to(ROOT))
-    assert subprocess.run(["git", "ls-files", name], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == name
+    assert (
+        subprocess.run(
+            ["git", "ls-files", name], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == name
+    )
 
 
 def texts_in(value) -> list[str]:
@@ -52,20 +57,23 @@ def test_its_losses_are_those_that_it_says(pretrained):
     ids = tokenizer.ids(text[int(len(text) * 0.9) :])
     stored, trained = metadata["pretrained"]["losses_as_stored"], metadata["pretrained"]["losses_as_trained"]
     context = model.config.context_length
-    assert pack.mean_loss(model, ids, context, batches=1) == pytest.approx(stored["val_loss_first_batch"], abs=1e-4)
+    first = pack.mean_loss(model, ids, context, batches=1)
+    assert first == pytest.approx(stored["val_loss_first_batch"], abs=1e-4)
     assert stored["val_loss"] == pytest.approx(trained["val_loss"], abs=1e-3)
     assert trained["val_loss"] < 1.41
 
 
 def test_it_writes_a_play(capsys):
-    sample.main(["--pretrained", "--prompt", "ROMEO:\n", "--seed", "1", "--temperature", "0.6", "--tokens", "600"])
+    options = ["--seed", "1", "--temperature", "0.6", "--tokens", "600"]
+    sample.main(["--pretrained", "--prompt", "ROMEO:\n", *options])
     names = re.findall(r"^([A-Z][A-Z ]+):$", capsys.readouterr().out, re.MULTILINE)[1:]
     assert names
     assert set(names) <= set(re.findall(r"^([A-Z][A-Z ]+):$", tiny_shakespeare(Path("data")), re.MULTILINE))
 
 
 def test_programs_take_it(tmp_path, capsys, monkeypatch):
-    assert evaluate.parse(["--pretrained"]).checkpoint == evaluate.parse([str(PRETRAINED)]).checkpoint == [str(PRETRAINED)]
+    for given in ("--pretrained", str(PRETRAINED)):
+        assert evaluate.parse([given]).checkpoint == [str(PRETRAINED)]
     assert evaluate.parse([]).checkpoint is None
     with pytest.raises(UserError, match="argument --pretrained: not allowed with argument RUN"):
         evaluate.parse(["outputs/RUN", "--pretrained"])
@@ -78,32 +86,34 @@ def test_programs_take_it(tmp_path, capsys, monkeypatch):
         export_hf.main(["--pretrained", "--out", "exported"])
 
 
-def test_another_format_names_the_command_that_makes_it_anew(tmp_path, monkeypatch):
+def test_another_format_names_the_command_that_makes_it_again(tmp_path, monkeypatch):
     content = read(PRETRAINED)
     content["gpt"]["format"] = FORMAT - 1
-    monkeypatch.setattr("gpt.checkpoint.PRETRAINED", tmp_path / "old.ckpt")
-    torch.save(content, tmp_path / "old.ckpt")
-    with pytest.raises(UserError, match=f"its format is {FORMAT - 1}, .* {FORMAT}; make it anew: make pretrained"):
-        load(tmp_path / "old.ckpt")
+    monkeypatch.setattr("gpt.checkpoint.PRETRAINED", tmp_path / "old.safetensors")
+    write(tmp_path / "old.safetensors", content)
+    with pytest.raises(UserError, match=rf"its format is {FORMAT - 1}, .* {FORMAT}; .*make pretrained"):
+        load(tmp_path / "old.safetensors")
 
 
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])  # gpt2 has a tied head
 def test_a_run_is_packed_without_the_names_of_its_folders(arch, call, tmp_path):
     folder = tmp_path / "somewhere"
-    settings = [*TINY, f"model/arch={arch}", "callbacks.samples=null", "trainer.max_steps=1", f"data.folder={folder}"]
-    code, _, err = call(*settings, "hydra.run.dir=run", "model.n_layer=1")
+    settings = [*TINY, f"model/arch={arch}", "callbacks.samples=null", "trainer.max_steps=1"]
+    code, _, err = call(*settings, f"data.folder={folder}", "hydra.run.dir=run", "model.n_layer=1")
     assert code == 0, err
-    about = pack.pack(Path("run"), tmp_path / "packed.ckpt")
-    model, _, metadata = load(tmp_path / "packed.ckpt")
+    about = pack.pack(Path("run"), tmp_path / "packed.safetensors")
+    model, _, metadata = load(tmp_path / "packed.safetensors")
     assert metadata["pretrained"] == about
     assert about["command"].endswith("model.n_layer=1")
-    assert about["losses_as_stored"]["val_loss"] == pytest.approx(about["losses_as_trained"]["val_loss"], abs=1e-3)
-    for weight, stored in zip(load(Path("run/checkpoints/best.ckpt"))[0].parameters(), model.parameters(), strict=True):
+    exact, rounded = about["losses_as_trained"], about["losses_as_stored"]
+    assert rounded["val_loss"] == pytest.approx(exact["val_loss"], abs=1e-3)
+    trained = load("run")[0].parameters()
+    for weight, stored in zip(trained, model.parameters(), strict=True):
         assert torch.equal(weight.half().float(), stored)
-    assert str(tmp_path).encode() not in (tmp_path / "packed.ckpt").read_bytes()
+    assert str(tmp_path).encode() not in (tmp_path / "packed.safetensors").read_bytes()
 
 
 def test_a_run_on_another_text_is_not_packed(trained, tmp_path):
     with pytest.raises(UserError, match="not trained on Tiny Shakespeare"):
-        pack.pack(trained, tmp_path / "packed.ckpt")
-    assert not (tmp_path / "packed.ckpt").exists()
+        pack.pack(trained, tmp_path / "packed.safetensors")
+    assert not (tmp_path / "packed.safetensors").exists()

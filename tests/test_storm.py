@@ -1,6 +1,5 @@
-"""One run is killed again and again at any moment, also in the middle of a save. It takes some minutes: `make test-slow`."""
+"""One run is killed again and again at any moment, also in the middle of a save: `make test-slow`."""
 
-import json
 import random
 import signal
 import subprocess
@@ -8,12 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from test_resume import begin
-from test_sweep import history
 
-from conftest import TINY
-from gpt.checkpoint import tensors_in
+from conftest import TINY, assert_same_run, read_checkpoint
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
@@ -38,24 +34,24 @@ def life(process: subprocess.Popen, folder: Path, chance: random.Random) -> bool
 
 @pytest.mark.slow
 def test_storm_of_kills_changes_nothing(call, text, record_property):
-    more = ["model.dropout=0.1", "trainer.max_steps=800", "trainer.val_check_interval=20", "callbacks.samples=null"]
+    more = [
+        "model.dropout=0.1",
+        "trainer.max_steps=800",
+        "trainer.val_check_interval=20",
+        "callbacks.samples=null",
+    ]
     settings = [*TINY[:-1], *more, "callbacks.attention=null", f"data.path={text}"]
     assert call(*settings, "hydra.run.dir=whole")[0] == 0
     chance, kills, folder = random.Random(0), 0, Path("outputs/parts")
-    while life(begin(*settings, f"hydra.run.dir={folder}"), folder, chance):  # the same command resumes the run
+    while life(
+        begin(*settings, f"hydra.run.dir={folder}"), folder, chance
+    ):  # the same command resumes the run
         kills += 1
         for name in ("best", "last"):  # at any moment there is either none or a whole one
-            if (path := folder / "checkpoints" / f"{name}.ckpt").exists():
-                torch.load(path, weights_only=True)
+            if (path := folder / f"checkpoints/{name}.safetensors").exists():
+                read_checkpoint(path)
     record_property("kills", kills)
     print(f"{kills} kills")
     assert kills >= 30
-    assert history(folder) == history("whole")
-    for name in ("best", "last"):
-        parts, whole = (torch.load(f"{run}/checkpoints/{name}.ckpt", weights_only=True) for run in (folder, "whole"))
-        assert all(torch.equal(parts["state_dict"][key], tensor) for key, tensor in whole["state_dict"].items())
-        for kept, expected in zip(tensors_in(parts["optimizer_states"]), tensors_in(whole["optimizer_states"]), strict=True):
-            assert torch.equal(kept, expected)
-    parts, whole = (json.loads(Path(f"{run}/result.json").read_text()) for run in (folder, "whole"))
-    assert all(parts[key] == whole[key] for key in ("best_val_loss", "best_step", "final_val_loss", "step"))
+    assert_same_run(folder, "whole")
     assert not list(folder.glob("checkpoints/.*.tmp-*"))

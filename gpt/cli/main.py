@@ -4,11 +4,9 @@ What Hydra composes begins with the defaults of `gpt.config`, which are register
 them.
 """
 
-import contextlib
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from gpt.cli.mistakes import hydra_errors
 from gpt.cli.names import CONF, PATHS, parse_overrides, quote_override, quote_paths
 from gpt.cli.sweep import Sweep
-from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, Settings, TaskConfig, setting_names
-from gpt.errors import UserError, did_you_mean, shorten, user_errors
+from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, Settings, TaskConfig
+from gpt.errors import UserError, shorten, user_errors
 
 TRUSTED = ("gpt.callbacks.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 
@@ -43,7 +42,7 @@ def run_program(main: Callable[[], Any]) -> None:
     """Run one of the two functions of Hydra below on the command line. A sweep ends with a comparison of its
     jobs.
     """
-    with mistakes():
+    with user_errors():
         options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
         if unknown := sorted(options - get_args_parser()._option_string_actions.keys()):
             advice = "settings have no dashes; write them as trainer.max_steps=3"
@@ -52,24 +51,13 @@ def run_program(main: Callable[[], Any]) -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, to be told in one line
         Sweep.started_here = None
         try:
-            main()
+            with hydra_errors():
+                main()
             if Sweep.started_here:
                 Sweep.started_here.conclude()
         finally:
             if Sweep.started_here:
                 Sweep.started_here.remove_empty()
-
-
-@contextlib.contextmanager
-def mistakes() -> Iterator[None]:
-    """`user_errors`, for which what Hydra complains about is a mistake of the user too."""
-    with user_errors():
-        try:
-            yield
-        except Exception as error:
-            if (mistake := explain(error)) is None:
-                raise
-            raise mistake from None
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -92,13 +80,8 @@ def finetune() -> None:
     run_program(finetune_main)
 
 
+@hydra_errors()
 def run_job(cfg: DictConfig) -> float | None:
-    """Train as Hydra has composed. Mistakes end a single run here: Hydra would add a line of its own."""
-    with contextlib.nullcontext() if HydraConfig.get().mode == RunMode.MULTIRUN else mistakes():
-        return train_job(cfg)
-
-
-def train_job(cfg: DictConfig) -> float | None:
     """Train the run that Hydra has composed, a single one or a job of a sweep, or continue the one that it
     resumes.
 
@@ -157,16 +140,10 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
     """The configuration that scripts/train.py would make of these overrides. Raises UserError."""
     GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose(config_name, quote_paths(overrides), return_hydra_config=True)
-            # for interpolations such as ${hydra:runtime.choices.model}
-            HydraConfig.instance().set_config(cfg)
-            values = plain(cfg)
-    except Exception as error:
-        if (mistake := explain(error, overrides)) is None:
-            raise
-        raise mistake from None
+    with hydra_errors(overrides), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(config_name, quote_paths(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)  # for interpolations such as ${hydra:runtime.choices.model}
+        values = plain(cfg)
     values.pop("resume", None)
     return RunConfig.from_dict(values)
 
@@ -244,47 +221,6 @@ def targets(node: Any) -> list[str]:
         own = [str(node["_target_"])] if "_target_" in node else []
         return own + [target for inner in node.values() for target in targets(inner)]
     return [target for inner in node for target in targets(inner)] if isinstance(node, list) else []
-
-
-def explain(error: Exception, overrides: Sequence[str] | None = None) -> UserError | None:
-    """The one line for what Hydra or OmegaConf complains about. None for any other error, which is a bug."""
-    text = f"{error}\n{error.__cause__ or ''}"
-    typed = [word for word in (sys.argv[1:] if overrides is None else overrides) if not word.startswith("-")]
-    if "Config group override must be" in text:  # such as callbacks=null
-        given = {key: value for key, value in parse_overrides(typed).items() if (CONF / key).is_dir()}
-        group = next(key for key, value in given.items() if not isinstance(value, (str, list)))
-        choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        value = "null" if given[group] is None else given[group]
-        reason = f"no such file in conf/{group}/; choose one of {', '.join(choices)}"
-        return UserError(f"{group} = {value}: {reason}")
-    if not type(error).__module__.startswith(("hydra", "omegaconf")):
-        return None
-    if found := re.search(r"Could not override '([^'@]+)", text):
-        key = found[1]
-        value = next((word.partition("=")[2] for word in typed if word.lstrip("+~").startswith(key)), "")
-        if (
-            key.partition(".")[0] in ("task", "finetune")
-            and "finetune_main" not in text
-            and not (CONF / key).is_dir()
-        ):
-            return UserError(f"{key} = {shorten(value)}: a setting of fine-tuning; start scripts/finetune.py")
-        groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
-        advice = did_you_mean(key, {*setting_names(RunConfig), *groups, "resume"})
-        if key.startswith("trainer."):
-            advice += f" (an argument of Lightning's Trainer is added by +{key})"
-        return UserError(f"{key} = {shorten(value)}: no such setting; {advice}")
-    if found := re.search(
-        r"Could not find '([^']+)/([^'/]+)'\n\nAvailable options in '[^']+':\n(.*)", text, re.DOTALL
-    ):
-        listed = re.findall(r"^\t(\S+)$", found[3], re.MULTILINE)
-        choices = [word for word in listed if not word.endswith("_defaults")]
-        reason = f"no such file in conf/{found[1]}/; choose one of {', '.join(choices)}"
-        return UserError(f"{found[1]} = {found[2]}: {reason}")
-    if "Ambiguous value" in text:
-        several = next((word for word in typed if "," in word), typed[0])
-        return UserError(f"{several} = (several values): that is a sweep; add -m")
-    advice = "see python scripts/train.py --help"
-    return UserError(f"override = {shorten(' '.join(typed))}: {shorten(text, 200)}; {advice}")
 
 
 __all__ = ["compose_config", "finetune", "quote_override", "train"]

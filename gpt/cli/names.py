@@ -101,7 +101,7 @@ def name_settings(values: Mapping[str, Any]) -> str:
 
 def legible(value: Any) -> str:
     """A value with nothing but letters, digits and a few signs. Of a path, that is its end, which tells most."""
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return "-".join(map(legible, value))
     text = (
         f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

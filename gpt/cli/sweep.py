@@ -24,6 +24,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from gpt.cli.mistakes import hydra_errors
 from gpt.cli.names import legible, name_run, parse_overrides, short_names
 from gpt.errors import UserError, one_line, printable, shorten, user_errors
 from gpt.files import write_text
@@ -52,6 +53,7 @@ class Sweep(Callback):
         self.folder, self.jobs = Path(), 0  # 0: a single run
         self.created: Path | None = None  # the outermost folder that did not exist before
         self.started = self.job_started = 0.0
+        self.error: Exception | None = None  # of a single run
 
     # Hydra only warns of an exception in a callback, and continues. So mistakes end the program here
 
@@ -59,7 +61,7 @@ class Sweep(Callback):
         """Choose the folder of a single run: that of the run that it resumes, or a new one unless it was
         typed.
         """
-        with user_errors():
+        with user_errors(), hydra_errors():
             # for interpolations such as ${hydra:runtime.choices.model}
             HydraConfig.instance().set_config(config)
             if config.resume is not None:
@@ -86,7 +88,7 @@ class Sweep(Callback):
         """Choose the folders of a sweep and of its jobs, and print what varies."""
         # joblib replaces processes that have grown; no job is lost
         warnings.filterwarnings("ignore", "A worker stopped")
-        with user_errors():
+        with user_errors(), hydra_errors():
             HydraConfig.instance().set_config(config)
             if config.resume is not None:
                 reason = "not for sweeps; repeat the command to continue one"
@@ -140,6 +142,9 @@ class Sweep(Callback):
         """Print the job's line, and keep the reason of a job that failed."""
         from gpt.machine import is_first_process
 
+        if config.hydra.mode != RunMode.MULTIRUN and job_return.status == JobStatus.FAILED:
+            self.error = job_return._return_value  # raised by `conclude`: Hydra would print a line about it
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         if config.hydra.mode != RunMode.MULTIRUN or not is_first_process():
             return
         folder = Path(config.hydra.runtime.output_dir)
@@ -166,8 +171,10 @@ class Sweep(Callback):
 
     def conclude(self) -> None:
         """Compare the jobs of a sweep. Raises UserError if some have failed, and leaves nothing if none could
-        begin.
+        begin. After a single run, raises what has ended it.
         """
+        if self.error is not None:
+            raise self.error
         if not self.jobs:
             return
         from gpt.analysis.report import report_line
@@ -199,7 +206,8 @@ class Sweep(Callback):
 
 
 def was_typed(config: DictConfig, key: str) -> bool:
-    return any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra)
+    typed = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    return any(str(override).startswith(f"{key}=") for override in typed)
 
 
 def set_hydra(config: DictConfig, key: str, value: str, unless_typed: bool = False) -> None:
@@ -241,7 +249,7 @@ def name_jobs(names: Sequence[str], varied: Sequence[Override], values: Sequence
     for name, override, found in zip(names, varied, values, strict=True):
         key = override.key_or_group
         shown = [legible(value.strip("'\"")) for value in found]
-        if len(set(shown)) < len(found) or "" in shown:
+        if len(set(shown)) < len(found) or "" in shown or any(value.startswith("{") for value in found):
             return "job-${hydra:job.num}"
         place = f"${{hydra:runtime.choices.{key}}}" if key in choices else f"${{{key}}}"
         parts.append(f"{name}-${{legible:{place}}}")

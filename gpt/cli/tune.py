@@ -1,292 +1,249 @@
-"""A search for good settings with Optuna: each trial is a run, and runs that fall behind are dropped (extra `tune`)."""
+"""A search for good settings with Optuna: each trial is a run, and runs that fall behind are dropped."""
 
 import contextlib
+import os
 import re
 import shlex
-import sqlite3
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gpt.cli.leftovers import is_refusal, outermost_missing, remove_refused
-from gpt.cli.naming import name_settings
-from gpt.cli.space import Space, check_space, describe_space, suggest, to_overrides
-from gpt.cli.sweep import describe_sweep
+import optuna
+import yaml
+from filelock import FileLock
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
+from hydra.errors import HydraException
+from lightning.pytorch.callbacks import LambdaCallback
+from matplotlib import pyplot
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from sqlalchemy.exc import SQLAlchemyError
+
+from gpt.analysis.compare import compare
+from gpt.cli.main import CONF, compose_config
+from gpt.cli.names import name_settings, parse_overrides
+from gpt.cli.sweep import TimeLeft, describe_sweep, live_line
 from gpt.errors import UserError, one_line, shorten
-from gpt.files import read_text, write_text
+from gpt.files import atomic, write_text
+from gpt.train import RunOptions, train
 
-if TYPE_CHECKING:
-    import optuna
-    from lightning.pytorch.callbacks import Callback
-
-MOST_TRIALS = 100_000
-DATABASE_FILES = (".lock", "study.db", "study.db-journal")
+TRIES = 20  # points of a space that are composed before a search begins
+WHOLE = re.compile(r"\binterval\(\s*\d+\s*,\s*\d+\s*\)")  # Hydra itself makes floats of these ends
 
 
 @dataclass
 class Search:
-    """A study in its folder, and what all of its trials share."""
+    """What the trials of a study share, what they vary, and how far this process has come."""
 
     folder: Path
-    overrides: list[str]
-    space: Space
+    shared: list[str]  # overrides
+    space: dict[str, Override]  # those with several values, by setting
     trials: int  # that this process adds
     started: float = field(default_factory=time.time)
     begun: int = 0  # of these trials
-    refusals: list[UserError] = field(
-        default_factory=list
-    )  # by this process: of runs that were refused before they began
 
-    @property
-    def name(self) -> str:
-        return self.folder.name
+    def has_runs(self) -> bool:
+        """Whether a run has begun, in this process or another. One that was refused has no configuration."""
+        return any(self.folder.glob("*/config.yaml"))
 
 
-def tune(name: str, trials: int, overrides: Sequence[str], space: Space) -> str:
-    """Add trials to the study in outputs/tune/NAME, which is made if need be, and return what a terminal should show.
+def tune(name: str, trials: int, arguments: Sequence[str]) -> str:
+    """Add trials to the study in outputs/tune/NAME, making it if need be, and return what is to be shown.
 
+    `arguments` are overrides, of which those with several values are searched (see `read_overrides`).
     Raises UserError, and leaves nothing behind, if no run of the search can be made.
     """
-    from gpt.cli.compare import compare
-
-    import_optuna()
-    check_name(name)
-    if not 1 <= trials <= MOST_TRIALS:
-        raise UserError(
-            f"--trials = {shorten(trials)}: must be from 1 to {MOST_TRIALS:,}; set a number in this range"
-        )
-    check_overrides(overrides)
-    check_space(overrides, space, name)
-    search = Search(Path("outputs", "tune", name), list(overrides), space, trials)
-    created = outermost_missing(search.folder)
-    study = open_study(search)
-    print(describe_sweep(f"search of {trials:,} runs", search.folder, describe_space(space)), flush=True)
-    run_trials(study, search)
-    if created is not None:
-        remove_if_refused(study, search, created)
-    shown = f"\n{compare(search.folder)}, {', '.join(draw(study, search.folder))}"
-    if any(trial.state.name == "COMPLETE" for trial in study.trials):
-        best = to_overrides(study.best_params)
-        shown += f"\n\nbest: python scripts/train.py {shlex.join([*overrides, *best])}"
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII):
+        raise UserError(f"--study = {shorten(name)}: not a plain name; use letters, digits, dots, - and _")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that fails has its own line here
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    overrides = read_overrides(arguments)
+    space = {key: override for key, override in overrides.items() if override.is_sweep_override()}
+    shared = [str(override.input_line) for key, override in overrides.items() if key not in space]
+    search = Search(Path("outputs", "tune", name), shared, space, trials)
+    check_space(search)
+    is_new = not search.folder.exists()
+    varied = {key: [str(override.input_line).partition("=")[2]] for key, override in space.items()}
+    try:
+        study = open_study(search)
+        print(describe_sweep(f"search of {trials:,} runs", search.folder, varied), flush=True)
+        study.optimize(lambda trial: run_trial(trial, search), n_trials=trials)
+        shown = f"\n{compare(search.folder)}, {', '.join(draw(study, search.folder))}"
+        if any(trial.state.name == "COMPLETE" for trial in study.trials):
+            best = [f"{key}={value}" for key, value in study.best_params.items()]
+            shown += f"\n\nbest: python scripts/train.py {shlex.join([*shared, *best])}"
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = shorten(str(error).partition("\n")[0], 200)  # SQLAlchemy adds its statement and links
+        advice = f"repeat the command, choose another name, or remove {search.folder}"
+        raise UserError(f"--study = {name}: its study.db cannot be used, {reason}; {advice}") from None
+    except UserError:
+        if is_new and not search.has_runs():
+            shutil.rmtree(search.folder)
+            with contextlib.suppress(OSError):  # other studies and runs are there
+                os.removedirs(search.folder.parent)
+        raise
     return shown
 
 
-def import_optuna() -> None:
-    """Prepare the libraries of the extra. Raises UserError if one is missing."""
+def read_overrides(arguments: Sequence[str]) -> dict[str, Override]:
+    """The overrides of a search by setting: the lines of the file in `hparams_search=NAME`, and `arguments`.
+
+    The file is conf/hparams_search/default.yaml if no argument has several values. Of two overrides of one
+    setting, the last counts. Raises UserError for what is not in Hydra's grammar, and for `resume`.
+    """
+    parse = OverridesParser.create().parse_overrides
     try:
-        import matplotlib
-        import optuna
-    except ImportError as error:
-        raise UserError(f'extra = tune: {error.name} is not installed; pip install -e ".[tune]"') from None
-    matplotlib.use("Agg")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that fails has its own line here
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        found = {override.get_key_element(): override for override in parse(list(arguments))}
+        chosen = found.pop("hparams_search", None)
+        if chosen or not any(override.is_sweep_override() for override in found.values()):
+            searched = parse(read_file(chosen.value() if chosen else "default"))
+            found = {override.get_key_element(): override for override in searched} | found
+    except HydraException as error:
+        reason = f"{shorten(error, 200)}; docs/scaling.md shows how several values are written"
+        raise UserError(f"search = {shorten(' '.join(arguments))}: {reason}") from None
+    if "resume" in found:
+        raise UserError("resume = (given): not in a search; the same --study continues by itself")
+    return found
 
 
-def check_name(name: str) -> None:
-    """Raises UserError unless a study's name is one plain path component: it is a folder's name and part of an address."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
-        raise UserError(
-            f"--study = {shorten(name)}: not a plain name; use letters, digits, dots, dashes and underscores"
+def read_file(name: Any) -> list[str]:
+    """The overrides in conf/hparams_search/NAME.yaml. Raises UserError if there is no such YAML file."""
+    path = CONF / "hparams_search" / f"{name}.yaml"
+    try:
+        lines = yaml.load(path.read_bytes(), yaml.BaseLoader)  # every value as the text that it is
+        return [f"{key}={value}" for key, value in lines.items()]
+    except OSError:
+        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        reason = f"no such file; choose one of {', '.join(known)}"
+    except (yaml.YAMLError, AttributeError):
+        reason = "not a YAML file of settings; write lines such as model.n_head: choice(1, 2, 4)"
+    raise UserError(f"hparams_search = {shorten(name)}: {reason}")
+
+
+def check_space(search: Search) -> None:
+    """Raises UserError if none of some random points of the space makes a run, with the reason of the first.
+
+    Single combinations that make no model are left to the search, which reports them and continues.
+    """
+    probe, refusals = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)), []
+    for _ in range(TRIES):
+        try:
+            compose_config([*search.shared, *suggest(probe.ask(), search.space)])
+            return
+        except UserError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def suggest(trial: optuna.Trial, space: dict[str, Override]) -> list[str]:
+    """What Optuna tries next, as overrides. Raises UserError for an interval or a range without values.
+
+    Between ends that are typed as whole numbers, an interval has whole numbers only.
+    """
+    overrides = []
+    for key, override in space.items():
+        sweep: Any = override.value()
+        try:
+            if isinstance(sweep, ChoiceSweep):
+                value: Any = trial.suggest_categorical(key, list(override.sweep_string_iterator()))
+            else:
+                is_interval = isinstance(sweep, IntervalSweep)
+                numbers = [sweep.start, sweep.end] if is_interval else sorted(sweep.range())
+                is_whole = isinstance(numbers[0], int) or WHOLE.search(str(override.input_line))
+                choose: Any = trial.suggest_int if is_whole else trial.suggest_float
+                step = {} if is_interval else {"step": abs(sweep.step)}
+                value = choose(key, numbers[0], numbers[-1], log="log" in sweep.tags, **step)
+        except (ValueError, IndexError) as error:
+            reason = f"{one_line(error)}; write a lower and a higher number"
+            raise UserError(f"{override.input_line}: {reason}") from None
+        overrides.append(f"{key}={value}")
+    return overrides
+
+
+def open_study(search: Search) -> optuna.Study:
+    """The study of a search. Raises UserError if it has searched something else."""
+    search.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(search.folder / ".lock"):  # two processes that begin at once would make the same tables
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{search.folder.as_posix()}/study.db",  # relative: signs such as ? are no part of it
+            engine_kwargs={"connect_args": {"timeout": 60}},  # seconds to wait while another process writes
+            heartbeat_interval=30,  # so that the trial of a killed process is noticed, and taken over
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
-
-
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Raises UserError for overrides that have no place in a search."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from gpt.cli.overrides import explained
-
-    with explained(overrides):
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    for override in parsed:
-        if override.key_or_group == "resume":
-            raise UserError("resume = (given): not in a search; the same --study goes on by itself")
-        if override.is_sweep_override():
-            raise UserError(
-                f"{override.input_line} = (several values): not in a search; write them into the file of --space"
-            )
-
-
-def open_study(search: Search) -> "optuna.Study":
-    """The study of a search. Raises UserError if its database is damaged, or if it has searched something else."""
-    import optuna
-    from filelock import FileLock
-
-    from gpt.runs.folder import check_plain
-
-    database = search.folder / "study.db"
-    try:
-        search.folder.mkdir(parents=True, exist_ok=True)
-        check_plain(search.folder)
-        with FileLock(search.folder / ".lock"):  # two processes that begin at once would make the same tables
-            check_database(database)
-            storage = optuna.storages.RDBStorage(
-                f"sqlite:///{database.as_posix()}",  # relative, because ? and % mean something in an address
-                engine_kwargs={
-                    "connect_args": {"timeout": 60}
-                },  # seconds to wait while another process writes
-                heartbeat_interval=30,  # so that the trial of a killed process is noticed, and taken over
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-            )
-            study = optuna.create_study(
-                storage=storage,
-                study_name=search.name,
-                load_if_exists=True,
-                sampler=optuna.samplers.TPESampler(
-                    multivariate=True, constant_liar=True
-                ),  # knows what others are trying
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
-            )
-            asked = {"overrides": search.overrides, "space": search.space}
-            before = study.user_attrs.get("asked", asked)
-            study.get_trials()
-            if before == asked:
-                study.set_user_attr("asked", asked)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged database is noticed in many ways
-        advice = f"choose another name, or remove {search.folder}"
-        raise UserError(
-            f"--study = {search.name}: its study.db cannot be used, {first_line(error)}; {advice}"
-        ) from None
+        study = optuna.create_study(
+            storage=storage,
+            study_name=search.folder.name,
+            load_if_exists=True,
+            # constant_liar: it knows what other processes are trying
+            sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+        )
+        asked = [*(str(override.input_line) for override in search.space.values()), *search.shared]
+        before = study.user_attrs.get("asked", asked)
+        study.set_user_attr("asked", before)
     if before != asked:
-        raise UserError(
-            f"--study = {search.name}: it has searched {shorten(before, 300)}; choose another name"
-        )
+        searched = shorten(shlex.join(before), 300)
+        raise UserError(f"--study = {search.folder.name}: it has searched {searched}; choose another name")
     return study
 
 
-def check_database(path: Path) -> None:
-    """Raises sqlite3.DatabaseError if a database exists and is damaged."""
-    if path.exists():
-        with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
-            if (answer := connection.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(answer)
+def run_trial(trial: optuna.Trial, search: Search) -> float:
+    """One run, or what is left of it if this trial takes over from a process that was killed.
 
+    Raises TrialPruned for a run that is dropped or refused. Raises UserError, which ends the search, if it is
+    refused and none has begun: the others would not begin either.
+    """
 
-def first_line(error: Exception) -> str:
-    """What went wrong, without the statement and the links that SQLAlchemy adds on further lines."""
-    return shorten((str(error).splitlines() or [type(error).__name__])[0], 200)
+    def report(trainer: Any, module: Any) -> None:
+        trial.report(trainer.callback_metrics["val/loss"].item(), trainer.global_step)
+        if trial.should_prune():
+            done = f"dropped after {trainer.global_step:,} steps"
+            raise optuna.TrialPruned(f"{done}: worse than half of the others were then")
 
-
-def run_trials(study: "optuna.Study", search: Search) -> None:
-    """Run the trials. A study whose very first run cannot begin ends there: the others would not begin either."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    def stop_if_refused(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
-        if search.refusals and all(other.state.name == "FAIL" for other in study.trials):
-            study.stop()
-
-    def objective(trial: "optuna.Trial") -> float:
-        return run_trial(trial, search)
-
-    try:
-        study.optimize(objective, n_trials=search.trials, catch=(UserError,), callbacks=[stop_if_refused])
-    except (SQLAlchemyError, StorageInternalError) as error:
-        raise UserError(
-            f"--study = {search.name}: its study.db failed, {first_line(error)}; the same command goes on"
-        ) from None
-
-
-def run_trial(trial: "optuna.Trial", search: Search) -> float:
-    """One run. A trial that takes over from a process that was killed goes on with that one's run."""
-    import optuna
-
-    from gpt.cli.jobs import compose_run
-    from gpt.cli.live import TimeLeft, live_line
-    from gpt.cli.overrides import parse_overrides
-    from gpt.runs.train import train
-    from gpt.runs.trainer import RunOptions
-
-    taken_over = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(
-        trial.study.trials[trial.number]
-    )
-    folder = search.folder / f"{taken_over if isinstance(taken_over, int) else trial.number:04}"
-    values = suggest(trial, search.space)
-    overrides = to_overrides(values)
+    killed = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial.study.trials[trial.number])
+    folder = search.folder / f"{trial.number if killed is None else killed:04}"
+    chosen, config = suggest(trial, search.space), None
+    overrides, line = [*search.shared, *chosen], f"{folder.name}  {' '.join(chosen)}"
     left = TimeLeft(search.started, search.begun, search.trials - search.begun)
     search.begun += 1
-    callbacks = [report_to(trial), *live_line(search.begun, search.trials, name_settings(values), left)]
-    config = None
+    live = live_line(search.begun, search.trials, name_settings(parse_overrides(chosen)), left)
+    watching = [LambdaCallback(on_validation_end=report), *live]
     try:
-        config = compose_run([*search.overrides, *overrides], search.name)
-        given = parse_overrides([*search.overrides, *overrides])
-        options = RunOptions(command=sys.argv, overrides=given, callbacks=callbacks, quiet=True)
+        config = compose_config([f"name='{search.folder.name}'", *overrides])
+        options = RunOptions(sys.argv, overrides=parse_overrides(overrides), callbacks=watching, quiet=True)
         result = train(config, folder, options)
     except (UserError, optuna.TrialPruned) as error:
-        if isinstance(error, UserError) and config is not None and not (folder / "config.yaml").exists():
-            search.refusals.append(error)
+        if config is not None and not search.has_runs():
+            raise
         write_text(folder / "error.txt", f"{one_line(error)}\n")
-        print(f"{folder.name}  {' '.join(overrides)}: {one_line(error)}", flush=True)
-        raise
-    print(
-        f"{folder.name}  {' '.join(overrides)}: val loss {result.loss:.4f}, {result.seconds:.0f} s",
-        flush=True,
-    )
+        print(f"{line}: {one_line(error)}", flush=True)
+        raise optuna.TrialPruned(str(error)) from None
+    print(f"{line}: {result.headline}, {result.seconds:.0f} s", flush=True)
     return result.loss
 
 
-def report_to(trial: "optuna.Trial") -> "Callback":
-    """A callback that tells Optuna each validation loss, and ends a run that has fallen behind."""
-    import lightning as L
-    import optuna
-
-    class Report(L.Callback):
-        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            trial.report(trainer.callback_metrics["val/loss"].item(), trainer.global_step)
-            if trial.should_prune():
-                raise optuna.TrialPruned(
-                    f"dropped after {trainer.global_step:,} steps: worse than half of the others were then"
-                )
-
-    return Report()
-
-
-def remove_if_refused(study: "optuna.Study", search: Search, created: Path) -> None:
-    """Remove a new study of which no run has begun. Raises UserError with the reason of the first one."""
-    errors = sorted(search.folder.glob("*/error.txt"))
-    states = {trial.state.name for trial in study.trials}
-    if states == {"FAIL"} and errors and all(is_refusal(path) for path in errors):
-        reason = read_text(errors[0]).strip()
-        remove_refused(errors, created, [search.folder / name for name in DATABASE_FILES])
-        raise UserError(reason)
-
-
-def draw(study: "optuna.Study", folder: Path) -> list[str]:
-    """Write Optuna's own pictures, as far as there is something to see, and return the names of their files."""
-    import matplotlib.pyplot as plt
-    from optuna.importance import PedAnovaImportanceEvaluator
-    from optuna.visualization import matplotlib as pictures
-
-    from gpt.files import atomic
-
-    drawings: dict[str, Callable[[], Any]] = {
-        "history": lambda: pictures.plot_optimization_history(study),
-        "slices": lambda: pictures.plot_slice(study),
-        "parallel": lambda: pictures.plot_parallel_coordinate(study),
-        "importances": lambda: pictures.plot_param_importances(
-            study, evaluator=PedAnovaImportanceEvaluator()
-        ),
+def draw(study: optuna.Study, folder: Path) -> list[str]:
+    """Write Optuna's own pictures, where there is something to see, and return the names of their files."""
+    pyplot.switch_backend("Agg")
+    pictures = optuna.visualization.matplotlib
+    drawings: dict[str, Any] = {
+        "history": pictures.plot_optimization_history,
+        "slices": pictures.plot_slice,
+        "parallel": pictures.plot_parallel_coordinate,
+        "importances": pictures.plot_param_importances,
     }
     written = []
     for name, plot in drawings.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", UserWarning
-                )  # few trials make poor pictures, which is no news
-                axes = plot()
-        except (ValueError, RuntimeError):  # too few trials, or all alike
-            continue
-        figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
-        with atomic(folder / f"{name}.png") as file:
-            figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
-        plt.close(figure)
-        written.append(f"{name}.png")
+        with warnings.catch_warnings(), contextlib.suppress(ValueError, RuntimeError):  # few trials, or alike
+            warnings.simplefilter("ignore", UserWarning)  # few trials make poor pictures, which is no news
+            plot(study)
+            with atomic(folder / f"{name}.png") as file:
+                pyplot.savefig(file, format="png", dpi=120, bbox_inches="tight")
+            written.append(f"{name}.png")
+        pyplot.close("all")
     return written

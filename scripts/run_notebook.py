@@ -1,7 +1,7 @@
-"""Execute the derivation notebook in place:  python dev/run_notebook.py
+"""Execute the derivation notebook in place:  python scripts/run_notebook.py
 
-The file changes only if every cell has run. A checksum of the code is stored with the outputs, by which tests/test_notebook.py
-knows whether they belong together.
+The file changes only if every cell has run. A checksum of the code is stored with the outputs, by which
+tests/test_notebook.py knows whether they belong together.
 """
 
 import base64
@@ -19,7 +19,7 @@ from gpt.files import write_text
 
 NOTEBOOK = Path(__file__).parents[1] / "derive-gpt-from-scratch.ipynb"
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "2",  # the number of threads decides in which order numbers are added, and so the last digits
+    "OMP_NUM_THREADS": "2",  # it decides in which order numbers are added, and so the last digits
     "PYTHONWARNINGS": "ignore:IProgress not found",  # from tqdm, about a progress bar that is never shown
 }
 
@@ -34,13 +34,13 @@ def code_sha256(notebook: NotebookNode) -> str:
 
 
 def execute(notebook: NotebookNode, folder: Path, **environment: str) -> None:
-    """Run all cells in a new kernel that starts in `folder`. Raises CellExecutionError at the first one that fails."""
+    """Run all cells in a new kernel that starts in `folder`. Raises CellExecutionError at the first error."""
     client = NotebookClient(
         notebook,
         timeout=None,
         kernel_name="python3",
         record_timing=False,
-        coalesce_streams=True,  # otherwise what is printed arrives in pieces that depend on the clock
+        coalesce_streams=True,  # otherwise what is printed comes in pieces that depend on the clock
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env=ENVIRONMENT | os.environ | environment)

@@ -1,6 +1,6 @@
-"""Pack the best checkpoint of a finished run as the model that comes with this project (sample.py --pretrained):
+"""Pack the best checkpoint of a finished run as the model that comes with this project, --pretrained:
 
-python dev/pack.py outputs/RUN
+python scripts/pack.py outputs/RUN
 """
 
 import copy
@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt.checkpoint import PREFIX, find, load
-from gpt.checkpoint_io import AtomicCheckpointIO
+from gpt.checkpoint import find, load, write
 from gpt.cli.options import Parser
-from gpt.corpus import SHA256, tiny_shakespeare
 from gpt.data import VALIDATION_BATCH, AllWindows
+from gpt.errors import UserError, user_errors
 from gpt.files import PRETRAINED, read_json
 from gpt.model import GPT
 from gpt.module import cross_entropy
-from gpt.settings import UserError, user_errors
+from gpt.text import SHA256, tiny_shakespeare
 from gpt.tokenizer import Tokenizer
 
 PLACES = ("hydra.", "data.path", "data.folder")  # settings that name folders of one machine
@@ -30,17 +29,19 @@ LARGEST = 6_000_000  # bytes of the packed file: it is cloned with the repositor
 
 
 def pack(run: Path, target: Path = PRETRAINED) -> dict[str, Any]:
-    """Write the weights of a run's best checkpoint in float16, and return what is said about them inside the file.
+    """Write the weights of a run's best checkpoint in float16, and return what the file says about them.
 
-    float16 changes the loss less than bfloat16 does: its range is enough for trained weights, and it has three more bits.
+    float16 changes the loss less than bfloat16 does: its range is enough for trained weights, and it has
+    three more bits.
     Raises UserError for a run that has not finished, or was trained on another text.
     """
-    result, origin, checkpoint = read_json(run / "result.json"), read_json(run / "run.json"), find(str(run))
+    result, origin = read_json(run / "result.json"), read_json(run / "run.json")
+    checkpoint = find(str(run))
     model, tokenizer, metadata = load(checkpoint)
     if metadata["text_sha256"] != SHA256:
-        raise UserError(f"run = {run}: not trained on Tiny Shakespeare, which everybody has; give a run with data.path=null")
+        raise UserError(f"run = {run}: not trained on Tiny Shakespeare; give a run with data.path=null")
     if 2 * sum(weight.numel() for weight in model.parameters()) > LARGEST:
-        raise UserError(f"run = {run}: its weights take more than {LARGEST:,} bytes; give one of a smaller model")
+        raise UserError(f"run = {run}: its weights take more than {LARGEST:,} bytes; give a smaller model")
     metadata["config"]["data"] |= {"path": None, "folder": "data"}  # it is the same text, wherever it was
     exact = losses(model, tokenizer, metadata)
     weights = copy.deepcopy(model).half().state_dict()  # a tied head stays tied
@@ -53,13 +54,15 @@ def pack(run: Path, target: Path = PRETRAINED) -> dict[str, Any]:
         "losses_as_trained": exact,
         "losses_as_stored": losses(model, tokenizer, metadata),
     }
-    content = {"gpt": metadata, "state_dict": {f"{PREFIX}{name}": weight for name, weight in weights.items()}}
-    AtomicCheckpointIO().save_checkpoint(content, target)
+    write(target, {"gpt": metadata, "state_dict": weights})
     return metadata["pretrained"]
 
 
 def losses(model: GPT, tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> dict[str, float]:
-    """Losses of the validation split in nats per character: all of it, in windows of half the context, and its first batch."""
+    """Losses of the validation split in nats per character.
+
+    There are three: of all of it, of all of it in windows of half the context, and of its first batch.
+    """
     text = tiny_shakespeare(Path("data"))
     ids = tokenizer.ids(text[int(len(text) * (1 - metadata["config"]["data"]["val_fraction"])) :])
     context = model.config.context_length
@@ -72,7 +75,7 @@ def losses(model: GPT, tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> dic
 
 @torch.inference_mode()
 def mean_loss(model: GPT, ids: np.ndarray, context_length: int, batches: int | None = None) -> float:
-    """The mean loss over the first `batches` batches of windows of ids (N,), or over all of them, as a run validates."""
+    """The mean loss over the first `batches` batches of windows of ids (N,), or all, as a run validates."""
     total, windows = 0.0, 0
     for inputs, targets in islice(AllWindows(ids, context_length, VALIDATION_BATCH), batches):
         total += len(inputs) * cross_entropy(model(inputs), targets).item()
@@ -82,13 +85,17 @@ def mean_loss(model: GPT, ids: np.ndarray, context_length: int, batches: int | N
 
 def shorten_command(words: list[str]) -> str:
     """The command that trained a run, without the folders of the machine that it ran on."""
-    return shlex.join(["python", "scripts/train.py", *(word for word in words[1:] if not word.startswith(PLACES))])
+    return shlex.join(
+        ["python", "scripts/train.py", *(word for word in words[1:] if not word.startswith(PLACES))]
+    )
 
 
 def describe_hardware(machine: Mapping[str, Any], precision: str) -> str:
     """What kind of machine trained a run, without naming it."""
     kind = machine["cpu"].replace("AVX", "AVX-") if machine["device"] == "cpu" else machine["device"]
-    return f"{kind} with {'bfloat16' if precision == 'bf16-mixed' else 'float32'}, {machine['threads']} threads"
+    return (
+        f"{kind} with {'bfloat16' if precision == 'bf16-mixed' else 'float32'}, {machine['threads']} threads"
+    )
 
 
 def main() -> None:
