@@ -1,11 +1,10 @@
-"""Checkpoints: safetensors files, whose header tells everything else as JSON. Nothing in one can be executed.
+"""Checkpoints: safetensors files whose header tells everything else as JSON. Nothing in one can be executed.
 
 best.safetensors holds the weights of a model under their own names (`tokens.weight`,
 `blocks.0.attn.qkv.weight`), so any program can read them. In the header, "gpt" is what makes the model again:
-    format (5), model (a ModelConfig), tokenizer (its state), text_sha256, config (all settings of the run), step,
-    and for a fine-tuned model task (its name, kind, labels and longest sequence)
-last.safetensors also holds what training continues from. In its header, "training" is a tree of plain values,
-in which {"tensor": NAME} stands for a tensor of the file.
+format (5), model (a ModelConfig), tokenizer (its state), text_sha256, config (all settings of the run), step,
+and for a fine-tuned model task. last.safetensors also holds what training continues from. In its header,
+"training" is a tree of plain values, in which {"tensor": NAME} stands for a tensor of the file.
 """
 
 import hashlib
@@ -42,8 +41,7 @@ def find(place: str | Path) -> Path:
     """The checkpoint file that `place` means: a file, a run folder, or "pretrained" for the one that comes
     with gpt.
 
-    Of a run, that is its best checkpoint, or its last if it has not been validated yet. Raises UserError if
-    there is none.
+    Of a run it is the best, or the last if there is no best yet. Raises UserError if there is none.
     """
     if place == "pretrained":
         return PRETRAINED
@@ -51,20 +49,18 @@ def find(place: str | Path) -> Path:
     if os.path.isdir(path):  # unlike path.is_dir(), this raises nothing for a name that is too long
         best, last = (path / "checkpoints" / f"{name}{SUFFIX}" for name in ("best", "last"))
         path = last if last.exists() and not best.exists() else best
-    if os.path.exists(former := path.with_suffix(".ckpt")) and not (os.path.isfile(path) and path != former):
-        advice = "python scripts/convert_checkpoint.py RUN converts it"
-        raise refusal(former, "written by an earlier version", advice)
+    former = path.with_suffix(".ckpt")
+    if os.path.exists(former) and (path == former or not os.path.isfile(path)):
+        raise refusal(former, "of an earlier version", "python scripts/convert_checkpoint.py RUN converts it")
     if not os.path.isfile(path):
         raise refusal(path, "no such file", "give a run folder or file")
     return path
 
 
 def load(place: str | Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """The language model of a checkpoint in eval mode, its tokenizer, and the run's metadata. `place` is as
-    in `find`.
+    """The language model that `find(place)` has, in eval mode, its tokenizer, and the run's metadata.
 
-    Raises UserError as `assemble` does, and for a fine-tuned model, which
-    `gpt.finetune.predict.load_answerer` loads.
+    Raises UserError as `assemble` does, and for a fine-tuned model, which `gpt.finetune.predict` loads.
     """
     path = find(place)
     content = read(path)
@@ -75,16 +71,20 @@ def load(place: str | Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
 
 
 def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """The model in what `read(path)` has found, of either kind, in eval mode, its tokenizer, and the run's
+    """The model in what `read(path)` has found, of either kind, in eval mode, its tokenizer, and the
     metadata.
 
-    Raises UserError for metadata that make no model, and for weights that do not fit them. The number of
-    weights is compared before a model is made, so that none takes more memory than its file.
+    Raises UserError for metadata that make no model, and for weights that do not fit them. Sizes are compared
+    before a model is made, so that none takes more memory than its file.
     """
     metadata, weights = content["gpt"], content["state_dict"]
     try:
         config, tokenizer = ModelConfig.model_validate(metadata["model"]), restore(metadata["tokenizer"])
-        make, extra = kind_of_model(metadata, config)
+        task, extra = metadata.get("task"), 0
+        if task is not None:
+            from gpt.finetune import model as finetune  # the core knows fine-tuning by this line alone
+
+            extra = finetune.extra_parameters(task, config)
     except (KeyError, TypeError, ValueError) as error:
         reason = explain(error, "model") if isinstance(error, ValidationError) else error
         raise refusal(path, f"its metadata makes no model ({shorten(reason, 200)})") from None
@@ -94,44 +94,30 @@ def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, di
         )
     if config.positions == "rotary" and config.context_length * config.head_size > LARGEST_ROTARY_TABLE:
         raise refusal(path, f"context_length = {config.context_length}: longer than that of any model here")
-    held = sum({(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in weights.values()}.values())
-    if held != (needed := config.parameter_count() + extra):
+    # tied ones once
+    unique = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in weights.values()}
+    if (held := sum(unique.values())) != (needed := config.parameter_count() + extra):
         raise refusal(path, f"holds {held:,} parameters, where its sizes ask for {needed:,}")
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise refusal(
-            path, f"non-finite weights in {len(broken)} tensors, {broken[0]} first", "use an earlier one"
-        )
-    model = make()
+        raise refusal(path, f"non-finite weights in {len(broken)} tensors, {broken[0]} first")
+    model = GPT(config) if task is None else finetune.build_classifier(task, config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise refusal(path, f"another architecture than its metadata says: {shorten(error, 200)}") from None
+        raise refusal(path, f"another architecture than it says: {shorten(error, 200)}") from None
     return model.eval(), tokenizer, metadata
 
 
-def kind_of_model(metadata: Mapping[str, Any], config: ModelConfig) -> tuple[Any, int]:
-    """What makes the model of a checkpoint, and how many parameters it has in addition to those of a language
-    model.
-    """
-    if (task := metadata.get("task")) is None:
-        return lambda: GPT(config), 0
-    # the core knows fine-tuning by this line alone
-    from gpt.finetune.model import build_classifier, extra_parameters
-
-    return lambda: build_classifier(task, config), extra_parameters(task, config)
-
-
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `gpt` (metadata), `state_dict` (weights) and whatever else training continues from, atomically.
+    """Write "gpt" (metadata), "state_dict" (weights) and whatever else training continues from, atomically.
 
-    Everything else may hold dictionaries with keys of text or whole numbers, lists, tuples, plain values and
-    tensors.
-    Raises OSError, and TypeError for any other value.
+    That may hold dictionaries with keys of text or whole numbers, lists, tuples, plain values and tensors.
+    Raises UserError if the file cannot be written, and TypeError for any other value.
     """
     tensors: dict[str, Tensor] = {}
     names: dict[Any, str] = {}
     weights = {
-        name: encode(tensor, name, tensors, names)["tensor"] for name, tensor in content["state_dict"].items()
+        name: encode(value, name, tensors, names)["tensor"] for name, value in content["state_dict"].items()
     }
     rest = {key: value for key, value in content.items() if key not in ("gpt", "state_dict")}
     header = {"format": "pt", "gpt": json.dumps(content["gpt"])}
@@ -156,56 +142,43 @@ def read(path: Path) -> dict[str, Any]:
             raise SafetensorError("no header of such a file")
         with safe_open(path, "pt") as opened:
             header: dict[str, str] = opened.metadata() or {}
-            # noqa: SIM118 - it is no dictionary
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    except OSError as error:
-        raise refusal(
-            path, str(error.strerror or error), "give a run folder or a file that can be read"
-        ) from None
-    except SafetensorError as error:
-        raise refusal(
-            path, f"truncated or not a checkpoint ({shorten(error, 100)})", "use another one"
-        ) from None
-    if "gpt" not in header:
-        raise refusal(
-            path, "not one of this project's", "give a run folder under outputs/ or a checkpoint in one"
-        )
-    try:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if "gpt" not in header:
+            raise refusal(path, "not one of this project's", "give a run folder under outputs/")
         metadata = dict(json.loads(header["gpt"]))
         if (found := metadata.get("format")) != FORMAT:
             reason = f"its format is {shorten(found)}, this version reads {FORMAT}"
             raise refusal(path, reason, "use the version that wrote it")
         if header.get("sha256") != checksum(tensors):
-            raise refusal(path, "damaged: its tensors are not those that were written", "use another one")
+            raise refusal(path, "damaged: its tensors are not those that were written")
         weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("training/")}
         weights |= {name: tensors[of] for name, of in json.loads(header["tied"]).items()}
         rest = decode(json.loads(header["training"]), tensors) if "training" in header else {}
         return {"gpt": metadata, "state_dict": weights} | rest
     except UserError:
         raise
+    except OSError as error:
+        raise refusal(path, str(error.strerror or error), "give one that can be read") from None
+    except SafetensorError as error:
+        raise refusal(path, f"truncated or not a checkpoint ({shorten(error, 100)})") from None
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        raise refusal(path, "its header is damaged", "use another one") from None
+        raise refusal(path, "its header is damaged") from None
 
 
 def encode(value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, str]) -> Any:
-    """`value` as JSON has it. Its tensors are put into `tensors` by their path, tied ones once; `names` tells
+    """`value` as JSON has it. Its tensors go into `tensors` by their path, tied ones once; `names` tells
     which.
     """
     if isinstance(value, Tensor):
-        place = names.setdefault(
-            (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device), name
-        )
+        place = names.setdefault((value.data_ptr(), value.shape, value.stride(), value.dtype), name)
         if place == name:
             tensor = value.detach().cpu().contiguous()
-            # of a larger one, which the file would not hold
-            is_part = tensor.untyped_storage().nbytes() != tensor.nbytes
+            is_part = tensor.untyped_storage().nbytes() != tensor.nbytes  # of a storage that others share
             tensors[name] = tensor.clone() if is_part else tensor
         return {"tensor": place}
-    # as pairs, because JSON would turn the keys 0, 1, 2 of an optimizer into text
-    if isinstance(value, Mapping):
-        return {
-            "items": [[key, encode(inner, f"{name}/{key}", tensors, names)] for key, inner in value.items()]
-        }
+    if isinstance(value, Mapping):  # as pairs: JSON would turn the keys 0, 1, 2 of an optimizer into text
+        pairs = value.items()
+        return {"items": [[key, encode(inner, f"{name}/{key}", tensors, names)] for key, inner in pairs]}
     if isinstance(value, (list, tuple)):
         return [encode(inner, f"{name}/{number}", tensors, names) for number, inner in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -6,7 +6,7 @@ import lightning as L
 from tqdm import tqdm
 
 from gpt.config import RunConfig
-from gpt.data import TextData
+from gpt.data import TextData, open_text
 from gpt.ensemble import Ensemble
 from gpt.errors import UserError
 from gpt.machine import silence_lightning
@@ -40,10 +40,10 @@ def evaluate(
     # The folder that may be written to is this one's, wherever the model was trained
     changes = {"folder": "data"} | ({} if path is None else {"path": path})
     config = RunConfig.from_dict({"data": stored["data"] | changes}).data
-    data = TextData(config, context_length or length, seed=0, tokenizer=tokenizer)
-    if path is None and data.sha256 != metadata["text_sha256"]:
+    if path is None and open_text(config, tokenizer.reads_bytes).sha256 != metadata["text_sha256"]:
         reason = "no longer the text that this model has seen; give it with --data FILE"
         raise UserError(f"data.path = {config.path}: {reason}")
+    data = TextData(config, context_length or length, seed=0, tokenizer=tokenizer)
     silence_lightning()
     module = GPTModule(model, lengths=tokenizer.lengths)
     trainer = L.Trainer(

@@ -15,15 +15,14 @@ from gpt.errors import UserError, printable, user_errors
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    what = "a fine-tuned run, of which the best checkpoint is taken, or a .ckpt file; by default the newest fine-tuned run"
+    what = "a fine-tuned run, of which the best checkpoint is taken, or a .safetensors file; "
+    what += "by default the newest fine-tuned run"
     parser.add_argument("checkpoint", nargs="?", metavar="RUN", help=what)
-    parser.add_argument(
-        "--text",
-        help="the text; of pairs and choices, tabs separate the parts; \\n is a line break; default: each line of stdin",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object for each text, with every digit"
-    )
+    text = "the text; of pairs and choices, tabs separate the parts; \\n is a line break; "
+    text += "default: each line of stdin"
+    parser.add_argument("--text", help=text)
+    exact = "print one JSON object for each text, with every digit"
+    parser.add_argument("--json", action="store_true", help=exact)
     return parser.parse_args(arguments)
 
 
@@ -49,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
     from gpt.checkpoint import find
-    from gpt.cli.runs import newest_run
+    from gpt.cli.newest import newest_run
     from gpt.finetune.predict import load_answerer
 
     answerer = load_answerer(find(options.checkpoint or newest_run(fine_tuned=True)))

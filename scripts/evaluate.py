@@ -63,6 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(json.dumps(losses) if options.json else tabulate(losses))
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

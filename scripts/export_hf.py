@@ -31,6 +31,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{options.out}: {export(model, tokenizer, options.out, options.onnx)}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

@@ -112,7 +112,11 @@ def stop_at_once(signal_number: int, frame: object) -> NoReturn:
     os._exit(130)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         signal.signal(signal.SIGINT, stop_at_once)
         main()
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,3 +1,5 @@
+"""Byte pairs: any text can be encoded, and learning them takes no longer than it must."""
+
 import random
 import re
 import string
@@ -7,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt.corpus import Text, tiny_shakespeare
-from gpt.extras import bpe
-from gpt.extras.bpe import BPETokenizer, byte_letters, first_characters
-from gpt.settings import UserError
+from gpt.errors import UserError
+from gpt.interop import bpe
+from gpt.interop.bpe import BPETokenizer, byte_letters, first_characters
+from gpt.text import Text, tiny_shakespeare
 from gpt.tokenizer import restore
 
 pytest.importorskip("tokenizers", reason="extra hf is not installed")
@@ -23,7 +25,9 @@ def test_frequent_pairs_become_pieces_and_any_text_can_be_encoded():
     assert 256 < len(tokenizer) <= 300
     assert b" be" in tokenizer.pieces
     assert len(tokenizer.encode(TEXT)) < len(TEXT)
-    assert tokenizer.decode(tokenizer.encode("ж\x00")) == "ж\x00"  # the text has neither
+    for text in (TEXT, "ж\x00"):  # neither of the last two is in the text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert restore(tokenizer.state).state == tokenizer.state
 
 
 def test_training_is_deterministic():
@@ -49,7 +53,7 @@ def test_fewer_pieces_than_asked_for_are_remarked_upon(text):
     assert BPETokenizer.fit(text, 0.3, 257).remark == ""
 
 
-@pytest.mark.parametrize("alphabet", ["a", string.ascii_letters, " ", " \t\u2003", "0123456789", "!?-"])
+@pytest.mark.parametrize("alphabet", ["a", string.ascii_letters, " ", " \t\u2003", "!?-"])
 def test_text_without_words_takes_a_second(alphabet):
     text = "".join(random.Random(0).choices(alphabet, k=400_000))
     start = time.process_time()
@@ -66,26 +70,12 @@ def test_ordinary_text_is_never_cut(monkeypatch):
     assert BPETokenizer.from_parts([text], vocab_size=300).state == usual
 
 
-LETTERS = list(byte_letters())
-
-
 @pytest.mark.parametrize(
-    ("vocabulary", "merges"),
-    [
-        (["a", "π"], []),
-        ([*LETTERS, "ab", "ab"], []),
-        ([*LETTERS, ""], []),
-        ([*LETTERS, 7], []),
-        ([*LETTERS, "a b"], []),
-        (LETTERS, [["a", "b"]]),
-        ([*LETTERS, "ab"], [["a"]]),
-        (LETTERS, None),
-        (None, []),
-    ],
+    ("more", "merges"), [(["ab", "ab"], []), ([""], []), ([], [["a", "b"]]), (["a b"], [])]
 )
-def test_damaged_state_is_refused(vocabulary, merges):
+def test_damaged_state_is_refused(more, merges):
     with pytest.raises(UserError, match="tokenizer = bpe: damaged"):
-        restore({"kind": "bpe", "vocabulary": vocabulary, "merges": merges})
+        restore({"kind": "bpe", "vocabulary": [*byte_letters(), *more], "merges": merges})
 
 
 def test_missing_library_is_one_line(monkeypatch):

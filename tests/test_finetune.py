@@ -1,38 +1,71 @@
-"""Fine-tuning: the model and its losses, runs from start to end, and what is refused."""
+"""Fine-tuning: its sequences, the model and its losses, runs from start to end, and what is refused."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import classify
-import finetune
 import pytest
 import torch
 import torch.nn.functional as F
+from test_finetune_tasks import play
 
 import sample
-import train
 from conftest import PRECISION, make_config, make_model
 from gpt.checkpoint import read
+from gpt.cli import main
+from gpt.config import AdamWConfig, SchedulerConfig
 from gpt.finetune.data import ExampleBatches
-from gpt.finetune.inputs import SPECIAL, Inputs, collate
-from gpt.finetune.model import Classifier
-from gpt.finetune.module import ClassifierModule, language_loss, task_scores
-from gpt.optim import AdamWConfig, SchedulerConfig
+from gpt.finetune.inputs import Inputs, collate, to_sequences
+from gpt.finetune.model import Classifier, build_classifier, extra_parameters
+from gpt.finetune.module import ClassifierModule, language_loss
+from gpt.finetune.task import Example
+from gpt.tokenizer import CharTokenizer
 
+TOKENIZER = CharTokenizer.from_text("abcdefghijk")  # a is 0
 V, START, DELIMITER, EXTRACT = 11, 11, 12, 13
 KINDS = {"classification": 1, "entailment": 1, "similarity": 2, "choice": 3}  # sequences of an example
-ADAMW = AdamWConfig(name="adamw", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
-CONSTANT = SchedulerConfig(shape="linear", warmup_ratio=0.0, decay_ratio=0.0, min_lr_ratio=1.0)
-SIZES = ["model=tiny", "model.n_embd=16", "model.context_length=32", "trainer.accelerator=cpu", f"trainer.precision={PRECISION}"]
+SIZES = ["model=tiny", "model.n_embd=16", "model.context_length=32"]
+MACHINE = ["trainer.accelerator=cpu", f"trainer.precision={PRECISION}"]
+SEQUENCES = [  # figure 1 of Radford et al. 2018, written out by hand
+    ("classification", ("abc",), [[START, 0, 1, 2, EXTRACT]]),
+    ("entailment", ("ab", "cd"), [[START, 0, 1, DELIMITER, 2, 3, EXTRACT]]),
+    ("similarity", ("ab", "c"), [[START, 0, 1, DELIMITER, 2, EXTRACT], [START, 2, DELIMITER, 0, 1, EXTRACT]]),
+    ("choice", ("a", "b", "cc"), [[START, 0, DELIMITER, 1, EXTRACT], [START, 0, DELIMITER, 2, 2, EXTRACT]]),
+    # Texts too long for 7 tokens lose what is far from the delimiter, and a single text its beginning
+    ("classification", ("aaabcdef",), [[START, 1, 2, 3, 4, 5, EXTRACT]]),
+    ("entailment", ("aaabcd", "dcbaaa"), [[START, 2, 3, DELIMITER, 3, 2, EXTRACT]]),  # half the room each
+    ("entailment", ("aaabcd", "d"), [[START, 1, 2, 3, DELIMITER, 3, EXTRACT]]),  # or what the other leaves
+    ("entailment", ("a", "dcbaaa"), [[START, 0, DELIMITER, 3, 2, 1, EXTRACT]]),
+]
 
 
-def make_classifier(kind: str, arch: str = "modern", dropout: float = 0.0) -> Classifier:
+@pytest.mark.parametrize(("kind", "texts", "sequences"), SEQUENCES)
+def test_texts_become_sequences(kind, texts, sequences):
+    assert to_sequences(Example(texts, 0), kind, TOKENIZER, length=7) == sequences
+
+
+def test_batch_is_padded_at_the_end_and_knows_the_extract_tokens():
+    examples = [Example(("ab", "c"), 1), Example(("d", "abc"), 0)]
+    inputs = collate([(to_sequences(one, "similarity", TOKENIZER, 20), one.label) for one in examples])
+    assert inputs.ids.shape == (4, 7)
+    assert inputs.labels.tolist() == [1, 0]
+    assert inputs.ids[torch.arange(4), inputs.extract].tolist() == [EXTRACT] * 4
+    assert inputs.ids[0].tolist() == [START, 0, 1, DELIMITER, 2, EXTRACT, 0]
+    # Given the longest length, batches are padded to one of few lengths, but never beyond it
+    for length, longest, padded in ((5, 80, 32), (32, 80, 32), (33, 80, 64), (65, 80, 80), (5, 20, 20)):
+        inputs = collate([([[START] * length], 0), ([[START] * 4], 1)], longest)
+        assert inputs.ids.shape == (2, padded)
+        assert inputs.extract.tolist() == [length - 1, 3]
+
+
+def make_classifier(kind: str, arch: str = "modern") -> Classifier:
     torch.manual_seed(0)
-    model = Classifier(make_config(arch), kind, 3, dropout)
+    model = Classifier(make_config(arch), kind, labels=3, dropout=0.0)
     for name, parameter in model.named_parameters():
         if "conv" in name or name == "answer.weight":
-            torch.nn.init.normal_(parameter, std=0.5)  # they start at zero or near it, which would test nothing
+            torch.nn.init.normal_(parameter, std=0.5)  # they start near zero, which would test nothing
     return model.eval()
 
 
@@ -47,7 +80,7 @@ def make_batch(kind: str, examples: int = 4) -> Inputs:
 
 
 def scores_of(model: Classifier, batch: Inputs) -> torch.Tensor:
-    return task_scores(model, model.activations(batch.ids), batch)
+    return model.scores(model.activations(batch.ids), batch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,30 +95,29 @@ def test_neither_padding_nor_the_size_of_a_batch_changes_a_score(kind, arch):
         length = int(batch.extract[rows].max()) + 1
         alone = Inputs(batch.ids[rows, :length], batch.extract[rows], batch.labels[number : number + 1])
         torch.testing.assert_close(scores_of(model, alone)[0], scores[number], atol=1e-5, rtol=0)
+    if kind == "similarity":  # its two orders are added before the head
+        read = model.activations(batch.ids)[[0, 1], batch.extract[:2]]
+        torch.testing.assert_close(scores[0], (read[0] + read[1]) @ model.answer.weight.T)
 
 
-def test_two_orders_are_added_before_the_head():
-    model, batch = make_classifier("similarity"), make_batch("similarity", 1)
-    read = model.activations(batch.ids)[[0, 1], batch.extract]
-    torch.testing.assert_close(scores_of(model, batch)[0], (read[0] + read[1]) @ model.answer.weight.T)
-
-
-def test_the_language_model_inside_is_the_one_that_was_taken_over(arch):
+@pytest.mark.parametrize(("kind", "answers"), [("choice", 1), ("entailment", 3)])
+def test_the_language_model_inside_is_the_one_that_was_taken_over(kind, answers, arch):
     source, ids = make_model(arch, seed=7), torch.arange(10)[None]
-    model = Classifier(make_config(arch), "choice", 3, 0.1).eval()
+    task = {"kind": kind, "labels": ["a", "b", "c"]}
+    model = build_classifier(task, source.config).eval()
     model.take_over(source, None)
     torch.testing.assert_close(model(ids), source.eval()(ids), atol=0, rtol=0)
-    extra = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in source.parameters())
-    assert extra == (SPECIAL + 1) * 16  # the only new parameters
+    extra = sum(p.numel() for p in model.parameters()) - source.config.parameter_count()
+    assert extra == (3 + answers) * 16 == extra_parameters(task, source.config)  # the only new ones
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_layers_are_taken_over_from_the_bottom(layers):
-    source, model = make_model(seed=7), Classifier(make_config(), "choice", 3, 0.1)
+    source, model = make_model(seed=7), make_classifier("choice")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.take_over(source, layers)
-    taken = {name for name, tensor in source.state_dict().items() if torch.equal(model.state_dict()[name], tensor)}
-    drawn = {name for name, tensor in model.state_dict().items() if torch.equal(before[name], tensor)}
+    taken = {name for name, it in source.state_dict().items() if torch.equal(model.state_dict()[name], it)}
+    drawn = {name for name, it in model.state_dict().items() if torch.equal(before[name], it)}
     for number in range(2):
         name = f"blocks.{number}.mlp.fc.weight"
         assert (name in taken) == (number < layers)
@@ -94,7 +126,8 @@ def test_layers_are_taken_over_from_the_bottom(layers):
 
 
 def module_of(model: Classifier, lm_weight: float) -> ClassifierModule:
-    return ClassifierModule(model, ADAMW, CONSTANT, torch.ones(2, V, dtype=torch.int64), lm_weight)
+    lengths = torch.ones(2, V, dtype=torch.int64)
+    return ClassifierModule(model, AdamWConfig(), SchedulerConfig(), lengths, lm_weight=lm_weight)
 
 
 def test_weight_zero_is_plain_classification():
@@ -107,13 +140,11 @@ def test_weight_zero_is_plain_classification():
 
 def test_language_loss_is_over_the_texts_own_tokens():
     model = make_classifier("entailment")
-    one, other = [START, 3, 4, DELIMITER, 5, EXTRACT], [START, 6, EXTRACT]
-    batch = collate([([one], 0), ([other], 1)])
+    batch = collate([([[START, 3, 4, DELIMITER, 5, EXTRACT]], 0), ([[START, 6, EXTRACT]], 1)])
     loss, targets = language_loss(model, model.activations(batch.ids), batch)
     assert targets.tolist() == [3, 4, 5, 6]
-    log_probabilities = model(batch.ids).log_softmax(-1)
-    by_hand = [log_probabilities[0, 0, 3], log_probabilities[0, 1, 4], log_probabilities[0, 3, 5], log_probabilities[1, 0, 6]]
-    torch.testing.assert_close(loss, -sum(by_hand) / 4)
+    log_p = model(batch.ids).log_softmax(-1)
+    torch.testing.assert_close(loss, -(log_p[0, 0, 3] + log_p[0, 1, 4] + log_p[0, 3, 5] + log_p[1, 0, 6]) / 4)
 
 
 def test_batches_of_any_texts_give_every_layer_few_shapes():
@@ -135,39 +166,48 @@ def test_batches_of_any_texts_give_every_layer_few_shapes():
 def test_gradients_reach_what_should_learn(lm_weight):
     model, batch = make_classifier("choice"), make_batch("choice")  # without delimiters
     module_of(model, lm_weight).loss(batch).backward()
-    without = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
+    without = {name for name, it in model.named_parameters() if it.grad is None or not it.grad.any()}
     assert without == (set() if lm_weight else {"head.weight"})  # which no answer needs
-    special = model.tokens.special.grad.abs().sum(dim=1)
-    assert [bool(gradient) for gradient in special] == [True, False, True]  # of start, delimiter and extract
+    of_special = model.tokens.special.grad.abs().sum(dim=1)
+    assert [bool(gradient) for gradient in of_special] == [True, False, True]  # start, delimiter, extract
+
+
+# Runs
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Path:
-    """A play whose questions begin with Why, its exclamations with O, and all else with So."""
-    path, lines = tmp_path / "play.txt", []
-    words = ["be", "it", "done", "not", "now", "all", "day", "for", "ever", "we", "go", "on"]
-    for n in range(600):
-        start, end = (("So", "."), ("Why", "?"), ("O", "!"))[n * 7 % 3]
-        speaker = ("ROMEO", "JULIET", "NURSE")[n % 3]
-        lines.append(f"{speaker}:\n{start} {words[n % 11]} {words[n * 5 % 11]}{end}\n")
-    path.write_text("\n".join(lines), encoding="utf-8")
+def play_file(tmp_path: Path) -> Path:
+    path = tmp_path / "play.txt"
+    path.write_text(play("we", 600), encoding="utf-8")
     return path
 
 
-@pytest.fixture
-def pretrained(call, play: Path) -> Path:
-    """A language model that has taken four steps on the play."""
-    code, _, err = call(*SIZES, f"data.path={play}", "trainer.max_steps=4", "callbacks.samples=null", "hydra.run.dir=pre")
-    assert code == 0, err
-    return Path("pre")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("pretrained") / "pre"
 
 
 @pytest.fixture
-def tune(call, play: Path, monkeypatch):
+def pretrained(call, play_file: Path, store: Path) -> Path:
+    """A language model that has taken four steps on the play, trained once and copied for each test."""
+    if not store.exists():
+        settings = "trainer.max_steps=4", "callbacks.samples=null", f"hydra.run.dir={store}"
+        code, _, err = call(*SIZES, *MACHINE, f"data.path={play_file}", *settings)
+        assert code == 0, err
+    return shutil.copytree(store, "pre")
+
+
+@pytest.fixture
+def tune(call, play_file: Path, monkeypatch):
     """Call scripts/finetune.py, as `call` calls scripts/train.py."""
-    monkeypatch.setattr(train, "cli", finetune.cli)
-    fixed = [f"data.path={play}", "trainer.accelerator=cpu", f"trainer.precision={PRECISION}"]
-    return lambda *arguments: call(*arguments, *(() if any("resume=" in word for word in arguments) else fixed))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        fixed = [] if any("resume=" in word for word in arguments) else [f"data.path={play_file}", *MACHINE]
+        with monkeypatch.context() as patch:
+            patch.setattr(main, "train", main.finetune)
+            return call(*arguments, *fixed)
+
+    return run
 
 
 def answers(capsys, *arguments: str) -> list[dict]:
@@ -175,40 +215,51 @@ def answers(capsys, *arguments: str) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_fine_tuning_learns_and_classify_needs_the_checkpoint_alone(pretrained, play, tune, capsys, tmp_path):
-    code, out, err = tune("init=pre", "task=mark", "finetune.epochs=12", "optimizer.lr=5e-3", "hydra.run.dir=tuned")
+def test_fine_tuning_learns_and_classify_needs_the_checkpoint_alone(
+    pretrained, play_file, tune, capsys, tmp_path
+):
+    code, out, err = tune(
+        "init=pre", "task=mark", "finetune.epochs=12", "optimizer.lr=5e-3", "hydra.run.dir=tuned"
+    )
     assert code == 0, err
     result = json.loads(Path("tuned/result.json").read_text())
     assert result["test_accuracy"] > 0.9 > result["majority_accuracy"]
     assert f"accuracy        {result['test_accuracy']:.4f}  (" in out
     assert "95 % interval" in out
     assert "classify.py tuned --text" in out
-    run = json.loads(Path("tuned/run.json").read_text())
-    assert len(run["init_sha256"]) == 64
+    assert len(json.loads(Path("tuned/run.json").read_text())["init_sha256"]) == 64
 
-    alone = tmp_path / "alone.ckpt"
-    Path("tuned/checkpoints/best.ckpt").rename(alone)
-    play.unlink()
-    (answer,) = answers(capsys, str(alone), "--text", "Why go on")
+    alone = Path("tuned/checkpoints/best.safetensors").rename(tmp_path / "alone.safetensors")
+    play_file.unlink()
+    (answer,) = answers(capsys, str(alone), "--text", "we say 7, or what")
     assert answer["label"] == "?"
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
-    for script, place in ((sample, alone), (classify, "pre")):
-        with pytest.raises(ValueError, match=r"fine-tuned for a task, not a language model|answers no questions"):
-            script.main([str(place)] + (["--text", "x"] if script is classify else []))
+    with pytest.raises(ValueError, match="is about one text; separate several by tabs"):
+        classify.main([str(alone), "--text", "we\tsay"])
+    with pytest.raises(ValueError, match="fine-tuned for a task, not a language model"):
+        sample.main([str(alone)])
+    with pytest.raises(ValueError, match="answers no questions"):
+        classify.main(["pre", "--text", "x"])
 
 
 @pytest.mark.parametrize("task", ["reply", "same_speaker", "next_speech"])
 def test_every_kind_of_task_trains(task, pretrained, tune, capsys):
     code, _, err = tune("init=pre", f"task={task}", "trainer.max_steps=2", "hydra.run.dir=tuned")
     assert code == 0, err
-    texts = {"next_speech": "So be it\tO now\tWhy"}.get(task, "So be it\tO now")
+    texts = "we say so\tor what" + "\talas" * (task == "next_speech")
     (answer,) = answers(capsys, "tuned", "--text", texts)
     assert len(answer["probabilities"]) == 2
 
 
 @pytest.mark.parametrize("lm_weight", [0.0, 0.5])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(lm_weight, pretrained, tune, monkeypatch):
-    whole = ["init=pre", "task=mark", "finetune.epochs=2", "trainer.val_check_interval=3", "model.dropout=0.1"]
+    whole = [
+        "init=pre",
+        "task=mark",
+        "finetune.epochs=2",
+        "trainer.val_check_interval=3",
+        "model.dropout=0.1",
+    ]
     whole.append(f"finetune.lm_weight={lm_weight}")
     assert tune(*whole, "hydra.run.dir=whole")[0] == 0
     steps = json.loads(Path("whole/result.json").read_text())["step"]
@@ -222,32 +273,32 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(lm_weight, pretrained, 
     with monkeypatch.context() as patch:
         patch.setattr(ClassifierModule, "training_step", stop_at_the_second)
         code, out, err = tune(*whole, "hydra.run.dir=parts")
-    assert (code, read(Path("parts/checkpoints/last.ckpt"))["global_step"]) == (143, 2), err
+    assert (code, read(Path("parts/checkpoints/last.safetensors"))["global_step"]) == (143, 2), err
     assert "finetune.py resume=parts" in out + err
     Path("pre").rename("moved")  # a run that has begun needs its own checkpoint alone
     code, _, err = tune("resume=parts")
     assert code == 0, err
     assert json.loads(Path("parts/result.json").read_text())["step"] == steps
-    first, second = (read(Path(run, "checkpoints", "last.ckpt"))["state_dict"] for run in ("whole", "parts"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    ends = [read(Path(run, "checkpoints", "last.safetensors"))["state_dict"] for run in ("whole", "parts")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_a_sweep_ends_with_a_table_and_a_picture(pretrained, tune):
-    code, out, err = tune("-m", "init=./pre,null", *SIZES[:3], "trainer.max_steps=1", "seed=1,2", "hydra.sweep.dir=sweep")
+    short = "trainer.max_steps=1"
+    code, out, err = tune("-m", "init=./pre,null", *SIZES, short, "seed=1,2", "hydra.sweep.dir=sweep")
     assert code == 0, err
     rows = [line.split() for line in out.splitlines() if line.startswith("mark")]
     assert {row[1] for row in rows} == {"pre", "null"}
     assert all("±" in row for row in rows)
     runs = {path.parent.name for path in Path("sweep").glob("*/result.json")}
-    assert runs == {"init=pre,seed=1", "init=pre,seed=2", "init=null,seed=1", "init=null,seed=2"}
+    assert runs == {"init-pre_seed-1", "init-pre_seed-2", "init-null_seed-1", "init-null_seed-2"}
     assert Path("sweep/tasks.png").stat().st_size > 1000
-    code, out, err = tune("-m", "init=pre", "finetune.layers=0,2", "trainer.max_steps=1", "hydra.sweep.dir=layers")
+    code, out, err = tune("-m", "init=pre", "finetune.layers=0,2", short, "hydra.sweep.dir=layers")
     assert code == 0, err
     assert Path("layers/tasks.png").exists()
 
 
 REFUSED = {
-    "task=poem": "task = poem: no such file in conf/task/",
     "init=nowhere": "init = nowhere: no such file",
     "finetune.layers=3": "finetune.layers = 3: the model has 2 layers",
     "model.n_layer=4": "model.n_layer = 4: the weights of init=pre have 2",
@@ -255,38 +306,29 @@ REFUSED = {
     "task=csv": "task = csv: needs more",
     "trainer.compile=true": "trainer.compile = true: not for sequences",
     "callbacks=default": "callbacks.samples",
-    "finetune.dropout=1": "finetune.dropout = 1",
 }
 
 
 @pytest.mark.parametrize("override", REFUSED)
 def test_what_makes_no_run_is_one_line_and_leaves_nothing(override, pretrained, tune):
     before = {str(path) for path in Path().rglob("*")}
-    given = ["init=pre"] if not override.startswith("init=") else []
-    code, _, err = tune(*given, override, "hydra.run.dir=new")
-    assert code == 2
+    code, _, err = tune("init=pre", override, "hydra.run.dir=new")
+    assert (code, err.count("\n")) == (2, 1)
     assert REFUSED[override] in err
-    assert err.count("\n") == 1
     assert {str(path) for path in Path().rglob("*")} == before
 
 
-def test_train_goes_on_from_other_weights(call, pretrained, play, tmp_path):
-    code, _, err = call(
-        "init=pre",
-        f"data.path={play}",
-        "trainer.max_steps=1",
-        "trainer.accelerator=cpu",
-        "optimizer=adamw",
-        "optimizer.lr=1e-9",
-        "callbacks.samples=null",
-        "hydra.run.dir=new",
-    )
+def test_train_starts_from_other_weights(call, pretrained, play_file, tmp_path):
+    still = "optimizer=adamw", "optimizer.lr=1e-9", "trainer.max_steps=1", "callbacks.samples=null"
+    code, _, err = call("init=pre", f"data.path={play_file}", *MACHINE, *still, "hydra.run.dir=new")
     assert code == 0, err
-    first, second = (read(Path(run, "checkpoints", "last.ckpt"))["state_dict"] for run in ("pre", "new"))
+    first, second = (
+        read(Path(run, "checkpoints", "last.safetensors"))["state_dict"] for run in ("pre", "new")
+    )
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
     other = tmp_path / "other.txt"
     other.write_text("été " * 500)
-    code, _, err = call("init=pre", f"data.path={other}", "trainer.accelerator=cpu", "hydra.run.dir=refused")
+    code, _, err = call("init=pre", f"data.path={other}", *MACHINE, "hydra.run.dir=refused")
     assert code == 2
     assert "'é'" in err
     assert not Path("refused").exists()

@@ -1,9 +1,9 @@
 """scripts/train.py and scripts/finetune.py: Hydra's entrance, for single runs and sweeps alike.
 
-What Hydra composes begins with the defaults of `gpt.config`, which are registered here, and `conf/` changes
-them.
+What Hydra composes begins with the defaults of `gpt.config`, registered here, and `conf/` changes them.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,45 +19,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gpt.cli.mistakes import hydra_errors
-from gpt.cli.names import CONF, PATHS, parse_overrides, quote_override, quote_paths
+from gpt.cli.names import CONF, PATHS, parse_overrides, quote_paths
 from gpt.cli.sweep import Sweep
-from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, Settings, TaskConfig
+from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig
 from gpt.errors import UserError, shorten, user_errors
 
 TRUSTED = ("gpt.callbacks.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
-
-
-def defaults(settings: Settings, *without: str) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude=set(without))
-
+OF_FINE_TUNING = {"task": TaskConfig().model_dump(), "finetune": FinetuneConfig().model_dump()}
 
 store = ConfigStore.instance()
-store.store("run_defaults", defaults(RunConfig(), "name", "optimizer", "task", "finetune") | {"resume": None})
-store.store("finetune_defaults", {"task": defaults(TaskConfig()), "finetune": defaults(FinetuneConfig())})
-store.store("adamw_defaults", defaults(AdamWConfig()), group="optimizer")
-store.store("muon_defaults", defaults(MuonConfig()), group="optimizer")
-
-
-def run_program(main: Callable[[], Any]) -> None:
-    """Run one of the two functions of Hydra below on the command line. A sweep ends with a comparison of its
-    jobs.
-    """
-    with user_errors():
-        options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
-        if unknown := sorted(options - get_args_parser()._option_string_actions.keys()):
-            advice = "settings have no dashes; write them as trainer.max_steps=3"
-            raise UserError(f"options = {' '.join(unknown)}: unknown; {advice}")
-        sys.argv[1:] = quote_paths(sys.argv[1:])
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, to be told in one line
-        Sweep.started_here = None
-        try:
-            with hydra_errors():
-                main()
-            if Sweep.started_here:
-                Sweep.started_here.conclude()
-        finally:
-            if Sweep.started_here:
-                Sweep.started_here.remove_empty()
+chosen = {"name", "optimizer", "task", "finetune"}  # which have no default
+store.store("run_defaults", RunConfig().model_dump(mode="json", exclude=chosen) | {"resume": None})
+store.store("finetune_defaults", OF_FINE_TUNING)
+store.store("adamw_defaults", AdamWConfig().model_dump(mode="json"), group="optimizer")
+store.store("muon_defaults", MuonConfig().model_dump(mode="json"), group="optimizer")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -80,49 +55,62 @@ def finetune() -> None:
     run_program(finetune_main)
 
 
-@hydra_errors()
-def run_job(cfg: DictConfig) -> float | None:
-    """Train the run that Hydra has composed, a single one or a job of a sweep, or continue the one that it
-    resumes.
+def run_program(main: Callable[[], Any]) -> None:
+    """Run one of the two functions above on the command line. A sweep ends with a comparison of its jobs."""
+    with user_errors(), hydra_errors():
+        options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
+        if unknown := sorted(options - get_args_parser()._option_string_actions.keys()):
+            advice = "settings have no dashes; write them as trainer.max_steps=3"
+            raise UserError(f"options = {' '.join(unknown)}: unknown; {advice}")
+        sys.argv[1:] = quote_paths(sys.argv[1:])
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, to be told in one line
+        Sweep.started_here = None
+        try:
+            main()
+            if Sweep.started_here:
+                Sweep.started_here.conclude()
+        finally:
+            if Sweep.started_here:
+                Sweep.started_here.remove_empty()
 
-    Returns the loss by which a sweeper may choose.
+
+def run_job(cfg: DictConfig) -> float | None:
+    """Train as Hydra has composed, a single run or a job of a sweep, and return the loss by which to choose.
+
+    Mistakes end a single run here, because Hydra would add a line of its own.
     """
-    # torch and Lightning are imported only when something is trained
+    is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    with contextlib.nullcontext() if is_sweep else user_errors(), hydra_errors():
+        return train_job(plain(cfg), HydraConfig.get(), is_sweep)
+
+
+def train_job(values: dict[str, Any], settings: Any, is_sweep: bool) -> float:
+    """Train the run that `values` describe, or continue the one that they resume. `settings` are Hydra's."""
+    # this imports torch and Lightning, which --help can do without
     from gpt.callbacks.trainer import RunOptions
     from gpt.cli.summary import describe_resuming, summarise
     from gpt.machine import is_first_process
     from gpt.train import train
 
-    settings = HydraConfig.get()
-    folder, cwd, is_sweep = (
-        Path(settings.runtime.output_dir),
-        settings.runtime.cwd,
-        settings.mode == RunMode.MULTIRUN,
-    )
-    if cwd not in sys.path:
-        sys.path.append(cwd)  # where a callback of the user's own may be
+    folder, cwd = Path(settings.runtime.output_dir), Path(settings.runtime.cwd)
+    if str(cwd) not in sys.path:
+        sys.path.append(str(cwd))  # where a callback of the user's own may be
     typed = parse_overrides(settings.overrides.task)
-    values = plain(cfg)
-    resume = values.pop("resume", None)
+    resume = values.pop("resume")
     if settings.job.chdir:  # relative paths mean the folder where the user stands, not the job's
-        values = with_absolute_paths(values, Path(cwd))
+        values = with_absolute_paths(values, cwd)
     if resume is None:
-        config = RunConfig.from_dict(with_init(values, typed, Path(cwd)))
+        config = RunConfig.from_dict(with_init(values, typed, cwd))
     else:
-        config = stored_config(
-            folder, {key: value for key, value in typed.items() if key != "resume"}, values
-        )
+        del typed["resume"]
+        config = stored_config(folder, typed, values)
     if is_sweep:
         live = Sweep.started_here.live_line(settings.job.num, folder.name) if Sweep.started_here else []
         return train(config, folder, RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)).loss
-    if (
-        int(os.environ.get("WORLD_SIZE", "1")) > 1
-        and "LOCAL_RANK" not in os.environ
-        and not settings.overrides.hydra
-    ):
-        raise UserError(
-            "hydra.run.dir = (missing): several processes need one folder; set hydra.run.dir=outputs/NAME"
-        )
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" in os.environ
+    if not is_alone and not settings.overrides.hydra:
+        reason = "several processes need one folder"
+        raise UserError(f"hydra.run.dir = (missing): {reason}; set hydra.run.dir=outputs/NAME")
     result = train(config, folder, RunOptions(sys.argv[:], describe_resuming(folder, config), typed))
     if is_first_process():
         os.chdir(cwd)
@@ -133,8 +121,7 @@ def run_job(cfg: DictConfig) -> float | None:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """All settings but Hydra's own as plain values, every interpolation resolved."""
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    # type: ignore[return-value] - its keys are text
-    return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
 def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
@@ -142,26 +129,24 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
     GlobalHydra.instance().clear()
     with hydra_errors(overrides), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose(config_name, quote_paths(overrides), return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)  # for interpolations such as ${hydra:runtime.choices.model}
+        HydraConfig.instance().set_config(cfg)  # for ${hydra:runtime.choices.model}
         values = plain(cfg)
-    values.pop("resume", None)
+    del values["resume"]
     return RunConfig.from_dict(values)
 
 
-def with_absolute_paths(values: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
+def with_absolute_paths(values: dict[str, Any], cwd: Path) -> dict[str, Any]:
     """The values with paths that do not depend on the working directory."""
-    changed = dict(values)
     for key in PATHS:
         group, _, name = key.rpartition(".")
-        node = changed.get(group) if group else changed
+        node = values.get(group, {}) if group else values
         if (
-            isinstance(node, Mapping)
+            name in ("path", "folder", "init")
             and isinstance(place := node.get(name), str)
-            and key not in ("name", "resume")
+            and place != "last"
         ):
-            path = place if key == "init" and place == "last" else str(cwd / Path(place).expanduser())
-            changed |= {group: {**node, name: path}} if group else {name: path}
-    return changed
+            node[name] = str(cwd / Path(place).expanduser())
+    return values
 
 
 def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
@@ -169,7 +154,7 @@ def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> di
 
     Raises UserError for a setting that was typed, or set by a choice that was typed, and contradicts them.
     """
-    if values.get("init") is None:
+    if values["init"] is None:
         return values
     from gpt.cli.newest import newest_run
     from gpt.interop.weights import fit_to_weights
@@ -177,9 +162,9 @@ def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> di
     asked = {key for key in typed if "." in key}
     for group in ("model", "model/arch", "ablation", "experiment"):
         if (path := CONF / group / f"{typed.get(group)}.yaml").is_file():
-            chosen = OmegaConf.to_container(OmegaConf.load(path))
-            chosen = chosen.get("model") if group == "experiment" and isinstance(chosen, dict) else chosen
-            asked |= {f"model.{name}" for name in chosen or ()} - {"model.defaults"}
+            content: Any = OmegaConf.load(path)
+            content = content.get("model") if group == "experiment" else content
+            asked |= {f"model.{name}" for name in content or ()}
     place = newest_run(cwd / "outputs") if values["init"] == "last" else values["init"]
     return fit_to_weights(values | {"init": place}, asked)
 
@@ -187,40 +172,38 @@ def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> di
 def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:
     """The configuration of the run in `folder`, with what was typed in place of single settings.
 
-    `values` are those that were composed, without the run. Raises UserError for a choice of a whole group,
-    and for a stored class that is neither of this project nor one of Lightning's callbacks and loggers,
-    unless it is typed again.
+    `values` are those that were composed without it. Raises UserError for a choice of a whole group, and for
+    a stored class that is neither of this project nor one of Lightning's callbacks and loggers, unless it is
+    typed again.
     """
     from gpt.run import read_config
 
     stored = read_config(folder)
     stored["data"]["folder"] = values["data"]["folder"]
-    for group in ("callbacks", "logger"):
-        for target in targets(stored.get(group)):
+    nodes = {
+        f"{group}.{name}": node for group in ("callbacks", "logger") for name, node in stored[group].items()
+    }
+    for place, node in nodes.items():
+        for target in targets(node):
             if not target.startswith(TRUSTED) and target not in typed.values():
-                name = next(name for name, node in stored[group].items() if target in targets(node))
-                advice = f"if you trust it, add ++{group}.{name}._target_={target}"
-                raise UserError(
-                    f"{group}.{name} = {target}: a class of neither this project nor Lightning; {advice}"
-                )
+                advice = f"if you trust it, add ++{place}._target_={target}"
+                raise UserError(f"{place} = {target}: neither of this project nor of Lightning; {advice}")
     for key, value in typed.items():
         *groups, setting = key.split(".")
-        node: Any = stored if groups else None
+        inner: Any = stored if groups else None
         for group in groups:
-            node = node.setdefault(group, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
+            inner = inner.setdefault(group, {}) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict):
             reason = "a run that is resumed continues with its own"
             raise UserError(f"{key} = {shorten(value)}: not with resume, because {reason}; leave it out")
-        node[setting] = value
+        inner[setting] = value
     return RunConfig.from_dict(stored)
 
 
 def targets(node: Any) -> list[str]:
     """The classes that a node of a configuration names, at any depth."""
-    if isinstance(node, dict):
-        own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [target for inner in node.values() for target in targets(inner)]
-    return [target for inner in node for target in targets(inner)] if isinstance(node, list) else []
-
-
-__all__ = ["compose_config", "finetune", "quote_override", "train"]
+    if not isinstance(node, (dict, list)):
+        return []
+    own = [str(node["_target_"])] if isinstance(node, dict) and "_target_" in node else []
+    inner = node.values() if isinstance(node, dict) else node
+    return own + [target for one in inner for target in targets(one)]

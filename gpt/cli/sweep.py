@@ -1,6 +1,4 @@
-"""What happens around the runs that Hydra starts: their folders, a line for each job of a sweep, and its
-comparison.
-"""
+"""What happens around the runs that Hydra starts: their folders, a line for each job, and a comparison."""
 
 import contextlib
 import hashlib
@@ -42,98 +40,81 @@ MOST_JOBS = 10_000  # of one sweep
 class Sweep(Callback):
     """Names a run's folder after what was typed, and a sweep's and its jobs' after what varies.
 
-    So the same command continues a sweep. A job that fails leaves error.txt in its folder, and the others
+    So the same command continues a sweep. A job that fails leaves error.txt in its folder; the others
     continue.
     """
 
-    # that this process has started; jobs in other processes get a copy of it
-    started_here: "Sweep | None" = None
+    started_here: "Sweep | None" = None  # by this process; jobs in other processes get a copy of it
 
     def __init__(self) -> None:
         self.folder, self.jobs = Path(), 0  # 0: a single run
         self.created: Path | None = None  # the outermost folder that did not exist before
         self.started = self.job_started = 0.0
-        self.error: Exception | None = None  # of a single run
 
     # Hydra only warns of an exception in a callback, and continues. So mistakes end the program here
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Choose the folder of a single run: that of the run that it resumes, or a new one unless it was
-        typed.
-        """
+        """Choose the folder of a single run: that of the run it resumes, or a new one unless it was typed."""
         with user_errors(), hydra_errors():
-            # for interpolations such as ${hydra:runtime.choices.model}
-            HydraConfig.instance().set_config(config)
+            HydraConfig.instance().set_config(config)  # for ${hydra:runtime.choices.model}
+            is_typed, folder = was_typed(config, "hydra.run.dir"), Path(config.hydra.run.dir)
             if config.resume is not None:
                 from gpt.run import find_run
 
-                folder = find_run(str(config.resume))
-                if (
-                    was_typed(config, "hydra.run.dir")
-                    and Path(config.hydra.run.dir).absolute() != folder.absolute()
-                ):
+                found = find_run(str(config.resume))
+                if is_typed and folder.absolute() != found.absolute():
                     reason = "it continues in the run's own folder"
                     raise UserError(f"resume = {shorten(config.resume)}: {reason}; leave hydra.run.dir out")
-                set_hydra(config, "hydra.run.dir", str(folder))
-            elif not was_typed(config, "hydra.run.dir"):
-                # type: ignore[arg-type]
-                typed = parse_overrides(OmegaConf.to_container(config.hydra.overrides.task))
-                start = Path(config.hydra.run.dir)
-                folder = start.with_name(name_run(start.name, config.name, typed))
-                self.note_missing(folder.parent)
-                set_hydra(config, "hydra.run.dir", str(make_unused(folder)))
-            self.begin(Path(config.hydra.run.dir))
+                folder = found
+            elif not is_typed:
+                typed = parse_overrides(list(config.hydra.overrides.task))
+                folder = folder.with_name(name_run(folder.name, config.name, typed))
+            self.begin(folder, must_be_new=config.resume is None and not is_typed)
+            set_hydra(config, "hydra.run.dir", str(self.shown))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Choose the folders of a sweep and of its jobs, and print what varies."""
-        # joblib replaces processes that have grown; no job is lost
-        warnings.filterwarnings("ignore", "A worker stopped")
+        warnings.filterwarnings("ignore", "A worker stopped")  # joblib replaces those that have grown
         with user_errors(), hydra_errors():
             HydraConfig.instance().set_config(config)
             if config.resume is not None:
                 reason = "not for sweeps; repeat the command to continue one"
                 raise UserError(f"resume = {shorten(config.resume)}: {reason}")
-            # type: ignore[arg-type]
-            typed = list(OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
-            # type: ignore[union-attr]
-            params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}
-            parse = OverridesParser.create().parse_overrides
-            overrides = {
-                one.key_or_group: one
-                for one in parse([f"{key}={value}" for key, value in params.items()] + typed)
-            }
-            varied = [one for one in overrides.values() if one.is_sweep_override()]
+            typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+            sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+            swept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+            parsed = OverridesParser.create().parse_overrides([*swept, *typed])
+            varied = [
+                one for one in {one.key_or_group: one for one in parsed}.values() if one.is_sweep_override()
+            ]
             values = [list_values(one) for one in varied]
             names = short_names([one.key_or_group for one in varied])
             self.jobs = math.prod(map(len, values))
             if self.jobs > MOST_JOBS:
-                raise UserError(
-                    f"sweep = {', '.join(names)}: {self.jobs:,} jobs or more; at most {MOST_JOBS:,} at once"
-                )
+                many = f"{self.jobs:,} jobs or more; at most {MOST_JOBS:,} at once"
+                raise UserError(f"sweep = {', '.join(names)}: {many}")
             digest = hashlib.sha256("\n".join(sorted(typed)).encode()).hexdigest()[:8]
             name = "_".join([config.name, *(name for name in names if name != "seed")])[:80]
             set_hydra(config, "hydra.sweep.dir", f"outputs/sweeps/{name}_{digest}", unless_typed=True)
             set_hydra(config, "hydra.sweep.subdir", name_jobs(names, varied, values), unless_typed=True)
             self.begin(Path(config.hydra.sweep.dir))
-            shown = describe_sweep(
-                f"sweep of {self.jobs:,} runs", self.folder, dict(zip(names, values, strict=True))
-            )
-            print(shown, flush=True)
+            shown = dict(zip(names, values, strict=True))
+            print(describe_sweep(f"sweep of {self.jobs:,} runs", self.shown, shown), flush=True)
 
-    def begin(self, folder: Path) -> None:
-        """Make the folder. Raises UserError if that is not possible."""
-        self.note_missing(folder)
-        self.folder, self.started, Sweep.started_here = folder.absolute(), time.time(), self
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"{error.strerror}; choose another hydra.run.dir or hydra.sweep.dir"
-            raise UserError(f"file = {folder}: {reason}") from None
-
-    def note_missing(self, folder: Path) -> None:
-        """Remember the outermost folder on the way to this one that does not exist yet."""
+    def begin(self, folder: Path, must_be_new: bool = False) -> None:
+        """Make the folder, NAME-2 and so on if it must be new and is not. Raises UserError if that fails."""
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        self.created = self.created or (missing[-1].absolute() if missing else None)
+        self.created = missing[-1].absolute() if missing else None
+        for number in itertools.count(1):
+            found = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+            try:
+                found.mkdir(parents=True, exist_ok=not must_be_new)
+                break
+            except OSError as error:
+                if not (must_be_new and found.exists()):
+                    reason = f"{error.strerror}; choose another hydra.run.dir or hydra.sweep.dir"
+                    raise UserError(f"file = {folder}: {reason}") from None
+        self.shown, self.folder, self.started, Sweep.started_here = found, found.absolute(), time.time(), self
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         self.job_started = time.time()
@@ -142,9 +123,6 @@ class Sweep(Callback):
         """Print the job's line, and keep the reason of a job that failed."""
         from gpt.machine import is_first_process
 
-        if config.hydra.mode != RunMode.MULTIRUN and job_return.status == JobStatus.FAILED:
-            self.error = job_return._return_value  # raised by `conclude`: Hydra would print a line about it
-            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         if config.hydra.mode != RunMode.MULTIRUN or not is_first_process():
             return
         folder = Path(config.hydra.runtime.output_dir)
@@ -159,24 +137,19 @@ class Sweep(Callback):
         return live_line(number + 1, self.jobs, name, self.time_left())
 
     def time_left(self) -> "TimeLeft":
-        """How long the sweep still takes, by the files with which jobs end: jobs of other processes count as
-        well.
-        """
-        results, errors = (
-            {path.parent: path.stat().st_mtime for path in self.folder.glob(f"**/{name}")} for name in ENDINGS
-        )
-        trained = [folder for folder, written in results.items() if written >= self.started]
-        failed = [folder for folder, written in errors.items() if written >= self.started]
-        return TimeLeft(self.started, len(trained), self.jobs - len({*results, *failed}))
+        """How long the sweep still takes, by the files with which jobs end, those of other processes as well."""
+        ended = {path: path.stat().st_mtime for name in ENDINGS for path in self.folder.glob(f"**/{name}")}
+        results = {path.parent for path in ended if path.name == "result.json"}
+        now = {path.parent for path, written in ended.items() if written >= self.started}
+        return TimeLeft(self.started, len(results & now), self.jobs - len(results | now))
 
     def conclude(self) -> None:
-        """Compare the jobs of a sweep. Raises UserError if some have failed, and leaves nothing if none could
-        begin. After a single run, raises what has ended it.
+        """Compare the jobs of a sweep. Raises UserError if some failed, and leaves nothing if none could
+        begin.
         """
-        if self.error is not None:
-            raise self.error
         if not self.jobs:
             return
+        from gpt.analysis.compare import compare
         from gpt.analysis.report import report_line
 
         # Hydra's; the runs have their own config.yaml
@@ -188,26 +161,22 @@ class Sweep(Callback):
                 shutil.rmtree(self.folder)
                 raise UserError(reasons[0])
         if any(self.folder.glob("**/result.json")):
-            from gpt.analysis.compare import compare
-
             print(f"\n{compare(self.folder)}\n{report_line(self.folder)}", flush=True)
         if errors:
-            advice = "the same command tries them again"
-            raise UserError(f"sweep = {self.folder}: {len(errors)} of {self.jobs} jobs failed; {advice}")
+            reason = f"{len(errors)} of {self.jobs} jobs failed; the same command tries them again"
+            raise UserError(f"sweep = {self.folder}: {reason}")
 
     def remove_empty(self) -> None:
         """Remove the folder if nothing was written there, and those on the way to it that did not exist."""
-        with contextlib.suppress(OSError):
-            (self.folder / "multirun.yaml").unlink()
-        for folder in (self.folder, *self.folder.parents) if self.created else ():
-            if folder.is_relative_to(self.created or folder):
+        for path in (self.folder / "multirun.yaml", self.folder, *self.folder.parents):
+            if self.created and (path.is_relative_to(self.created) or path.suffix == ".yaml"):
                 with contextlib.suppress(OSError):  # something is in it
-                    folder.rmdir()
+                    path.unlink() if path.suffix == ".yaml" else path.rmdir()
 
 
 def was_typed(config: DictConfig, key: str) -> bool:
-    typed = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    return any(str(override).startswith(f"{key}=") for override in typed)
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    return any(override.startswith(f"{key}=") for override in typed)
 
 
 def set_hydra(config: DictConfig, key: str, value: str, unless_typed: bool = False) -> None:
@@ -216,16 +185,6 @@ def set_hydra(config: DictConfig, key: str, value: str, unless_typed: bool = Fal
         with read_write(config.hydra), open_dict(config.hydra):
             OmegaConf.update(config, key, value)
             config.hydra.overrides.hydra.append(f"{key}='{value}'")
-
-
-def make_unused(folder: Path) -> Path:
-    """Make a folder that no other process has, NAME or else NAME-2, and so on, and return it."""
-    for number in itertools.count(1):
-        found = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            found.mkdir(parents=True)
-            return found
-    raise AssertionError
 
 
 def list_values(override: Override) -> list[str]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import NormalDist
+from typing import Any
 
 from gpt.finetune.task import Example, Task
 
@@ -17,37 +18,35 @@ def majority_accuracy(task: Task) -> float:
 
 def share_right(found: Iterable[int], examples: Sequence[Example]) -> float:
     """The share of examples whose label was found."""
-    return sum(number == example.label for number, example in zip(found, examples, strict=True)) / len(
-        examples
-    )
+    are_right = [label == example.label for label, example in zip(found, examples, strict=True)]
+    return sum(are_right) / len(are_right)
 
 
 def naive_bayes_accuracy(task: Task) -> float | None:
-    """The share of test examples that a multinomial naive Bayes of character n-grams gets right. None without
-    scikit-learn.
+    """The share that a multinomial naive Bayes of character n-grams gets right. None without scikit-learn.
 
-    A text is described by its sequences of one to five characters. Of two texts these are kept apart, and those that
-    occur in both are counted once more. A choice is learnt as pairs of the context and a candidate that are right or
-    wrong, and the candidate that is likeliest to be right is chosen. Rennie et al. 2003, *Tackling the Poor Assumptions of
-    Naive Bayes Text Classifiers*, discuss this model.
+    A text is described by its sequences of one to five characters. Of two texts these are kept apart, and
+    those that occur in both are counted once more. A choice is learnt as pairs of the context and a candidate
+    that are right or wrong, and the candidate that is likeliest to be right is chosen. Rennie et al. 2003,
+    *Tackling the Poor Assumptions of Naive Bayes Text Classifiers*, discuss this model.
     """
     try:
         from sklearn.feature_extraction.text import HashingVectorizer
         from sklearn.naive_bayes import MultinomialNB
     except ImportError:
         return None
-    vectorizer = HashingVectorizer(analyzer=features, n_features=2**18, norm=None, alternate_sign=False)
-    train, is_choice = task.train, task.kind == "choice"
-    if is_choice:
-        train = [pair for example in train for pair in pairs_of(example)]
-    model = MultinomialNB()
-    model.fit(vectorizer.transform(example.texts for example in train), [example.label for example in train])
+    hashing = HashingVectorizer(analyzer=features, n_features=2**18, norm=None, alternate_sign=False)
+
+    def counts(examples: Iterable[Example]) -> Any:  # a sparse matrix with a row for each example
+        return hashing.transform(example.texts for example in examples)
+
+    is_choice, model = task.kind == "choice", MultinomialNB()
+    train = [pair for example in task.train for pair in pairs_of(example)] if is_choice else task.train
+    model.fit(counts(train), [example.label for example in train])
     if not is_choice:
-        return share_right(
-            model.predict(vectorizer.transform(example.texts for example in task.test)), task.test
-        )
-    pairs = (vectorizer.transform(pair.texts for pair in pairs_of(example)) for example in task.test)
-    return share_right((model.predict_log_proba(of_one)[:, 1].argmax() for of_one in pairs), task.test)
+        return share_right(model.predict(counts(task.test)), task.test)
+    right = (model.predict_log_proba(counts(pairs_of(example)))[:, 1] for example in task.test)
+    return share_right((of_pairs.argmax() for of_pairs in right), task.test)
 
 
 def features(texts: Sequence[str]) -> list[str]:
@@ -66,7 +65,7 @@ def pairs_of(choice: Example) -> list[Example]:
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Between which accuracies the true one lies (Wilson 1927, *Probable Inference, the Law of Succession*)."""
+    """Where the true accuracy lies (Wilson 1927, *Probable Inference, the Law of Succession*)."""
     z, share = NormalDist().inv_cdf((1 + confidence) / 2), correct / total
     centre = share + z * z / (2 * total)
     reach = z * ((share * (1 - share) + z * z / (4 * total)) / total) ** 0.5

@@ -1,6 +1,5 @@
 """A task from anyone's table: a CSV or TSV file with texts and labels."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -65,7 +64,7 @@ def read_table(config: TaskConfig) -> "pd.DataFrame":
     except OSError as error:
         refuse(config, "path", f"{error.strerror}; give a CSV or TSV file")
     except ValueError as error:  # what pandas does not understand, or what is not UTF-8
-        refuse(config, "path", f"not a CSV file in UTF-8 ({shorten(error)}); repair or convert it")
+        refuse(config, "path", f"not a CSV file in UTF-8 ({shorten(error, 100)}); repair or convert it")
     table.index += 2
     for name in filter(None, [*config.columns, config.label, config.split_column]):
         if name not in table:
@@ -97,9 +96,7 @@ def number_labels(config: TaskConfig, kind: str, given: "pd.Series") -> tuple[tu
     return labels, [numbers[label] for label in given]
 
 
-def split_each_label(
-    examples: Sequence[Example], test_fraction: float, seed: int
-) -> tuple[list[Example], list[Example]]:
+def split_each_label(examples: list[Example], test_fraction: float, seed: int) -> list[list[Example]]:
     """Training and test examples, with the same share of every label in both, as the seed decides."""
     random, train, test = np.random.default_rng([seed, 2]), list[Example](), list[Example]()
     for label in sorted({example.label for example in examples}):
@@ -108,15 +105,16 @@ def split_each_label(
         order = random.permutation(len(alike))
         test += [alike[number] for number in order[:count]]
         train += [alike[number] for number in order[count:]]
-    return train, test
+    return [train, test]
 
 
 def refuse(config: TaskConfig, setting: str, reason: str) -> NoReturn:
     """Raise the UserError that says why one of the task's settings cannot be used."""
-    raise UserError(f"task.{setting} = {shorten(getattr(config, setting))}: {reason}") from None
+    raise UserError(f"task.{setting} = {shorten(getattr(config, setting), 200)}: {reason}") from None
 
 
 def refuse_first(config: TaskConfig, setting: str, wrong: "pd.Series", advice: str) -> None:
     """Raise a UserError about the first of some cells of a column that are wrong, if there are any."""
-    for row, cell in wrong.items():
-        refuse(config, setting, f"row {row} has {shorten(cell) or 'nothing'} in column {wrong.name}; {advice}")
+    if not wrong.empty:
+        found = shorten(wrong.iloc[0]) or "nothing"
+        refuse(config, setting, f"row {wrong.index[0]} has {found} in column {wrong.name}; {advice}")

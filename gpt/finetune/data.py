@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -20,11 +21,12 @@ BATCHES_SORTED = 16  # so many batches at a time have their examples sorted by l
 
 @dataclass
 class ExampleBatches:
-    """Training batches number `start` to `length` - 1. As in `gpt.data.ShuffledWindows`, batch k depends on (seed, k) alone.
+    """Training batches number `start` to `length` - 1. Batch k depends on (seed, k) alone, as in `gpt.data`.
 
-    An epoch is a permutation of the examples, of which the last few are left out if they do not fill a batch. With
-    several processes, each takes its share of a batch. Batches have few different lengths: in bfloat16 on a CPU, oneDNN
-    keeps the code and buffers that it makes for each new shape, some megabytes for each (docs/log.md, 2026-11-25).
+    An epoch is a permutation of the examples, of which the last few are left out if they do not fill a batch.
+    With several processes, each takes its share of a batch. Batches have few different lengths: in bfloat16
+    on a CPU, oneDNN keeps the code and buffers that it makes for each new shape, some megabytes for each
+    length (docs/log.md, 2026-11-25).
     """
 
     examples: Sequence[Encoded]
@@ -44,16 +46,14 @@ class ExampleBatches:
 
     def __iter__(self) -> Iterator[Inputs]:
         per_epoch = len(self.examples) // self.batch_size
-        epoch, batches = -1, []
-        for k in range(self.start, self.length):
-            if k // per_epoch != epoch:
-                epoch = k // per_epoch
-                batches = self.epoch(epoch)
-            rows = batches[k % per_epoch][self.rank :: self.world_size]
-            yield collate([self.examples[row] for row in rows], self.longest)
+        for epoch, numbers in groupby(range(self.start, self.length), key=lambda k: k // per_epoch):
+            batches = self.epoch(epoch)
+            for k in numbers:
+                rows = batches[k % per_epoch][self.rank :: self.world_size]
+                yield collate([self.examples[row] for row in rows], self.longest)
 
     def epoch(self, number: int) -> list[np.ndarray]:
-        """The rows of each batch of an epoch, in an order of its own: examples of similar length meet in a batch."""
+        """The rows of each batch of an epoch, in an order of its own. Those of a batch are similarly long."""
         generator = np.random.Generator(np.random.Philox(key=[self.seed, number]))
         rows, sizes = generator.permutation(len(self.examples)), np.array(list(map(size, self.examples)))
         batches = []
@@ -87,9 +87,10 @@ class AllExamples:
 class TaskData(Data):
     """A task as sequences of ids for training, for choosing the checkpoint, and for testing.
 
-    The held-out examples are drawn from those for training, by the seed. The test part takes no part in choosing
-    anything. Without a `tokenizer` the one that `config` asks for is made for the text that the task is made from.
-    Raises UserError for a text that is missing, makes no task, or has characters that the tokenizer does not know.
+    The held-out examples are drawn from those for training, by the seed. The test part has no say in
+    anything. Without a `tokenizer` the one that `config` asks for is made for the text that the task is made
+    from. Raises UserError for a text that is missing or makes no task, or characters that the tokenizer does
+    not know.
     """
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer | None = None) -> None:
@@ -115,14 +116,9 @@ class TaskData(Data):
         if self.dropped:
             names = ", ".join(map(repr, sorted(self.dropped)[:10])) + ", ..." * (len(self.dropped) > 10)
             print_note(f"task = {name}: left out {names}, which the tokenizer does not know")
-        ids = [
-            id
-            for sequences, _ in self.val
-            for sequence in sequences
-            for id in sequence
-            if id < len(tokenizer)
-        ]
-        self.characters_per_id = int(tokenizer.lengths[0, ids].sum()) / max(len(ids), 1)
+        ids = np.concatenate([np.concatenate(sequences) for sequences, _ in self.val])
+        lengths = tokenizer.lengths[0].numpy()[ids[ids < len(tokenizer)]]
+        self.characters_per_id = int(lengths.sum()) / max(len(lengths), 1)
         steps_per_epoch = len(self.train) // min(config.data.batch_size, len(self.train))
         self.max_steps = max(1, round(config.finetune.epochs * steps_per_epoch))
         held_out_and_tested = f"{len(self.val):,} to choose the checkpoint, {len(self.test):,} for the test"
@@ -131,7 +127,7 @@ class TaskData(Data):
         self.metadata = {"task": {"name": name, "kind": self.task.kind, **labels}}
 
     def encode(self, example: Example) -> Encoded:
-        """The sequences and the label of an example. Raises UserError for unknown characters, unless they may be dropped."""
+        """Raises UserError for characters that the tokenizer does not know, unless they may be dropped."""
         if self.drop_unknown:
             known = tuple(self.tokenizer.drop_unknown(text) for text in example.texts)
             self.dropped |= set("".join(example.texts)) - set("".join(known))
@@ -144,14 +140,12 @@ class TaskData(Data):
             raise UserError(f"{reason}; {advice}") from None
 
     def train_dataloader(self) -> ExampleBatches:
-        trainer, config = self.trainer, self.config
+        trainer, batch_size = self.trainer, self.config.data.batch_size
         assert trainer is not None
         per_step = trainer.accumulate_grad_batches
         length, start = trainer.max_steps * per_step, trainer.global_step * per_step
-        share = trainer.global_rank, trainer.world_size
-        return ExampleBatches(
-            self.train, config.data.batch_size, config.seed, length, self.max_length, start, *share
-        )
+        share = start, trainer.global_rank, trainer.world_size
+        return ExampleBatches(self.train, batch_size, self.config.seed, length, self.max_length, *share)
 
     def val_dataloader(self) -> AllExamples:
         return AllExamples(self.val)

@@ -1,4 +1,4 @@
-"""From the texts of an example to sequences of ids, as in figure 1 of [G] (Radford et al. 2018, section 3.3)."""
+"""From the texts of an example to sequences of ids: figure 1 and section 3.3 of [G] (Radford et al. 2018)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,9 +31,9 @@ def to_sequences(example: Example, kind: str, tokenizer: Tokenizer, length: int)
     similarity:     both orders of the two texts, each as in entailment
     choice:         one for each candidate: start, context, delimiter, candidate, extract
 
-    Of a text that is too long, the end stays if the text comes first or is alone, and the beginning if it comes
-    second. So what is next to the delimiter stays, and of a single text how it ends.
-    Raises UserError for characters that the tokenizer does not know.
+    Of a text that is too long, the end stays if the text comes first or is alone, and the beginning if it is
+    the second. So what is next to the delimiter stays, and of a single text how it ends. Raises UserError for
+    characters that the tokenizer does not know.
     """
     start = len(tokenizer)
     texts = [tokenizer.encode(text).tolist() for text in example.texts]
@@ -46,15 +46,16 @@ def to_sequences(example: Example, kind: str, tokenizer: Tokenizer, length: int)
 
 
 def join(first: list[int], second: list[int], start: int, length: int) -> list[int]:
-    """Start, first, delimiter, second, extract. Each text has half of the room, and what the other one leaves."""
+    """Start, first, delimiter, second, extract. Each text has half the room and what the other one leaves."""
     room = length - SPECIAL
     of_first = min(len(first), max(room // 2, room - len(second)))
     return [start, *first[len(first) - of_first :], start + 1, *second[: room - of_first], start + 2]
 
 
 def collate(batch: Sequence[Encoded], longest: int = 0) -> Inputs:
-    """A batch of examples. With `longest`, which no sequence exceeds, few shapes occur: T is a multiple of
-    LENGTH_STEP, or `longest` itself.
+    """A batch of examples.
+
+    With `longest`, which no sequence exceeds, T is a multiple of LENGTH_STEP, or `longest`: few shapes occur.
     """
     sequences = [torch.tensor(sequence) for of_one, _ in batch for sequence in of_one]
     ids = torch.nn.utils.rnn.pad_sequence(

@@ -1,7 +1,7 @@
-"""A GPT that answers questions about texts: the input transformations' three tokens and the head of [G] section 3.2.
+"""A GPT that answers questions about texts: three more tokens and the head of [G] section 3.2.
 
-[G] is Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*. L labels, N sequences of a
-batch of B examples.
+[G] is Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*.
+Shapes: as in `gpt.model`, and L labels, N sequences of a batch of B examples.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from gpt.model import GPT
 
 
 class ExtendedEmbedding(nn.Embedding):
-    """The embedding of a language model, whose `weight` (V, C) it shares, with `special` (3, C) for the ids from V on."""
+    """The language model's embedding, sharing its `weight` (V, C), and `special` (3, C) for ids from V on."""
 
     def __init__(self, tokens: nn.Embedding) -> None:
         super().__init__(tokens.num_embeddings, tokens.embedding_dim, _weight=tokens.weight)
@@ -26,16 +26,14 @@ class ExtendedEmbedding(nn.Embedding):
         self.special = nn.Parameter(torch.empty(SPECIAL, tokens.embedding_dim))
 
     def forward(self, ids: Tensor) -> Tensor:
-        V = self.num_embeddings
-        ordinary = F.embedding(ids.clamp(max=V - 1), self.weight)
-        special = F.embedding((ids - V).clamp(min=0), self.special)
-        return torch.where((ids >= V).unsqueeze(-1), special, ordinary)
+        return F.embedding(ids, torch.cat((self.weight, self.special)))
 
 
 class Classifier(GPT):
-    """A GPT with the only new parameters that fine-tuning needs: three embeddings and W_y, here `answer` ([G] equation 3).
+    """A GPT with all that fine-tuning adds: three embeddings, and `answer`, which is W_y in [G] equation 3.
 
-    It is still a language model, over the V tokens that it was pre-trained on. Its blocks carry the same names.
+    It is still a language model of the V tokens that it was pre-trained on, and its blocks carry the same
+    names.
     """
 
     tokens: nn.Embedding
@@ -53,30 +51,28 @@ class Classifier(GPT):
     def scores(self, activations: Tensor, batch: Inputs) -> Tensor:
         """Scores of the labels (B, L), whose softmax is P(label), from the activations (N, T, C) of a batch.
 
-        What is read is the activation of the extract token. It is the last real one, so that neither padding, which
-        comes later, nor the size of the batch has any part in it.
+        What is read is the activation of the extract token. It is the last real one, so that neither padding,
+        which comes later, nor the size of the batch has any part in it.
         """
-        rows, per_example = (
-            torch.arange(len(batch.extract), device=batch.extract.device),
-            len(batch.ids) // len(batch.labels),
-        )
-        read = activations[rows, batch.extract].unflatten(0, (-1, per_example))  # (B, per_example, C)
+        rows = torch.arange(len(batch.extract), device=batch.extract.device)
+        read = activations[rows, batch.extract].unflatten(0, (len(batch.labels), -1))  # (B, N / B, C)
         if self.kind == "choice":  # one score for each candidate, all by the same weights
             return self.answer(self.answer_dropout(read)).squeeze(-1)
-        # The representations of a similarity task's two orders are added ([G] section 3.3). Others have a single one
+        # The representations of two orders (similarity) are added, [G] section 3.3. Others have a single one
         return self.answer(self.answer_dropout(read.sum(dim=1)))
 
     @torch.no_grad()
     def exact_scores(self, batch: Inputs) -> Tensor:
-        """Scores (B, L) on the CPU of a batch that may be there, for a model in eval mode."""
+        """Scores (B, L) of a batch, both on the CPU wherever the model is, which has to be in eval mode."""
         batch = Inputs(*(part.to(self.answer.weight.device) for part in batch))
         return self.scores(self.activations(batch.ids), batch).float().cpu()
 
     def take_over(self, source: GPT, layers: int | None) -> None:
-        """Copy the embeddings and the first `layers` blocks (None: all) from a language model of the same sizes.
+        """Copy the embeddings and the first `layers` blocks (None: all) of a language model that is as large.
 
-        The rest stays as it was drawn. An output head of its own is an embedding too. A final norm belongs to the last
-        block, so it is taken over with all blocks only. 0 layers are the embeddings alone, where figure 2 (left) begins.
+        The rest stays as it was drawn. An output head of its own is an embedding too. A final norm belongs to
+        the last block, so it is taken over with all blocks only. 0 layers are the embeddings alone, where
+        figure 2 (left) begins.
         """
         layers = self.config.n_layer if layers is None else layers
         weights = source.state_dict()

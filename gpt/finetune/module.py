@@ -3,15 +3,14 @@
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.checkpoint import read
-from gpt.config import AdamWConfig, SchedulerConfig
-from gpt.finetune.baselines import majority_accuracy, naive_bayes_accuracy, share_right
+from gpt.finetune.baselines import majority_accuracy, naive_bayes_accuracy
 from gpt.finetune.data import AllExamples, TaskData
 from gpt.finetune.inputs import Inputs
 from gpt.finetune.model import Classifier
@@ -22,19 +21,13 @@ IGNORED = -100  # a target that has no part in a loss
 
 
 class ClassifierModule(GPTModule):
-    """A Classifier and how to fine-tune it. It logs the loss of the task, L2, as `val/loss`: by it the checkpoint is chosen."""
+    """A Classifier and how to fine-tune it. Its `val/loss`, which chooses checkpoints, is L2, the task's."""
 
     model: Classifier
 
-    def __init__(
-        self,
-        model: Classifier,
-        optimizer: AdamWConfig,
-        scheduler: SchedulerConfig,
-        lengths: Tensor,
-        lm_weight: float,
-    ) -> None:
-        super().__init__(model, optimizer, scheduler, lengths)
+    def __init__(self, model: Classifier, *training: Any, lm_weight: float) -> None:
+        """`training` stands for the optimizer, scheduler and lengths of GPTModule."""
+        super().__init__(model, *training)
         self.lm_weight = lm_weight
         self.step_parts: dict[str, Tensor] = {}  # of the latest batch, for the log
 
@@ -45,8 +38,8 @@ class ClassifierModule(GPTModule):
         task_loss = F.cross_entropy(scores.float(), batch.labels)
         self.step_parts = {"task_loss": task_loss.detach(), "accuracy": accuracy(scores, batch.labels)}
         if not self.lm_weight:
-            # A gradient of zero for the output head, so that the optimizer has a state of every parameter: a resumed
-            # run needs them all, and so do several processes
+            # A gradient of zero for the output head, so that the optimizer has a state of every parameter: a
+            # resumed run needs them all, and so do several processes
             return task_loss + 0 * self.model.head.weight.sum()
         lm_loss, _ = language_loss(self.model, activations, batch)
         self.step_parts["lm_loss"] = lm_loss.detach()
@@ -75,17 +68,15 @@ class ClassifierModule(GPTModule):
         average("val/bits_per_char", bits, batch_size=characters)
 
     def complete(self, result: Result, data: TaskData, best: Path | None) -> TaskResult:  # type: ignore[override]
-        """The result with the accuracy on the test part, of the checkpoint `best` or else of the last weights."""
+        """The result with what the test part says of the checkpoint `best`, or else of the last weights."""
         if best is not None:
             self.model.load_state_dict(read(best)["state_dict"])
         self.model.eval()
-        batches = AllExamples(data.test)
-        correct = sum(
-            int((self.model.exact_scores(batch).argmax(dim=1) == batch.labels).sum()) for batch in batches
-        )
+        scored = [(self.model.exact_scores(batch), batch.labels) for batch in AllExamples(data.test)]
+        scores, labels = (torch.cat(part) for part in zip(*scored, strict=True))
         return TaskResult(
             **result.model_dump(),
-            test_accuracy=correct / len(data.test),
+            test_accuracy=int((scores.argmax(dim=1) == labels).sum()) / len(labels),
             test_examples=len(data.test),
             majority_accuracy=majority_accuracy(data.task),
             naive_bayes_accuracy=naive_bayes_accuracy(data.task),
@@ -97,9 +88,9 @@ def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def language_loss(model: Classifier, activations: Tensor, batch: Inputs) -> tuple[Tensor, Tensor]:
-    """L1, the mean cross-entropy in nats per token ([G] equation 1), and the tokens (M,) that it is the mean over.
+    """L1, the mean cross-entropy in nats per token ([G] equation 1), and the tokens (M,) that it covers.
 
-    These are the texts' own tokens. The three special ones are not in the output head, and padding is none at all.
+    These are the texts' own. The three special tokens are not in the output head, and padding is none at all.
     """
     targets = batch.ids[:, 1:]
     positions = torch.arange(targets.size(1), device=targets.device)

@@ -1,4 +1,4 @@
-"""What a run that fine-tunes is made of. `gpt.train` tells the rest of its story, which all runs have in common."""
+"""What a run that fine-tunes is made of. `gpt.train` tells what all runs have in common."""
 
 from collections.abc import Callable
 
@@ -18,35 +18,32 @@ def finetuning_parts(
 ) -> tuple[TaskData, Callable[[RunConfig], ClassifierModule]]:
     """The data of a run with a task, and what makes its module once the configuration is resolved.
 
-    The module takes over the weights of the language model `source`, and draws those that it lacks, or all without one.
+    The module takes over the weights of the language model `source`, if there is one, and draws all others.
     Raises UserError for settings that do not go with fine-tuning, and as `TaskData` does.
     """
-    check_supported(config)
+    finetune = config.finetune
+    assert finetune is not None
+    check_supported(config, finetune.layers)
     data = TaskData(config, tokenizer)
 
     def make_module(resolved: RunConfig) -> ClassifierModule:
-        finetune, task = resolved.finetune, data.task
-        assert finetune is not None
-        model = Classifier(resolved.model, task.kind, len(task.labels), finetune.dropout)
+        model = Classifier(resolved.model, data.task.kind, len(data.task.labels), finetune.dropout)
         if source is not None:
             model.take_over(source, finetune.layers)
-        lengths = data.tokenizer.lengths
-        return ClassifierModule(model, resolved.optimizer, resolved.scheduler, lengths, finetune.lm_weight)
+        training = resolved.optimizer, resolved.scheduler, data.tokenizer.lengths
+        return ClassifierModule(model, *training, lm_weight=finetune.lm_weight)
 
     return data, make_module
 
 
-def check_supported(config: RunConfig) -> None:
+def check_supported(config: RunConfig, layers: int | None) -> None:
     """Raises UserError for settings that do not go with fine-tuning."""
-    assert config.finetune is not None
-    layers, n_layer = config.finetune.layers, config.model.n_layer
-    if layers is not None and layers > n_layer:
+    if layers is not None and layers > (has := config.model.n_layer):
         advice = "set at most so many, or null for all"
-        raise UserError(f"finetune.layers = {layers}: the model has {n_layer} layers; {advice}")
+        raise UserError(f"finetune.layers = {layers}: the model has {has} layers; {advice}")
     if layers is not None and config.init is None:
-        raise UserError(
-            f"finetune.layers = {layers}: there are no weights to take over; set init=outputs/RUN"
-        )
+        reason = "there are no weights to take over; set init=outputs/RUN"
+        raise UserError(f"finetune.layers = {layers}: {reason}")
     if config.trainer.compile:
         raise UserError("trainer.compile = true: not for sequences of many lengths; leave it out")
     for name in FOR_LANGUAGE_MODELS:

@@ -24,9 +24,9 @@ class Answerer:
     max_length: int  # tokens of a sequence
 
     def probabilities(self, texts: Sequence[str]) -> dict[str, float]:
-        """What the model gives to each label of one example, in the order of the labels. Of a choice: to each candidate.
+        """What the model gives to each label of one example, in order, or to each candidate of a choice.
 
-        Raises UserError for another number of texts than the task has, and for characters that the model does not know.
+        Raises UserError for another number of texts than the task has, and for unknown characters.
         """
         least, most = KINDS[self.model.kind]
         if not least <= len(texts) <= most or not all(text.strip() for text in texts):
@@ -42,13 +42,12 @@ class Answerer:
 
 
 def load_answerer(path: Path) -> Answerer:
-    """The fine-tuned model of a checkpoint. Raises UserError for that of a language model, and as `assemble` does."""
+    """The fine-tuned model of a checkpoint. Raises UserError for a language model, and as `assemble` does."""
     content = read(path)
     if (task := content["gpt"].get("task")) is None:
         advice = "fine-tune it first: python scripts/finetune.py init=RUN task=mark"
-        raise UserError(
-            f"checkpoint = {path}: a language model, which answers no questions about texts; {advice}"
-        )
+        reason = "a language model, which answers no questions about texts"
+        raise UserError(f"checkpoint = {path}: {reason}; {advice}")
     model, tokenizer, _ = assemble(path, content)
     longest = min(task["max_length"], model.config.context_length)
     return Answerer(cast(Classifier, model), tokenizer, shorten(task["name"]), task["labels"], longest)

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-# Each kind becomes sequences in its own way (gpt.finetune.inputs) and has so many texts in an example, at least and at most
+# How many texts an example of each kind has, at least and at most
 KINDS = {"classification": (1, 1), "entailment": (2, 2), "similarity": (2, 2), "choice": (2, 1000)}
 
 
 @dataclass(frozen=True)
 class Example:
-    """One or two texts, or for a choice the context and its candidates, and the number of the right label or candidate."""
+    """One or two texts, or of a choice the context and its candidates, and the number of the right label."""
 
     texts: tuple[str, ...]
     label: int

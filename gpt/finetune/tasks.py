@@ -1,7 +1,8 @@
-"""Tasks with labels: four that are made from a play, one for each transformation of [G] section 3.3, and any CSV file.
+"""Tasks with labels: four that are made from a play, one for each kind in [G] section 3.3, and any CSV file.
 
-[G] is Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*. Examples for training come from the
-training split of the text and those for testing from the validation split, so no pre-training has seen a text that is tested.
+[G] is Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*. Examples for
+training come from the training split of the text and those for testing from the validation split, so no
+pre-training has seen a text that is tested.
 """
 
 import re
@@ -15,7 +16,7 @@ from gpt.errors import UserError, shorten
 from gpt.finetune.csv_tasks import read_task
 from gpt.finetune.task import Example, Task
 
-# A line that ends in a colon after a blank line, as in "\n\nFirst Citizen:\n". No name is as long as a line of verse
+# A line that ends in a colon after a blank line, as in "\n\nFirst Citizen:\n". No name is as long as a verse
 HEADING = re.compile(r"(?:\A|(?<=\n\n))([^\n:]{1,40}):\n")
 MARKS = (".", "?", "!")
 CANDIDATES = 4  # of next_speech
@@ -32,11 +33,8 @@ def make_task(config: TaskConfig, train_text: str, test_text: str, seed: int) ->
         task = read_task(config, seed)
     elif config.name in TASKS:
         kind, labels, _ = TASKS[config.name]
-        train, test = (
-            make_examples(config.name, text, [seed, part])
-            for part, text in enumerate((train_text, test_text))
-        )
-        task = Task(config.name, kind, labels, train, test)
+        train = make_examples(config.name, train_text, [seed, 0])
+        task = Task(config.name, kind, labels, train, make_examples(config.name, test_text, [seed, 1]))
     else:
         raise UserError(f"task = {shorten(config.name)}: unknown; choose one of {', '.join(TASKS)}, csv")
     train, test = shuffled(task.train, seed, config.max_train), shuffled(task.test, seed, config.max_test)
@@ -73,10 +71,11 @@ class Speech:
 
 
 def parse_speeches(text: str) -> list[Speech]:
-    """All speeches of a text in the form of Tiny Shakespeare, in order. There are none in a text of another form.
+    """All speeches of a text in the form of Tiny Shakespeare, in order. A text of another form has none.
 
-    Each begins with the speaker's name and a colon on a line of their own, after a blank line. Names with nothing after them
-    are left out, and so is what comes before the first name. Tiny Shakespeare has 7,097 speeches by 299 speakers.
+    Each begins with the speaker's name and a colon on a line of their own, after a blank line. Names with
+    nothing after them are left out, and so is what comes before the first name. Tiny Shakespeare has 7,097
+    speeches by 299 speakers.
     """
     _, *parts = HEADING.split(text)
     pairs = zip(parts[::2], parts[1::2], strict=True)
@@ -86,16 +85,15 @@ def parse_speeches(text: str) -> list[Speech]:
 def mark(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
     """With which mark did the speech end? The mark is taken away. Each mark is equally frequent."""
     texts = [speech.text for speech in speeches if len(speech.text) > 1]
-    of_each = [
-        [Example((text[:-1],), label) for text in texts if text.endswith(mark)]
-        for label, mark in enumerate(MARKS)
-    ]
-    fewest = min(map(len, of_each))
-    return [examples[number] for examples in of_each for number in random.permutation(len(examples))[:fewest]]
+    of_each = [[text[:-1] for text in texts if text.endswith(mark)] for mark in MARKS]
+    fewest, examples = min(map(len, of_each)), []
+    for label, those in enumerate(of_each):
+        examples += [Example((those[n],), label) for n in random.permutation(len(those))[:fewest]]
+    return examples
 
 
 def reply(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
-    """Does the speech answer what was said before? Half of them do, the others are of similar length and from elsewhere.
+    """Does the speech answer what was said before? Half do, the others are of similar length, from elsewhere.
 
     Of all speeches it shows the name and the first line.
     """
@@ -108,7 +106,7 @@ def reply(speeches: Sequence[Speech], random: np.random.Generator) -> list[Examp
 
 
 def said_before(speeches: Sequence[Speech], place: int) -> str:
-    """The openings of the last BEFORE speeches before one. Whole speeches would leave no room for several in a context.
+    """The openings of the BEFORE speeches before one. A context has no room for several whole speeches.
 
     It ends with a blank line, as in the play, so that the model expects a name.
     """
@@ -116,7 +114,7 @@ def said_before(speeches: Sequence[Speech], place: int) -> str:
 
 
 def same_speaker(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
-    """Are the two speeches by the same person? In both cases they are of the same scene, so its subject does not tell."""
+    """Are both speeches by one person? They always are of one scene, so that its subject does not tell."""
     examples = []
     for place, speech in enumerate(speeches):
         near = range(max(0, place - NEAR), place)
@@ -130,7 +128,7 @@ def same_speaker(speeches: Sequence[Speech], random: np.random.Generator) -> lis
 
 
 def next_speech(speeches: Sequence[Speech], random: np.random.Generator) -> list[Example]:
-    """Which of four speeches comes next? The other three are of similar length and from elsewhere. Shown as in `reply`."""
+    """Which of four speeches comes next? The others are about as long, from elsewhere. As in `reply`."""
     examples, by_length = [], ByLength(speeches)
     if len(speeches) <= 2 * NEAR + CANDIDATES:
         return []
@@ -150,7 +148,10 @@ class ByLength:
         self.rank = np.argsort(self.order)
 
     def elsewhere(self, place: int, count: int, random: np.random.Generator) -> list[int]:
-        """`count` speeches more than NEAR away from `place`, drawn from the 16 nearest in length, or as many as there are."""
+        """`count` speeches that are more than NEAR away from `place`, drawn from the 16 nearest in length.
+
+        If there are too few, any that are not next to it, some of them perhaps repeated.
+        """
         distances = abs(np.arange(len(self.order)) - self.rank[place])
         by_distance = self.order[np.argsort(distances, kind="stable")]
         far = [int(other) for other in by_distance[: 16 + 2 * NEAR + 1] if abs(other - place) > NEAR][:16]

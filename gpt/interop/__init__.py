@@ -1,1 +1,1 @@
-"""Doors to other systems, which one may skip: byte pairs, Hugging Face, ONNX, sharded training, large texts."""
+"""Optional integrations: byte pairs, Hugging Face, ONNX, a decoder in numpy for sampling, and the page."""

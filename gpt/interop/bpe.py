@@ -1,4 +1,4 @@
-"""Byte-pair encoding by Hugging Face's library `tokenizers`, which the extra `hf` installs (data.tokenizer=bpe)."""
+"""Byte-pair encoding (data.tokenizer=bpe) by Hugging Face's library `tokenizers`, of the extra `hf`."""
 
 import json
 import re
@@ -21,14 +21,15 @@ LONG_RUN = re.compile(rf"(\S{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}})")
 class BPETokenizer(Tokenizer):
     """Byte-pair encoding (Sennrich et al. 2016; Radford et al. 2018, section 4.1) over bytes, as in GPT-2.
 
-    All 256 bytes are in the vocabulary, so any text can be encoded. `vocabulary` lists the pieces by id, written
-    in the letters of `byte_letters`. `merges` lists the pairs of pieces that are joined, most frequent first.
+    All 256 bytes are in the vocabulary, so any text can be encoded. `vocabulary` lists the pieces by id,
+    written in the letters of `byte_letters`. `merges` lists the pairs of pieces that are joined, most
+    frequent first.
     """
 
     kind, unit, loss_unit = "bpe", "tokens", "token"
 
     def __init__(self, vocabulary: list[str], merges: Iterable[Iterable[str]]) -> None:
-        """Raises UserError if the library is missing or the vocabulary is too large, ValueError if one is damaged."""
+        """Raises UserError without the library or for too many pieces, ValueError for a damaged state."""
         hf, letters = load_tokenizers(), byte_letters()
         if len(vocabulary) > LARGEST_VOCABULARY:
             limit = f"too many; set {LARGEST_VOCABULARY:,} or less"
@@ -54,11 +55,11 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def from_parts(cls, parts: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """Join the most frequent pairs in a text, beginning with the 256 bytes, until there are `vocab_size` pieces.
+        """Join the most frequent pairs in a text, from the 256 bytes on, until there are `vocab_size` pieces.
 
-        The library's time grows with the square of the length of a word, and of a run of spaces. So a run of more
-        than LONGEST_RUN characters, all whitespace or none of them, is cut after every LONGEST_RUN characters, and
-        the pairs across a cut are not counted. Encoding has no such limit and needs no cut.
+        The library's time grows with the square of the length of a word, and of a run of spaces. So a run of
+        more than LONGEST_RUN characters, all whitespace or none of them, is cut after every LONGEST_RUN
+        characters, and the pairs across a cut are not counted. Encoding has no such limit and needs no cut.
         """
         hf, letters = load_tokenizers(), list(byte_letters())
         untrained = cls(letters, [])
@@ -73,7 +74,7 @@ class BPETokenizer(Tokenizer):
         return {"kind": self.kind, "vocabulary": self.vocabulary, "merges": merges}
 
     def ids(self, text: str) -> np.ndarray:
-        # Lines are encoded on all cores. A piece never reaches across a place between a non-space and a line break
+        # Lines are encoded on all cores. No piece reaches from a non-space across a line break
         lines = re.split(r"(?<=\S)(?=\n)", text.encode(errors="replace").decode())
         return np.array([i for line in self.bpe.encode_batch_fast(lines) for i in line.ids], dtype=np.uint16)
 
@@ -88,7 +89,7 @@ def first_characters(parts: Iterable[str], count: int) -> Iterator[str]:
 
 
 def byte_letters() -> dict[str, int]:
-    """The letter for each byte in a tokenizer.json: the character itself if visible, or else one from 256 on."""
+    """The letter for each byte in a tokenizer.json: its own character if visible, or else one from 256 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,20 +1,25 @@
-"""To Hugging Face's `transformers` and back: the same numbers under other names. This needs the extra called hf.
+"""To Hugging Face's `transformers` and back: the same numbers under other names. It needs the extra hf.
 
 The classes that compute the same as a model here:
-    gpt1, post-norm with learned positions   OpenAIGPTLMHeadModel
-    gpt2, pre-norm with learned positions    GPT2LMHeadModel
+    gpt1, post-norm with learned positions   OpenAIGPTLMHeadModel, whose model_type is openai-gpt
+    gpt2, pre-norm with learned positions    GPT2LMHeadModel, whose model_type is gpt2
 """
 
 import json
 import os
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
-from gpt.config import ModelConfig
+from gpt.config import ModelConfig, RunConfig
 from gpt.errors import UserError, one_line, shorten
 from gpt.files import read_json
 from gpt.interop.bpe import BPETokenizer, byte_letters, load_tokenizers
@@ -23,198 +28,172 @@ from gpt.model import GPT
 from gpt.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-# Our modules and theirs. The star stands for the number of a block
-GPT1_NAMES = """
-    tokens transformer.tokens_embed
-    positions transformer.positions_embed
-    head lm_head
-    blocks.*.norm1 transformer.h.*.ln_1
-    blocks.*.attn.qkv transformer.h.*.attn.c_attn
-    blocks.*.attn.proj transformer.h.*.attn.c_proj
-    blocks.*.norm2 transformer.h.*.ln_2
-    blocks.*.mlp.fc transformer.h.*.mlp.c_fc
-    blocks.*.mlp.proj transformer.h.*.mlp.c_proj"""
-GPT2_NAMES = (
-    GPT1_NAMES.replace("tokens_embed", "wte").replace("positions_embed", "wpe") + "\n norm transformer.ln_f"
-)
-NAMES = {"openai-gpt": GPT1_NAMES, "gpt2": GPT2_NAMES}
-ACTIVATIONS = {
-    "gelu": "gelu_new",
-    "relu": "relu",
-    "relu2": "relu2",
-}  # gelu_new is their name for GELU's tanh form
-# Settings that change what their models compute and that ours do not have: an imported model needs the value of an exported one
-FIXED_SETTINGS = ["afn", "activation_function", "n_inner", "layer_norm_epsilon", "scale_attn_weights"]
-FIXED_SETTINGS += ["scale_attn_by_inverse_layer_idx", "add_cross_attention"]
+KINDS = {"post": "openai-gpt", "pre": "gpt2"}
+# Their setting for the activation, and their names of ours. What OpenAI calls gelu is its tanh form, too
+ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "openai-gpt": ("afn", {"gelu": "gelu", "relu": "relu"}),
+    "gpt2": ("activation_function", {"gelu": "gelu_new", "relu": "relu", "relu2": "relu2"}),
+}
+# Our settings and theirs, of equal values; what all of theirs have in ours; what all of ours have in theirs
+SHARED = {"context_length": "n_positions", "dropout": "resid_pdrop", "tied_head": "tie_word_embeddings"}
+SHARED |= {name: name for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
+THEIRS = {"norm": "layernorm", "positions": "learned", "qk_norm": False, "conv_width": 0}
+OURS = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+OURS |= {"add_cross_attention": False, "n_inner": None}
+DEFAULTS = OURS | {
+    "tie_word_embeddings": True,
+    "resid_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+}  # if config.json is silent
+# Parts of our tensors' names and of theirs, which also have `transformer.` in front of all but the head
+PARTS = {"blocks.": "h.", ".norm1.": ".ln_1.", ".norm2.": ".ln_2.", ".qkv.": ".c_attn.", ".fc.": ".c_fc."}
+PARTS |= {".proj.": ".c_proj.", "head.": "lm_head."}
+EMBEDDINGS = {
+    "openai-gpt": {"tokens.": "tokens_embed.", "positions.": "positions_embed."},
+    "gpt2": {"tokens.": "wte.", "positions.": "wpe.", "norm.": "ln_f."},
+}
+MASK = re.compile(r"\.attn\.(masked_)?bias$")  # a constant, which older files hold for each layer
 
 
 def load_transformers() -> ModuleType:
     try:
         import transformers
     except ImportError:
-        raise UserError(
-            "transformers = (missing): it is needed to convert models; pip install -e '.[hf]'"
-        ) from None
+        how = "it is needed to export models; pip install -e '.[hf]'"
+        raise UserError(f"transformers = (missing): {how}") from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
-def hf_config(config: ModelConfig) -> "PretrainedConfig":
-    """The configuration of the class that computes the same. Raises UserError, with the reason, if there is none."""
-    tf, kind = load_transformers(), (config.norm_position, config.positions)
-    if config.conv_width:
-        reason = "transformers has no such convolution; train with model/arch=gpt2 or gpt1, or write --onnx"
-        raise UserError(f"model.conv_width = {config.conv_width}: {reason}")
-    if config.norm != "layernorm":
-        raise UserError(
-            f"model.norm = {config.norm}: no class of transformers has it here; train with model.norm=layernorm"
-        )
-    sizes = dict(
-        vocab_size=config.vocab_size,
-        bos_token_id=None,
-        eos_token_id=None,
-        tie_word_embeddings=config.tied_head,
-    )
-    learned = dict(
-        n_positions=config.context_length, n_embd=config.n_embd, n_layer=config.n_layer, n_head=config.n_head
-    )
+def hf_settings(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of the same model. Raises UserError, with the reason, if there is none."""
+    kind = KINDS[config.norm_position]
+    setting, activations = ACTIVATIONS[kind]
+    possible = {name: [value] for name, value in THEIRS.items()} | {"activation": list(activations)}
+    for name, values in possible.items():
+        if (value := getattr(config, name)) not in values:
+            advice = "train with model/arch=gpt1 or gpt2, or write --onnx"
+            raise UserError(f"model.{name} = {value}: no class of transformers has it here; {advice}")
+    shared = {theirs: getattr(config, ours) for ours, theirs in SHARED.items()}
     attn_pdrop = config.dropout if config.attention_dropout else 0.0
-    dropout = dict(resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=attn_pdrop)
-    if kind == ("post", "learned") and not config.qk_norm and config.activation != "relu2":
-        return tf.OpenAIModelConfig(
-            **sizes, **learned, **dropout, afn=config.activation
-        )  # where "gelu" is the tanh form
-    if kind == ("pre", "learned") and not config.qk_norm:
-        return tf.GPT2Config(
-            **sizes, **learned, **dropout, activation_function=ACTIVATIONS[config.activation]
-        )
-    raise UserError(
-        f"model.norm_position, positions, qk_norm, activation = {', '.join(kind)}, {config.qk_norm}, {config.activation}: "
-        "no class of transformers combines them; train with model/arch=gpt1 or gpt2, or write --onnx"
-    )
+    others = {
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": attn_pdrop,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return {"model_type": kind, setting: activations[config.activation]} | shared | others
 
 
-def our_config(theirs: "PretrainedConfig") -> ModelConfig:
-    """The configuration of which `hf_config` would make `theirs`.
+def our_config(settings: Mapping[str, Any]) -> ModelConfig:
+    """The configuration of the model that computes what one with these settings, of a config.json, does.
 
-    Raises UserError for another class, and for settings that ours does not have.
+    Raises UserError for another class, and for settings that models here do not have.
     """
-    kind = theirs.model_type
-    if kind not in NAMES:
-        raise UserError(
-            f"model_type = {shorten(kind)}: cannot be converted; choose one of {', '.join(NAMES)}"
-        )
-    activation = getattr(theirs, {"openai-gpt": "afn", "gpt2": "activation_function"}[kind])
-    known = (
-        {"gelu": "gelu", "relu": "relu"}
-        if kind == "openai-gpt"
-        else {name: ours for ours, name in ACTIVATIONS.items()}
-    )
-    if activation not in known:
-        raise UserError(
-            f"activation = {shorten(activation)}: this model does not have it; choose one of {', '.join(known)}"
-        )
-    try:
-        config = ModelConfig(
-            vocab_size=theirs.vocab_size,
-            context_length=theirs.max_position_embeddings,
-            n_layer=theirs.num_hidden_layers,
-            n_head=theirs.num_attention_heads,
-            n_embd=theirs.hidden_size,
-            dropout=float(theirs.resid_pdrop),
-            norm_position="post" if kind == "openai-gpt" else "pre",
-            norm="layernorm",
-            positions="learned",
-            activation=known[activation],
-            bias=True,
-            tied_head=bool(theirs.tie_word_embeddings),
-            attention_dropout=bool(theirs.attn_pdrop),
-            qk_norm=False,
-            conv_width=0,
-        )
-    except (ValueError, TypeError) as error:
-        raise UserError(f"config = {kind}: {one_line(error)[:200]}; choose another model") from None
-    same = hf_config(config)
-    for key in FIXED_SETTINGS:
-        value, needed = getattr(theirs, key, None), getattr(same, key, None)
-        if value != needed and (key, value) != ("n_inner", 4 * config.n_embd):
-            raise UserError(f"{key} = {shorten(value)}: this model has {shorten(needed)}; choose another one")
-    return config
+    settings, kind = DEFAULTS | dict(settings), settings.get("model_type")
+    if kind not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"model_type = {shorten(kind)}: cannot be converted; choose one of {known}")
+    setting, activations = ACTIVATIONS[kind]
+    ours = {their_name: our_name for our_name, their_name in activations.items()}
+    possible = {name: [value] for name, value in OURS.items()} | {setting: list(ours)}
+    possible["n_inner"] += [4 * (settings.get("n_embd") or 0)]
+    for name, values in possible.items():
+        if settings.get(name) not in values:
+            reason = f"models here have {' or '.join(map(str, values))}; choose another one"
+            raise UserError(f"{name} = {shorten(settings.get(name))}: {reason}")
+    shared = {ours: settings.get(theirs) for ours, theirs in SHARED.items()}
+    position = "post" if kind == KINDS["post"] else "pre"
+    others = {"norm_position": position, "activation": ours[settings[setting]], "bias": True}
+    others |= {"attention_dropout": bool(settings["attn_pdrop"])}
+    return RunConfig.from_dict({"model": THEIRS | shared | others}).model
 
 
-@torch.no_grad()
-def copy_parameters(ours: GPT, theirs: "PreTrainedModel", export: bool) -> None:
-    """Copy all parameters from ours to theirs (export) or from theirs to ours. A bias that the source lacks becomes zero."""
-    for line in NAMES[theirs.config.model_type].split("\n")[1:]:
-        name, their_name = line.split()
-        for block in range(ours.config.n_layer if "*" in name else 1):
-            module = ours.get_submodule(name.replace("*", str(block)))
-            their_module = theirs.get_submodule(their_name.replace("*", str(block)))
-            source, target = (module, their_module) if export else (their_module, module)
-            for key, parameter in target.named_parameters():
-                value: Any = getattr(source, key, None)
-                if value is None:
-                    value = torch.zeros_like(parameter)
-                elif type(their_module).__name__ == "Conv1D" and key == "weight":
-                    value = value.T
-                parameter.copy_(value)
+def their_name(name: str, config: ModelConfig) -> str:
+    """What they call a tensor of ours, without the `transformer.` that stands before most of their names."""
+    for ours, theirs in (PARTS | EMBEDDINGS[KINDS[config.norm_position]]).items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def turned(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of theirs as ours, or of ours as theirs: in blocks, their matrices are (inputs, outputs)."""
+    return tensor.transpose(0, -1) if re.search(r"\.c_\w+\.weight$", name) else tensor
 
 
 def to_hf(model: GPT) -> "PreTrainedModel":
-    """The same model as one of `transformers`, in eval mode. Raises UserError, with the reason, if no class can express it."""
-    config = hf_config(model.config)
-    theirs = load_transformers().AutoModelForCausalLM.from_config(config)
+    """The same model as one of `transformers`, in eval mode. Raises UserError, as `hf_settings` does."""
+    settings, tf = hf_settings(model.config), load_transformers()
+    theirs = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(**settings))
     theirs.generation_config.max_length = model.config.context_length  # there is no position beyond
-    copy_parameters(model, theirs, export=True)
+    tensors = {their_name(name, model.config): tensor for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            key = name.removeprefix("transformer.")
+            parameter.zero_()  # a bias that ours may not have
+            if key in tensors:
+                parameter.copy_(turned(key, tensors[key]))
     return theirs.eval()
 
 
 def from_hf(source: "str | Path | PreTrainedModel") -> GPT:
-    """The same model as one of ours, in eval mode, from one of `transformers` or from where `from_pretrained` finds it.
+    """The same model as one of ours, in eval mode: one of `transformers`, a folder, or a name on their hub.
 
-    Raises UserError for another class, and for what ours cannot express.
+    Of a folder, config.json and safetensors are read, as data. Raises UserError for another class, for what
+    ours cannot express, and if a tensor is missing, left over or of another shape.
     """
-    theirs = load_hf(source) if isinstance(source, (str, Path)) else source
-    model = GPT(our_config(theirs.config))
-    copy_parameters(model, theirs, export=False)
-    return model.eval()
-
-
-def load_hf(source: str | Path) -> "PreTrainedModel":
-    """A model of `transformers` from a folder or the Hugging Face hub, which may be anybody's: nothing in it is executed.
-
-    Of its config.json only the sizes and choices that `our_config` checks are used, so no code, quantisation or kernel that
-    it names is loaded. Weights are read from safetensors alone. For a folder, nothing is downloaded, and a folder of an
-    adapter is refused, because it names another model to load. Raises UserError.
-    """
-    tf, is_folder = load_transformers(), os.path.isdir(source)
-    if is_folder and os.path.lexists(Path(source) / "adapter_config.json"):
-        raise UserError(
-            f"model = {source}: a folder with adapter_config.json, an adapter of another model; merge the two first"
-        )
-    options: dict[str, Any] = dict(trust_remote_code=False, local_files_only=is_folder)
+    if not isinstance(source, (str, Path)):
+        return assemble(our_config(source.config.to_dict()), source.state_dict())
+    folder = Path(source) if os.path.isdir(source) else download(str(source))
     try:
-        config = our_config(tf.AutoConfig.from_pretrained(source, **options))
-        held = sum(path.stat().st_size for path in Path(source).glob("*.safetensors"))
-        if is_folder and held < (needed := config.parameter_count()):  # a parameter takes at least a byte
-            raise UserError(
-                f"model = {source}: its safetensors have {held:,} bytes, and config.json asks for {needed:,} parameters; "
-                "use a model with all of its weights"
-            )
-        theirs = tf.AutoModelForCausalLM.from_pretrained(
-            source, config=hf_config(config), use_safetensors=True, **options
-        )
-    except UserError:
-        raise
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, TypeError, KeyError, safetensors its own
-        raise UserError(
-            f"model = {source}: cannot be read ({one_line(error)[:200]}); choose another one"
-        ) from None
-    return theirs
+        config, files = our_config(read_json(folder / "config.json")), sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UserError("safetensors = (missing): weights of other formats are not read; convert them")
+        return assemble(config, {name: value for file in files for name, value in load_file(file).items()})
+    except UserError as error:
+        raise UserError(f"model = {source}: {error}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"model = {source}: damaged ({one_line(error)}); choose another one") from None
+
+
+def download(name: str) -> Path:
+    """The folder of a model from the Hugging Face hub, with its configuration and safetensors alone."""
+    load_transformers()  # which brings the library
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "*.safetensors"]))
+    except Exception as error:  # its own, those of the network, and of the file system
+        reason = f"neither a folder nor found on the Hugging Face hub ({shorten(error, 200)})"
+        raise UserError(f"model = {name}: {reason}; give another one") from None
+
+
+def assemble(config: ModelConfig, tensors: Mapping[str, Tensor]) -> GPT:
+    """A model of ours from tensors with their names, all of which must fit before memory is taken for it."""
+    theirs = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    theirs = {name: tensor for name, tensor in theirs.items() if not MASK.search(name)}
+    if config.tied_head:
+        theirs.setdefault("lm_head.weight", theirs.get(their_name("tokens.weight", config)))
+    ours = {}
+    with torch.device("meta"):
+        expected = GPT(config).state_dict()
+    for name, like in expected.items():
+        key = their_name(name, config)
+        if (tensor := theirs.pop(key, None)) is None:
+            raise UserError(f"tensor = {key}: missing; use a model with all of its weights")
+        ours[name], found = turned(key, tensor), tuple(tensor.shape)
+        if found != (wanted := tuple(turned(key, like).shape)):
+            reason = f"has the shape {found}, where its configuration asks for {wanted}"
+            raise UserError(f"tensor = {key}: {reason}; use a model whose files belong together")
+    is_tied = torch.equal(ours["head.weight"], ours["tokens.weight"])
+    if theirs or (config.tied_head and not is_tied):
+        name = min(theirs, default="lm_head.weight")
+        raise UserError(f"tensor = {name}: not part of such a model; use a model without it")
+    model = GPT(config)
+    model.load_state_dict(ours)
+    return model.eval()
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
@@ -223,12 +202,12 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     if isinstance(tokenizer, BPETokenizer):
         return tokenizer.bpe.to_str()
     if isinstance(tokenizer, CharTokenizer):
-        theirs = hf.Tokenizer(
-            hf.models.WordLevel({char: number for number, char in enumerate(tokenizer.vocabulary)})
-        )
-        theirs.pre_tokenizer = hf.pre_tokenizers.Split(
-            hf.Regex(r"[\s\S]"), behavior="isolated"
+        ids = {char: id for id, char in enumerate(tokenizer.vocabulary)}
+        theirs, any_char = (
+            hf.Tokenizer(hf.models.WordLevel(ids)),
+            hf.Regex(r"[\s\S]"),
         )  # a dot misses new lines
+        theirs.pre_tokenizer = hf.pre_tokenizers.Split(any_char, behavior="isolated")
         theirs.decoder = hf.decoders.Fuse()  # puts no spaces between tokens
     else:
         theirs = hf.Tokenizer(hf.models.BPE(byte_letters(), []))
@@ -240,58 +219,53 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
 def tokenizer_from_hf(folder: Path) -> Tokenizer:
     """The tokenizer in a folder's tokenizer.json, which is read as data.
 
-    Raises UserError unless its tokens are characters, bytes or pieces of bytes, as `tokenizer_json` and GPT-2 have them.
+    Raises UserError unless its tokens are characters, bytes or pieces of bytes, as `tokenizer_json` and GPT-2
+    have them.
     """
     path = folder / "tokenizer.json"
-    content = read_json(path)
     try:
-        model: dict[str, Any] = content["model"]
-        vocabulary, kind = sorted(model["vocab"], key=model["vocab"].get), model["type"]
-        if sorted(model["vocab"].values()) != list(range(len(vocabulary))):
+        model = read_json(path)["model"]
+        vocabulary = sorted(model["vocab"], key=model["vocab"].get)
+        if [model["vocab"][piece] for piece in vocabulary] != list(range(len(vocabulary))):
             raise ValueError("its ids are not consecutive")
-        if kind == "WordLevel" and all(len(piece) == 1 for piece in vocabulary):
+        if model["type"] == "WordLevel" and all(len(piece) == 1 for piece in vocabulary):
             return CharTokenizer("".join(vocabulary))
-        if kind == "BPE":
-            if model["vocab"] == byte_letters():
-                return ByteTokenizer()
-            merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-            return BPETokenizer(vocabulary, [(left, right) for left, right in merges])
-        raise ValueError("neither characters nor pieces of bytes")
+        if model["type"] != "BPE":
+            raise ValueError("neither characters nor pieces of bytes")
+        if model["vocab"] == byte_letters():
+            return ByteTokenizer()
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        return BPETokenizer(vocabulary, pairs)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"tokenizer = {path}: not one that can be used here ({shorten(error, 100)}); use another model"
-        ) from None
+        reason = f"not one that can be used here ({shorten(error, 100)}); use another model"
+        raise UserError(f"tokenizer = {path}: {reason}") from None
 
 
 def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -> str:
-    """Write a folder that AutoModelForCausalLM and AutoTokenizer load, whole or not at all; return what the model became.
+    """Write a folder that AutoModelForCausalLM and AutoTokenizer load; return what the model became.
 
-    With `onnx`, model.onnx is written too, and alone if no class can express the model.
-    Raises UserError if the folder exists, or if nothing can express the model.
+    With `onnx`, model.onnx is written too, and alone if no class can express the model. The folder is
+    written whole or not at all. Raises UserError if it exists, or if nothing can express the model.
     """
     if os.path.lexists(folder):
         raise UserError(f"--out = {folder}: already exists; choose another folder")
     try:
         theirs = to_hf(model)
+        kind = type(theirs).__name__ + (" and ONNX" if onnx else "")
     except UserError as error:
         if not onnx:
             raise
         theirs, kind = None, f"ONNX alone ({error})"
-    else:
-        kind = type(theirs).__name__ + (" and ONNX" if onnx else "")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.tmp-") as staging:
         staged = Path(staging) / folder.name
         staged.mkdir()
         if theirs is not None:
             theirs.save_pretrained(staged)
-        # Written by hand: version 4 of transformers cannot read what version 5 writes. And without a class, AutoTokenizer would
-        # take the tokenizer that goes with the class of the model
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": model.config.context_length,
-        }
-        settings |= {"clean_up_tokenization_spaces": False}
+        # Written by hand: version 4 of transformers cannot read what version 5 writes. And without a class,
+        # AutoTokenizer would take the tokenizer that goes with the class of the model
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        settings |= {"model_max_length": model.config.context_length}
         (staged / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
         (staged / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
         if onnx:

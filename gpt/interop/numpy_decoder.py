@@ -25,6 +25,7 @@ Array = np.ndarray
 Layer = Callable[[Array], Array]  # activations (B, 1, C) to activations (B, 1, C); the size of C may change
 
 FEW_ROWS = 8  # numpy is clearly faster for up to so many. With 32, each is busy with reading the cache
+SLOPE, CUBIC = np.float32(math.sqrt(2 / math.pi)), np.float32(0.044715)  # of GELU
 KNOWN = (Ensemble, GPT, Block, SelfAttention, MLP, CausalConv, Dropout, nn.ModuleList)
 KNOWN += (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Identity)
 
@@ -44,7 +45,11 @@ class NumpyCachedModel(CachedModel):
             return super().begin(window)
         rows = [CachedModel(self.model, self.expected) for _ in window]
         logits = [row.begin(ids) for row, ids in zip(rows, window.split(1), strict=True)]
-        self.window, self.cache = window, stack([row.cache for row in rows])
+        self.window, self.cache, caches = window, rows[0].cache, [row.cache for row in rows]
+        for layer in self.cache.keys_values:
+            self.cache.keys_values[layer] = torch.cat([cache.keys_values[layer] for cache in caches], dim=1)
+        for layer in self.cache.conv_inputs:
+            self.cache.conv_inputs[layer] = torch.cat([cache.conv_inputs[layer] for cache in caches])
         members = self.model.members if isinstance(self.model, Ensemble) else [self.model]
         self.decoders = [make_decoder(member, self.cache) for member in members]
         return torch.cat(logits)
@@ -70,17 +75,6 @@ def supports(model: GPT | Ensemble) -> bool:
         and all(part.activation in ACTIVATIONS for part in parts if isinstance(part, MLP))
         and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in model.parameters())
     )
-
-
-def stack(caches: Sequence[KVCache]) -> KVCache:
-    """One cache of all rows of several caches, which have the same capacity and length."""
-    stacked = KVCache(caches[0].capacity)
-    stacked.length = caches[0].length
-    for layer in caches[0].keys_values:
-        stacked.keys_values[layer] = torch.cat([cache.keys_values[layer] for cache in caches], dim=1)
-    for layer in caches[0].conv_inputs:
-        stacked.conv_inputs[layer] = torch.cat([cache.conv_inputs[layer] for cache in caches], dim=0)
-    return stacked
 
 
 def make_decoder(model: GPT, cache: KVCache) -> Callable[[Tensor], Tensor]:
@@ -178,14 +172,8 @@ def make_attention(module: SelfAttention, cache: KVCache, rotary: Array | None) 
     return attend
 
 
-def gelu(x: Array) -> Array:
-    """GELU in its tanh form."""
-    a, b = np.float32(math.sqrt(2 / math.pi)), np.float32(0.044715)
-    return x * (1 + np.tanh(a * (x + b * x * x * x))) / 2
-
-
 ACTIVATIONS: dict[str, Layer] = {
-    "gelu": gelu,
+    "gelu": lambda x: x * (1 + np.tanh(SLOPE * (x + CUBIC * x * x * x))) / 2,  # in its tanh form
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.square(np.maximum(x, 0)),
 }

@@ -11,7 +11,7 @@ from gpt.model import GPT, plain_attention
 
 
 def write_onnx(model: GPT, path: Path) -> None:
-    """Write a model of any architecture, whose input `ids` (B, T) gives `logits` (B, T, V). B and T stay free.
+    """Write a model of any architecture: `ids` (B, T) give `logits` (B, T, V), where B and T stay free.
 
     Raises UserError if the library for it is missing.
     """

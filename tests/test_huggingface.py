@@ -1,0 +1,241 @@
+"""Through the real `transformers`, `tokenizers` and onnxruntime: the same numbers on both sides."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import export_hf
+from conftest import make_config, make_model
+from gpt.checkpoint import load
+from gpt.errors import UserError
+from gpt.generate import generate_text
+from gpt.interop.bpe import BPETokenizer
+from gpt.interop.huggingface import export, from_hf, hf_settings, our_config, to_hf, tokenizer_from_hf
+from gpt.model import GPT
+from gpt.tokenizer import ByteTokenizer, CharTokenizer
+
+transformers = pytest.importorskip("transformers", reason="extra hf is not installed")
+
+EXPRESSIBLE = {
+    "gpt1": ("OpenAIGPTLMHeadModel", "gpt1", {}),
+    "gpt1 relu untied": (
+        "OpenAIGPTLMHeadModel",
+        "gpt1",
+        dict(activation="relu", tied_head=False, bias=False),
+    ),
+    "gpt2": ("GPT2LMHeadModel", "gpt2", dict(attention_dropout=False)),
+    "gpt2 relu2 no bias": ("GPT2LMHeadModel", "gpt2", dict(activation="relu2", tied_head=False, bias=False)),
+}
+CHARS = CharTokenizer("abcdefghijk")
+
+
+def make_perturbed(arch: str, **changes) -> GPT:
+    """A model all of whose parameters are far from where they start."""
+    model = make_model(arch, **changes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("name", EXPRESSIBLE)
+@torch.no_grad()
+def test_model_keeps_its_logits_there_and_back(name, tmp_path):
+    kind, arch, changes = EXPRESSIBLE[name]
+    model, ids = make_perturbed(arch, dropout=0.1, **changes), torch.randint(11, (3, 16))
+    theirs = to_hf(model)
+    assert type(theirs).__name__ == kind
+    torch.testing.assert_close(theirs(ids).logits, model(ids), atol=1e-5, rtol=0)
+    assert export(model, CHARS, tmp_path / "hf") == kind
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    torch.testing.assert_close(loaded(ids).logits, model(ids), atol=1e-5, rtol=0)
+    for source in (theirs, tmp_path / "hf"):
+        back = from_hf(source)
+        torch.testing.assert_close(back(ids), model(ids), atol=1e-6, rtol=0)
+        assert back.config == model.config.model_copy(update={"bias": True})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(transformers.OpenAIGPTConfig(), id="openai-gpt, 117 M"),
+        pytest.param(transformers.GPT2Config(), id="gpt2, 124 M"),
+        pytest.param(transformers.GPT2Config(n_embd=1600, n_head=25, n_layer=2), id="gpt2-xl's width"),
+    ],
+)
+@torch.no_grad()
+def test_published_shapes_are_converted(config):
+    """With random weights in the real shapes. What is downloaded takes the same way."""
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model, ids = from_hf(theirs), torch.randint(config.vocab_size, (1, 20))
+    torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "reason"),
+    [
+        ("gpt2", dict(conv_width=3), "conv_width = 3: no class of transformers has it here; train with"),
+        ("gpt2", dict(norm="rmsnorm"), "norm = rmsnorm"),
+        ("modern", dict(conv_width=0), "positions = rotary"),
+        ("gpt1", dict(activation="relu2"), "activation = relu2"),
+        ("gpt2", dict(qk_norm=True), "qk_norm = True"),
+    ],
+)
+def test_model_that_no_class_can_express_is_refused(arch, changes, reason):
+    with pytest.raises(UserError, match=reason):
+        hf_settings(make_config(arch, **changes))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            transformers.LlamaConfig(),
+            "model_type = llama: cannot be converted; choose one of openai-gpt, gpt2",
+        ),
+        (transformers.GPT2Config(activation_function="gelu"), "activation_function = gelu: models here have"),
+        (transformers.GPT2Config(n_inner=100), "n_inner = 100"),
+        (transformers.GPT2Config(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06"),
+        (
+            transformers.GPT2Config(scale_attn_by_inverse_layer_idx=True),
+            "scale_attn_by_inverse_layer_idx = True",
+        ),
+    ],
+)
+def test_model_that_ours_cannot_express_is_refused(config, reason):
+    with pytest.raises(UserError, match=reason):
+        our_config(config.to_dict())
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_exported_tokenizer_gives_the_same_ids(kind, tmp_path, text):
+    content = text.read_text() if kind == "char" else "π 🙂\n\n  é" + text.read_text()
+    tokenizer = {"char": CharTokenizer.from_text, "byte": lambda _: ByteTokenizer()}.get(
+        kind, lambda content: BPETokenizer.from_parts([content], 300)
+    )(content)
+    export(make_model("gpt2", vocab_size=len(tokenizer)), tokenizer, tmp_path / "hf")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ids = theirs(content)["input_ids"]
+    assert ids == tokenizer.encode(content).tolist()
+    assert theirs.decode(ids) == content
+    assert len(theirs) == len(tokenizer)
+    assert tokenizer_from_hf(tmp_path / "hf").state == tokenizer.state
+
+
+def test_exported_run_is_a_pipeline(succeed, capsys):
+    succeed("model/arch=gpt2", "trainer.max_steps=4", "hydra.run.dir=run")
+    export_hf.main(["run", "--out", "exported/hf"])
+    assert capsys.readouterr().out == "exported/hf: GPT2LMHeadModel\n"
+    model, tokenizer, _ = load("run")
+    assert torch.equal(from_hf("exported/hf").head.weight, model.head.weight)
+    assert [path.name for path in Path("exported").iterdir()] == ["hf"]  # nothing unfinished next to it
+    pipe = transformers.pipeline("text-generation", "exported/hf")
+    written = pipe("ROMEO", max_new_tokens=11, do_sample=False)[0]["generated_text"]
+    assert written == generate_text(model, tokenizer, "ROMEO", 11, temperature=0)
+    with pytest.raises(UserError, match="already exists"):
+        export_hf.main(["run", "--out", "exported/hf"])
+
+
+@pytest.mark.parametrize("arch", ["gpt1", "modern"])
+@torch.no_grad()
+def test_onnx_has_the_same_logits(arch, tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="extra onnx is not installed")
+    model, folder = make_perturbed(arch), tmp_path / "onnx"
+    assert "ONNX" in export(model, CHARS, folder, onnx=True)
+    assert (folder / "config.json").exists() == (arch == "gpt1")  # no class of transformers has a convolution
+    session = runtime.InferenceSession(folder / "model.onnx")
+    for shape in ((1, 1), (3, 16), (2, 5)):
+        ids = torch.randint(11, shape)
+        logits = torch.from_numpy(session.run(None, {"ids": ids.numpy()})[0])
+        torch.testing.assert_close(logits, model(ids), atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """A model in the format of `transformers`, to be edited."""
+    export(make_model("gpt2"), CHARS, tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def edit_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        from_hf(folder)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"n_layer": 3}, r"tensor = h.2.ln_1.weight: missing; use a model with all of its weights"),
+        ({"n_layer": 1}, r"tensor = h.1.attn.c_attn.bias: not part of such a model"),
+        (
+            {"n_positions": 8},
+            "tensor = wpe.weight: has the shape (16, 16), where its configuration asks for (8, 16)",
+        ),
+        (
+            {"n_embd": 30_000, "n_head": 1},
+            "tensor = wte.weight: has the shape (11, 16)",
+        ),  # without taking memory
+        ({"tie_word_embeddings": False}, "tensor = lm_head.weight: missing"),
+        ({"n_embd": 10**12}, "n_embd"),
+        ({"vocab_size": -1}, "vocab_size = -1"),
+        ({"n_layer": "two"}, "n_layer = two"),
+        ({"n_head": None}, "n_head = null"),
+        ({"vocab_size": None}, "vocab_size = None"),
+        ({"resid_pdrop": "a\nb"}, "dropout = a b"),
+        ({"model_type": "x" * 10**5}, "cannot be converted"),
+    ],
+)
+def test_configuration_that_does_not_fit_its_tensors_is_one_line(exported, changes, reason):
+    edit_config(exported, **changes)
+    assert reason in refusal(exported)
+
+
+def test_tensors_are_read_by_name_whatever_the_file(exported):
+    """Files on the hub have shorter names, and hold the causal mask; a name that is unknown is refused."""
+    path = exported / "model.safetensors"
+    tensors, expected = load_file(path), from_hf(exported).state_dict()
+    shorter = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(shorter | {"h.0.attn.bias": torch.ones(1, 1, 16, 16)}, path)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in from_hf(exported).state_dict().items())
+    shorter["h.0.ln_one.weight"] = shorter.pop("h.0.ln_1.weight")
+    save_file(shorter, path)
+    assert "tensor = h.0.ln_1.weight: missing" in refusal(exported)
+    save_file(tensors | {"lm_head.weight": torch.ones(11, 16)}, path)  # which the configuration calls tied
+    assert "tensor = lm_head.weight: not part of such a model" in refusal(exported)
+
+
+def test_code_and_pickles_in_a_folder_are_not_run(exported, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "it_ran"), "w")
+
+    (exported / "evil.py").write_text(f"open({str(tmp_path / 'it_ran')!r}, 'w')\nclass Evil:\n    pass\n")
+    auto_map = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    edit_config(exported, auto_map=auto_map, quantization_config={"quant_method": "evil"})
+    assert from_hf(exported).config.n_embd == 16
+    (exported / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Evil()}, exported / "pytorch_model.bin")
+    assert "safetensors = (missing)" in refusal(exported)
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_damaged_folder_is_one_line(exported, name, content):
+    (exported / name).write_bytes(content)
+    assert "damaged" in refusal(exported)
+    (exported / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match="damaged|not one that can be used"):
+        tokenizer_from_hf(exported)
