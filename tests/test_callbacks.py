@@ -131,7 +131,7 @@ REFUSED = [
     ("EarlyStopping", "monitor", "x", "monitor = x: no such setting"),
     ("EMA", "decay", 1.0, "decay = 1.0: should be less"),
     ("ZeroShot", "examples", 0, "examples = 0: should be greater"),
-    ("ZeroShot", "tasks", ["marks"], "tasks.0 = marks: no such task; did you mean mark?"),
+    ("ZeroShot", "tasks", ["marks"], "tasks.0 = marks: should be 'mark', 'reply'"),
 ]
 
 

@@ -33,9 +33,9 @@ GROUPS = {
     if path.is_dir() and "hydra" not in path.parts and list(path.glob("*.yaml"))
 }
 WORDS = """
-    null true abc [0.5,0.9] [] [1] {} {a:1} 1e1 nan inf -inf a=b '' 1e18 1e30 -1e30 2147483648 4294967296 1e-50
-    0x10 learned rmsnorm cosine bf16-mixed cpu gpu auto ddp bpe byte simple last /etc /dev/full /proc/nope/x
-    ../../x a/b/c ~ . 日本 '\\x00' http://127.0.0.1:9/x ${seed} ${model.n_embd} ${nowhere} '${oc.env:HOME}'
+    null true abc [0.5,0.9] [] [1] {} {a:1} 1e1 nan inf -inf a=b '' 1e18 1e30 -1e30 2147483648 4294967296
+    1e-50 0x10 learned rmsnorm cosine bf16-mixed cpu gpu auto ddp bpe byte simple last /etc /dev/full
+    /proc/nope/x ../../x a/b/c ~ . 日本 '\\x00' http://127.0.0.1:9/x ${seed} ${model.n_embd} ${nowhere} '${oc.env:HOME}'
     ${hydra:job.num} ??? os.system
 """
 NUMBERS = st.integers(-2, 17).map(str) | st.floats(-2, 2).map(str) | st.just("9" * 400)
@@ -55,8 +55,8 @@ CHOOSE = st.sampled_from(
     [f"{group}={choice}" for group, names in GROUPS.items() for choice in [*names, "null", "no"]]
 )
 HYDRA = """
-    hydra.run.dir=a/b/c hydra.run.dir='' hydra.run.dir=/proc/x hydra=x hydra.job.chdir=true hydra.mode=MULTIRUN
-    hydra.mode=RUN hydra.nothing=1 hydra.sweep.dir=s
+    hydra.run.dir=a/b/c hydra.run.dir='' hydra.run.dir=/proc/x hydra=x hydra.job.chdir=true
+    hydra.mode=MULTIRUN hydra.mode=RUN hydra.nothing=1 hydra.sweep.dir=s
 """
 ANY = st.one_of(SET, SET, ADD, INSIDE, DELETE, CHOOSE, st.sampled_from(HYDRA.split()))
 OVERRIDES = st.lists(ANY, min_size=1, max_size=4)

@@ -19,7 +19,7 @@ def test_orthogonalize_moves_singular_values_near_one(shape):
 
 
 def test_orthogonalize_takes_the_steps_of_newton_and_schulz():
-    """As written in the source: x <- a x + (b g + c g²) x with the Gram matrix g = x x' of each step's own x."""
+    """As in the source: x <- a x + (b g + c g²) x with the Gram matrix g = x x' of each step's own x."""
     x = torch.randn(8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     a, b, c = 3.4445, -4.775, 2.0315
     expected = x / x.norm()

@@ -1,4 +1,4 @@
-"""A run that is resumed is one's own: what is promised nevertheless. Of checkpoints, see test_checkpoint.py."""
+"""A run that is resumed is one's own; this is promised all the same. Of checkpoints see test_checkpoint.py."""
 
 import json
 from pathlib import Path
