@@ -35,8 +35,8 @@ GROUPS = {
 WORDS = """
     null true abc [0.5,0.9] [] [1] {} {a:1} 1e1 nan inf -inf a=b '' 1e18 1e30 -1e30 2147483648 4294967296
     1e-50 0x10 learned rmsnorm cosine bf16-mixed cpu gpu auto ddp bpe byte simple last /etc /dev/full
-    /proc/nope/x ../../x a/b/c ~ . 日本 '\\x00' http://127.0.0.1:9/x ${seed} ${model.n_embd} ${nowhere} '${oc.env:HOME}'
-    ${hydra:job.num} ??? os.system
+    /proc/nope/x ../../x a/b/c ~ . 日本 '\\x00' http://127.0.0.1:9/x ${seed} ${model.n_embd} ${nowhere}
+    '${oc.env:HOME}' ${hydra:job.num} ??? os.system
 """
 NUMBERS = st.integers(-2, 17).map(str) | st.floats(-2, 2).map(str) | st.just("9" * 400)
 VALUES = NUMBERS | st.sampled_from(WORDS.split()) | st.text("a1.-_ /'{}[]$:,\"\\\n", max_size=4)

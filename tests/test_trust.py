@@ -1,4 +1,4 @@
-"""A run that is resumed is one's own; this is promised all the same. Of checkpoints see test_checkpoint.py."""
+"""A run that is resumed is one's own; this is promised all the same. For checkpoints, see test_checkpoint."""
 
 import json
 from pathlib import Path
@@ -42,5 +42,5 @@ def test_a_run_that_has_ended_without_checkpoints_is_not_begun_again(call, train
         path.unlink()
     code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
     assert code == 2
-    assert "it has ended and has no checkpoint to continue from; begin again in another folder" in err
+    assert "no checkpoint to continue from; begin again in another folder" in err
     assert json.loads((trained / "result.json").read_text()) == result
