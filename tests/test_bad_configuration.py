@@ -150,7 +150,7 @@ if not torch.cuda.is_available():
     COMMANDS[("trainer=gpu", "trainer.accelerator=gpu")] = "trainer.accelerator, devices = gpu, 1"
 
 
-@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: " ".join(arguments)[:80])
 def test_bad_command_is_one_line_and_leaves_nothing(arguments, call, text):
     Path("nothing").mkdir()
     Path("same.txt").write_text("a" * 1000)
