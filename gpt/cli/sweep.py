@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import math
+import os
 import shutil
 import sys
 import time
@@ -103,18 +104,20 @@ class Sweep(Callback):
 
     def begin(self, folder: Path, must_be_new: bool = False) -> None:
         """Make the folder, NAME-2 and so on if it must be new and is not. Raises UserError if that fails."""
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        # by os.path: pathlib raises OSError for a name that is too long
+        missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         self.created = missing[-1].absolute() if missing else None
+        self.folder, self.started, Sweep.started_here = folder.absolute(), time.time(), self
         for number in itertools.count(1):
             found = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
             try:
                 found.mkdir(parents=True, exist_ok=not must_be_new)
                 break
             except OSError as error:
-                if not (must_be_new and found.exists()):
+                if not (must_be_new and os.path.exists(found)):
                     reason = f"{error.strerror}; choose another hydra.run.dir or hydra.sweep.dir"
-                    raise UserError(f"file = {folder}: {reason}") from None
-        self.shown, self.folder, self.started, Sweep.started_here = found, found.absolute(), time.time(), self
+                    raise UserError(f"file = {shorten(folder, 200)}: {reason}") from None
+        self.shown, self.folder = found, found.absolute()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         self.job_started = time.time()
