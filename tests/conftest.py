@@ -59,7 +59,7 @@ TINY += [f"trainer.precision={PRECISION}", "trainer.val_check_interval=500"]  # 
 def no_report(request, monkeypatch):
     """Leave report.html out: it takes a second, and hundreds of runs here have no reader. tests/test_analysis.py has it."""
     if "test_analysis" not in request.node.nodeid:
-        monkeypatch.setattr("gpt.analysis.report_line", lambda folder: "report: (left out)")
+        monkeypatch.setattr("gpt.analysis.report.report_line", lambda folder: "report: (left out)")
         monkeypatch.setattr("gpt.cli.report.report_line", lambda folder: "report: (left out)")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gpt.analysis import report_line
+from gpt.analysis.report import report_line
 from gpt.callbacks.samples import Samples
 from gpt.checkpoint import load
 from gpt.cli.overrides import quote_override

@@ -128,7 +128,7 @@ class Sweep(Callback):
 
     def conclude(self) -> None:
         """Compare the jobs. Raises UserError if some have failed, and leaves nothing behind if none could begin."""
-        from gpt.analysis import report_line, table_of
+        from gpt.analysis.report import report_line, table_of
 
         (self.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's; the runs have their own config.yaml
         errors = sorted(self.folder.glob("**/error.txt"))

@@ -49,7 +49,7 @@ def tune(name: str, trials: int, overrides: Sequence[str], space: Space) -> str:
 
     Raises UserError, and leaves nothing behind, if no run of the search can be made.
     """
-    from gpt.analysis import table_of
+    from gpt.analysis.report import table_of
 
     import_optuna()
     check_name(name)
