@@ -20,8 +20,9 @@ import gpt.analysis
 import report as report_script
 from conftest import ARCHITECTURES
 from gpt.analysis.compare import compare, compare_runs, welch_interval
+from gpt.analysis.pages import write_report
 from gpt.analysis.plots import draw_pictures, draw_run, save
-from gpt.analysis.report import write_report
+from gpt.analysis.report import report_line, table_of
 from gpt.analysis.runs import read_runs
 from gpt.errors import UserError
 
@@ -336,7 +337,7 @@ def test_page_of_a_run(trained, capsys):
     assert "no such file" in page.text  # instead of attention
     assert page.pictures == 1
     (trained / "result.json").unlink()
-    assert gpt.analysis.report_line(trained).startswith("report: (none), because of folder = ")
+    assert report_line(trained).startswith("report: (none), because of folder = ")
 
 
 def test_page_of_a_sweep(tmp_path):
@@ -357,8 +358,8 @@ def test_without_the_extra_there_is_one_line(sweep, monkeypatch):
         monkeypatch.delattr(gpt.analysis, module.rpartition(".")[2])
     monkeypatch.setitem(sys.modules, "pandas", None)
     missing = '(none), it needs the extra analysis: pip install -e ".[analysis]"'
-    assert gpt.analysis.report_line(sweep) == f"report: {missing}"
-    assert gpt.analysis.table_of(sweep) == f"table: {missing}"
+    assert report_line(sweep) == f"report: {missing}"
+    assert table_of(sweep) == f"table: {missing}"
     for script in (compare_script, report_script):
         with pytest.raises(UserError, match=r'pandas is not installed; pip install -e "\.\[analysis\]"'):
             script.main([str(sweep)])
