@@ -115,14 +115,6 @@ def run_job(cfg: DictConfig) -> float | None:
     if is_sweep:
         live = Sweep.started_here.live_line(settings.job.num, folder.name) if Sweep.started_here else []
         return train(config, folder, RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)).loss
-    if (
-        int(os.environ.get("WORLD_SIZE", "1")) > 1
-        and "LOCAL_RANK" not in os.environ
-        and not settings.overrides.hydra
-    ):
-        raise UserError(
-            "hydra.run.dir = (missing): several processes need one folder; set hydra.run.dir=outputs/NAME"
-        )
     result = train(config, folder, RunOptions(sys.argv[:], describe_resuming(folder, config), typed))
     if is_first_process():
         os.chdir(cwd)

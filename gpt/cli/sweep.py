@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import math
+import os
 import shutil
 import sys
 import time
@@ -76,6 +77,9 @@ class Sweep(Callback):
                     raise UserError(f"resume = {shorten(config.resume)}: {reason}; leave hydra.run.dir out")
                 set_hydra(config, "hydra.run.dir", str(folder))
             elif not was_typed(config, "hydra.run.dir"):
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # of torchrun; Lightning types the folder
+                    advice = "set hydra.run.dir=outputs/NAME"
+                    raise UserError(f"hydra.run.dir = (missing): several processes need one folder; {advice}")
                 # type: ignore[arg-type]
                 typed = parse_overrides(OmegaConf.to_container(config.hydra.overrides.task))
                 start = Path(config.hydra.run.dir)
