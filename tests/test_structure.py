@@ -29,6 +29,7 @@ MAY_IMPORT = {  # a room, and the rooms that it may import from, besides itself 
 DOORS = {
     "gpt.train": {"gpt.callbacks", "gpt.finetune", "gpt.interop"},  # which tells the whole story of a run
     "gpt.checkpoint": {"gpt.finetune"},  # a checkpoint may hold a fine-tuned model
+    "gpt.tokenizer": {"gpt.interop"},  # byte pairs need a library, and are imported when they are asked for
 }
 LIBRARIES_OF_THE_CORE = {"pydantic", "safetensors", "filelock", "yaml", "numpy", "torch", "lightning", "tqdm"}
 PICKLE = re.compile(r"\bimport pickle\b|\btorch\.load\(|\bjoblib\.load\(|allow_pickle=True")

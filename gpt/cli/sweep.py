@@ -68,6 +68,9 @@ class Sweep(Callback):
                     raise UserError(f"resume = {shorten(config.resume)}: {reason}; leave hydra.run.dir out")
                 folder = found
             elif not is_typed:
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # of torchrun; Lightning types the folder
+                    advice = "set hydra.run.dir=outputs/NAME"
+                    raise UserError(f"hydra.run.dir = (missing): several processes need one folder; {advice}")
                 typed = parse_overrides(list(config.hydra.overrides.task))
                 folder = folder.with_name(name_run(folder.name, config.name, typed))
             self.begin(folder, must_be_new=config.resume is None and not is_typed)
