@@ -100,7 +100,7 @@ def fit(
         plugins=[AtomicCheckpointIO()],
         logger=loggers or False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_progress_bar=False,
         enable_model_summary=False,
     )
     for logger in loggers or []:
@@ -147,7 +147,7 @@ REFUSED = [
     ({"_target_": "gpt.callbacks.EMA", "decay": 1.0}, "decay = 1.0: should be less"),
     ({"_target_": "gpt.callbacks.EMA", "decay": 0}, "decay = 0: should be greater"),
     (ZERO_SHOT | {"examples": 0}, "examples = 0: should be greater"),
-    (ZERO_SHOT | {"tasks": ["marks"]}, "tasks.0 = marks: no such task; did you mean mark?"),
+    (ZERO_SHOT | {"tasks": ["marks"]}, "tasks.0 = marks: should be 'mark', "),
 ]
 
 
@@ -169,7 +169,7 @@ def test_refused_argument_is_named_in_one_line(node, message, tmp_path):
         ({"_target_": "nowhere.Class"}, "callbacks.x = nowhere.Class: No module named 'nowhere'"),
         (
             {"_target_": "gpt.callbacks.BestCheckpoint", "monitor": "lr"},
-            "unexpected keyword argument 'monitor'",
+            "BestCheckpoint() takes no arguments",
         ),
         ({"monitor": "lr"}, "names no class; write callbacks.x._target_=module.Class, or callbacks.x=null"),
         ({"_target_": 5}, "names no class"),
@@ -383,12 +383,13 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(tmp_path):
 
     strategy = SimpleNamespace(reduce=reduce)
     trainer = SimpleNamespace(world_size=2, global_step=1, max_steps=9, val_check_batch=1, strategy=strategy)
-    trainer.checkpoint_callbacks = [LastCheckpoint()]
+    trainer.checkpoint_callbacks, trainer.accumulate_grad_batches = [LastCheckpoint()], 1
+    trainer.fit_loop = SimpleNamespace(batch_idx=0)
     module = SimpleNamespace(device="cpu")
-    stop.on_train_batch_end(trainer, module, None, None, 0)
+    stop.on_train_batch_end(trainer, module)
     assert (stop.signal, stop.stopping) == (signal.SIGUSR1, False)
     trainer.global_step = 2
-    stop.on_train_batch_end(trainer, module, None, None, 1)
+    stop.on_train_batch_end(trainer, module)
     assert (stop.signal, stop.stopping) == (signal.SIGTERM, True)
 
 
@@ -407,16 +408,14 @@ def test_throughput_counts_training_alone(monkeypatch):
     now, logged = [100.0], []
     monkeypatch.setattr(watching, "perf_counter", lambda: now[0])
     callback = Throughput()
-    trainer = SimpleNamespace(world_size=2, log_every_n_steps=2, accumulate_grad_batches=1, global_step=0)
-    trainer.datamodule = SimpleNamespace(characters_per_id=1.0)
+    trainer = SimpleNamespace(world_size=2, datamodule=SimpleNamespace(characters_per_id=1.0))
     module = SimpleNamespace(log=lambda name, value, prog_bar: logged.append((name, value)))
+    module.is_logged = lambda batch_idx: batch_idx % 2 == 1
     batch = (torch.zeros(3, 5), None)
-    callback.on_train_start(trainer, module)
     now[0] += 1000  # before the first batch
     for step in range(4):
         callback.on_train_batch_start(trainer, module, batch, step)
         now[0] += 0.5
-        trainer.global_step += 1
         callback.on_train_batch_end(trainer, module, None, batch, step)
         if step == 2:
             callback.on_validation_start(trainer, module)
@@ -455,19 +454,19 @@ def test_progress_bar_is_one_line_that_counts_the_steps_of_the_whole_run(
 
 
 def test_narrow_progress_bar_leaves_out_numbers_and_is_erased_if_asked(tmp_path, capsys, monkeypatch):
-    set_width(monkeypatch, 50)
+    set_width(monkeypatch, 44)
     monkeypatch.setattr(ProgressBar, "ending", lambda self, trainer: "all done in 1:00")
     fit(tmp_path, 10, [ProgressBar("1 of 2  ", leave=False)], every=5)
     *lines, erased, end = capsys.readouterr().out.split("\r")
     assert lines[-1].startswith("1 of 2  10/10 ")
     assert lines[-1].endswith("  all done in 1:00")
-    assert len(lines[-1]) == 49
+    assert len(lines[-1]) == 43
     assert (erased.strip(), end) == ("", "")
 
 
 def test_progress_bar_ends_before_a_stopped_run_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        fit(tmp_path, 20, [SendSignal(3), GracefulStop("continue"), ProgressBar()])
+        fit(tmp_path, 20, [SendSignal(3), ProgressBar(), GracefulStop("continue")])
     *_, line, stopped, advice = capsys.readouterr().out.splitlines()
     assert line.split("\r")[-1].startswith("3/20 ")
     assert (stopped[:13], advice) == ("stopped after", "continue")

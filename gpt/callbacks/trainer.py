@@ -22,16 +22,16 @@ from gpt.machine import describe_origin, device_type, memory_size
 from gpt.run import Run
 
 # Settings of a run that are Lightning's arguments of the same name
-SAME = ("accelerator", "num_nodes", "precision", "max_steps", "max_time", "log_every_n_steps")
-SAME += ("accumulate_grad_batches", "deterministic", "detect_anomaly", "profiler")
+SAME = "accelerator num_nodes precision max_steps max_time log_every_n_steps accumulate_grad_batches".split()
+SAME += "deterministic detect_anomaly profiler".split()
 # Lightning's arguments that a run sets by itself, and what to use in their place
-INSTEAD = {
+INSTEAD = dict.fromkeys(("default_root_dir", "plugins", "use_distributed_sampler"), "leave it out")
+INSTEAD |= {
     "callbacks": "use callbacks.NAME",
     "logger": "use logger=NAME",
     "fast_dev_run": "use trainer=debug",
 }
 INSTEAD |= {"max_epochs": "use trainer.max_steps", "enable_checkpointing": "use callbacks.last=null"}
-INSTEAD |= dict.fromkeys(("default_root_dir", "plugins", "use_distributed_sampler"), "leave it out")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def make_trainer(
     }
     metadata |= {"text_sha256": data.sha256, "config": config.to_dict(), **data.metadata}
     typed = {"command": list(options.command), "overrides": dict(options.overrides)}
+    progress = parts.ProgressBar() if sys.stdout.isatty() else parts.ProgressLines()
     callbacks = [
         BeginRun(run, config, {**typed, "text_sha256": data.sha256, **origin}),
         *parts.make_all("callbacks", config.callbacks, run.folder),
@@ -67,10 +68,10 @@ def make_trainer(
         parts.ResumeAtStep(),
         parts.HParams(config.flat(), options.overrides),
         parts.StoreMetadata(metadata),
-        parts.GracefulStop(options.resume_hint),
-        *([] if options.quiet else [parts.ProgressBar() if sys.stdout.isatty() else parts.ProgressLines()]),
+        *([] if options.quiet else [progress]),
         *options.callbacks,
         parts.ValidateAtEnd(),
+        parts.GracefulStop(options.resume_hint),
     ]
     trainer = build_trainer(config, run, callbacks)
     check_processes(config, trainer, in_sweep=options.quiet)
@@ -84,15 +85,14 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
     for name, value in more.items():
         if advice := INSTEAD.get(name) or (did_you_mean(name, known) if name not in known else None):
             raise UserError(f"trainer.{name} = {shorten(value)}: not a setting of a run; {advice}")
-    per_step = settings.accumulate_grad_batches
-    interval = min(settings.val_check_interval or settings.max_steps, settings.max_steps) * per_step
+    interval = min(settings.val_check_interval or settings.max_steps, settings.max_steps)
     # Buffers are constants, which need not be sent from process to process
     ddp = DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
     arguments = {name: getattr(settings, name) for name in SAME} | {
         "devices": int(settings.devices) if settings.devices.isdigit() else settings.devices,
         "strategy": ddp if settings.strategy == "ddp" else "auto",
         "max_epochs": -1,
-        "val_check_interval": interval,
+        "val_check_interval": interval * settings.accumulate_grad_batches,
         "gradient_clip_val": settings.gradient_clip_val or None,
         "default_root_dir": run.folder,
         "callbacks": callbacks,
@@ -101,19 +101,17 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
         "use_distributed_sampler": False,  # our batches know their rank
         "num_sanity_val_steps": 0,
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
-        "enable_progress_bar": any(isinstance(callback, parts.ProgressBar) for callback in callbacks),
+        "enable_progress_bar": False,  # there is ours
         "enable_model_summary": False,
     }
     try:
         return L.Trainer(**(arguments | more))
     except (MisconfigurationException, ValueError, TypeError) as error:
-        given = f"trainer.accelerator, devices = {settings.accelerator}, {settings.devices}"
-        given = (
-            f"trainer.{', '.join(more)} = {shorten(', '.join(map(str, more.values())))}" if more else given
-        )
-        raise UserError(
-            f"{given}: {one_line(error).rstrip('.;')}; try trainer=cpu trainer.devices=1"
-        ) from None
+        given = f"accelerator, devices = {settings.accelerator}, {settings.devices}"
+        if more:
+            given = f"{', '.join(more)} = {shorten(', '.join(map(str, more.values())))}"
+        advice = "try trainer=cpu trainer.devices=1"
+        raise UserError(f"trainer.{given}: {one_line(error).rstrip('.;')}; {advice}") from None
 
 
 class BeginRun(Callback):
@@ -144,10 +142,9 @@ def check_processes(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> No
     """Raises UserError for processes without a core or a share of the batch, or that a job would start."""
     count, cores, size = trainer.num_devices, os.cpu_count() or 1, config.data.batch_size
     if isinstance(trainer.accelerator, CPUAccelerator) and count > cores:
-        raise UserError(f"trainer.devices = {count}: more processes than the {cores} cores here; set fewer")
+        raise UserError(f"trainer.devices = {count}: more processes than the {cores} cores here")
     if size % trainer.world_size:
-        reason = f"not divisible among {trainer.world_size} processes"
-        raise UserError(f"data.batch_size = {size}: {reason}; set a multiple")
+        raise UserError(f"data.batch_size = {size}: not divisible among {trainer.world_size} processes")
     environment = getattr(trainer.strategy, "cluster_environment", None)
     starts_them = environment is not None and not environment.creates_processes_externally  # as Slurm does
     if in_sweep and trainer.world_size > 1 and starts_them:

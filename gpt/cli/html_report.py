@@ -242,7 +242,7 @@ def show_samples(folder: Path, losses: Mapping[int, float]) -> str:
 
 def read_history(folder: Path) -> list[tuple[int, str]]:
     """The steps and texts that the last checkpoint keeps, of which an older run has none. Raises UserError if it is damaged."""
-    from gpt.callbacks.samples import Samples
+    from gpt.callbacks import Samples
     from gpt.checkpoint import read
 
     if not (path := folder / "checkpoints" / "last.ckpt").is_file():
@@ -259,7 +259,7 @@ def show_attention(folder: Path) -> str:
     """The attention of each layer of the best model, on a short text that its tokenizer knows."""
     import torch
 
-    from gpt.callbacks.attention_maps import draw_attention
+    from gpt.drawing import draw_attention
     from gpt.checkpoint import find, load
     from gpt.model import attention_weights
 
