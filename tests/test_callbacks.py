@@ -83,7 +83,7 @@ def fit(
     loggers: list[RunLogger] | None = None,
     accumulate: int = 1,
 ) -> L.Trainer:
-    """Train OneWeight in a folder. Where the folder has a last checkpoint, continue from it, as a run does."""
+    """Train OneWeight in a folder. If the folder has a last checkpoint, continue from it, as a run does."""
     silence_lightning()
     last = folder / "checkpoints" / "last.safetensors"
     always = [StepSeed(1), ResumeAtStep(), StoreMetadata({"format": FORMAT}), ValidateAtEnd()]
@@ -321,7 +321,7 @@ def test_the_last_step_is_validated_and_its_row_repeats_nothing(tmp_path):
 
 
 def stop_early(folder: Path, kill_before_result: bool) -> tuple[int, int]:
-    """The steps of a run with a patience of 2 whose loss is lowest at step 20, before and after it is resumed."""
+    """The steps of a run with a patience of 2 and its lowest loss at step 20, before and after a resumption."""
     losses = {10: 2.0, 20: 1.0, 30: 1.5, 40: 1.4, 50: 0.5, 60: 0.4}.get
     first = fit(folder, 60, [*both(), EarlyStopping(patience=2)], losses)
     second = fit(folder, 60, [*both(), EarlyStopping(patience=2)], losses) if kill_before_result else first
@@ -349,7 +349,7 @@ class SendSignal(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+    def on_before_zero_grad(self, trainer, *args) -> None:
         if trainer.global_step == self.step - 1:
             signal.raise_signal(signal.SIGTERM)
 
@@ -382,15 +382,14 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(tmp_path):
         return torch.tensor(received.pop(0))
 
     strategy = SimpleNamespace(reduce=reduce)
-    trainer = SimpleNamespace(world_size=2, global_step=1, max_steps=9, val_check_batch=1, strategy=strategy)
-    trainer.checkpoint_callbacks, trainer.accumulate_grad_batches = [LastCheckpoint()], 1
-    trainer.fit_loop = SimpleNamespace(batch_idx=0)
-    module = SimpleNamespace(device="cpu")
-    stop.on_train_batch_end(trainer, module)
+    trainer = SimpleNamespace(world_size=2, global_step=1, accumulate_grad_batches=1, strategy=strategy)
+    trainer.fit_loop, trainer.default_root_dir = SimpleNamespace(batch_idx=0), tmp_path
+    trainer.is_global_zero, trainer.save_checkpoint = True, lambda path: None
+    module, stop.first_step = SimpleNamespace(device="cpu"), 0
+    stop.on_train_batch_start(trainer, module)
     assert (stop.signal, stop.stopping) == (signal.SIGUSR1, False)
-    trainer.global_step = 2
-    stop.on_train_batch_end(trainer, module)
-    assert (stop.signal, stop.stopping) == (signal.SIGTERM, True)
+    with pytest.raises(SystemExit, match="143"):
+        stop.on_train_batch_start(trainer, module)
 
 
 def test_averaged_weights_are_saved_in_addition_to_those_that_training_continues_with(tmp_path):

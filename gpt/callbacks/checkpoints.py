@@ -3,7 +3,6 @@
 Lightning's ModelCheckpoint is not used: it forgets the best score when the run's folder has moved.
 """
 
-import math
 import signal
 import threading
 from collections.abc import Mapping
@@ -246,18 +245,18 @@ class EarlyStopping(LightningEarlyStopping):
 class GracefulStop(Callback):
     """Lets SIGINT, SIGTERM and SIGUSR1 finish the step and save, then ends with exit code 128 + the signal.
 
-    A second Ctrl-C ends the process at once. The checkpoint is always one from the end of a step. If that
-    step is one that logs or validates, that still happens. `advice` tells how to continue the run. This
-    callback comes last: it saves the state of the others, and prints when a progress bar has ended.
+    If the step is one that logs or validates, that still happens. A second Ctrl-C ends the process at once.
+    `advice` tells how to continue the run. This callback comes last: it prints when a progress bar has ended.
     """
 
-    signal: int | None = None
+    signal = 0
     stopping = False
 
     def __init__(self, advice: str) -> None:
         self.advice, self.previous_handlers = advice, dict[int, Any]()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.first_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():  # no other may set signal handlers
             for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
                 if number := getattr(signal, name, None):  # Windows lacks SIGUSR1
@@ -268,29 +267,23 @@ class GracefulStop(Callback):
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        batches = trainer.fit_loop.batch_idx + 1
-        if batches % trainer.accumulate_grad_batches:  # gradients are still being accumulated
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        is_within_step = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches > 0
+        if is_within_step or trainer.global_step == self.first_step:  # before which no folder is written to
             return
         number = self.signal
         if trainer.world_size > 1:  # a signal to any process stops them all
-            own = torch.tensor(number or 0, device=pl_module.device)
+            own = torch.tensor(number, device=pl_module.device)
             number = int(trainer.strategy.reduce(own, reduce_op="max"))
-        if number:  # otherwise, leave self.signal alone: a signal may have arrived since it was read
-            self.signal, self.stopping = number, True
-            validates = batches % (trainer.val_check_batch or math.inf) == 0
-            saves = any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks)
-            if not (validates and saves):  # or else the validation before the next batch ends in a checkpoint
-                trainer.save_checkpoint(checkpoint_path(trainer, "last"))
-
-    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        if self.stopping:
+        if number:
+            trainer.save_checkpoint(checkpoint_path(trainer, "last"))
+            self.stopping = True
             # Lightning kills its first process if another one that it started ends with anything but 0
-            raise SystemExit(128 + (self.signal or 0) if trainer.is_global_zero else 0)
+            raise SystemExit(128 + number if trainer.is_global_zero else 0)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
         self.teardown()
-        if self.stopping and isinstance(exception, SystemExit) and trainer.is_global_zero:
+        if self.stopping and trainer.is_global_zero:
             done = f"stopped after {trainer.global_step:,} steps; everything is saved."
             print(f"{done}\n{self.advice}", flush=True)
 

@@ -26,10 +26,9 @@ from gpt.errors import shorten
 from gpt.files import write_text
 from gpt.module import is_training
 
-# The run, within a run, that shows a loss in the chart called loss
-LOSSES = {"train/loss": "train", "val/loss": ""}
 # Groups of which a file can be chosen. Without a choice they are "-", or TensorBoard would see no difference
-CHOICES = "ablation callbacks data experiment model model/arch optimizer scheduler trainer".split()
+CHOICES = ["ablation", "callbacks", "data", "experiment", "model", "model/arch"]
+CHOICES += ["optimizer", "scheduler", "trainer"]
 
 
 class MetricsFile(RunLogger):
@@ -44,7 +43,6 @@ class MetricsFile(RunLogger):
         self.rows: list[dict[str, Any]] = []
 
     def resume(self, step: int) -> None:
-        self.rows = []
         if step and self.path.exists():
             rows = csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8"), newline=""))
             kept = (row for row in rows if int(row["step"]) < step)
@@ -71,17 +69,15 @@ class LateWriter(SummaryWriter):
     """Makes its file when it first writes: Lightning asks for it before the first step, which may fail."""
 
     def _get_file_writer(self) -> Any:
-        return (
-            super()._get_file_writer() if hasattr(self, "default_bins") else None
-        )  # what __init__ sets last
+        is_made = hasattr(self, "default_bins")  # which the constructor sets last
+        return super()._get_file_writer() if is_made else None
 
 
 class TensorBoard(RunLogger):
     """TensorBoard's event files, straight in the run's folder.
 
-    TensorBoard sorts its charts by the first word of their names, and draws two lines in one chart only if
-    they come from two runs. So the losses are written once more under the name "loss": the training loss by a
-    run called train.
+    TensorBoard sorts charts by the first word of their names, and draws two lines in one only if they come
+    from two runs. So the losses are written again as "loss", the training loss by a run called train.
     """
 
     def __init__(self, save_dir: str) -> None:
@@ -109,8 +105,8 @@ class TensorBoard(RunLogger):
         for name, value in metrics.items():
             if name != "epoch":
                 self.experiment.add_scalar(name, value, step)
-            if name in LOSSES:
-                self.writer(LOSSES[name]).add_scalar("loss", value, step)
+            if name in ("train/loss", "val/loss"):
+                self.writer("train" if name == "train/loss" else "").add_scalar("loss", value, step)
         # the mean over the whole split; the mean of each batch's perplexity would differ
         if (loss := metrics.get("val/loss")) is not None:
             self.experiment.add_scalar("val/perplexity", math.exp(loss) if loss < 700 else math.inf, step)

@@ -22,16 +22,13 @@ from gpt.machine import describe_origin, device_type, memory_size
 from gpt.run import Run
 
 # Settings of a run that are Lightning's arguments of the same name
-SAME = "accelerator num_nodes precision max_steps max_time log_every_n_steps accumulate_grad_batches".split()
-SAME += "deterministic detect_anomaly profiler".split()
+SAME = ["accelerator", "num_nodes", "precision", "max_steps", "max_time", "log_every_n_steps", "profiler"]
+SAME += ["accumulate_grad_batches", "deterministic", "detect_anomaly"]
 # Lightning's arguments that a run sets by itself, and what to use in their place
 INSTEAD = dict.fromkeys(("default_root_dir", "plugins", "use_distributed_sampler"), "leave it out")
-INSTEAD |= {
-    "callbacks": "use callbacks.NAME",
-    "logger": "use logger=NAME",
-    "fast_dev_run": "use trainer=debug",
-}
-INSTEAD |= {"max_epochs": "use trainer.max_steps", "enable_checkpointing": "use callbacks.last=null"}
+INSTEAD |= {"callbacks": "use callbacks.NAME", "enable_checkpointing": "use callbacks.last=null"}
+INSTEAD |= {"logger": "use logger=NAME", "fast_dev_run": "use trainer=debug"}
+INSTEAD |= {"max_epochs": "use trainer.max_steps"}
 
 
 @dataclass(frozen=True)
@@ -53,11 +50,8 @@ def make_trainer(
     Raises UserError for settings that do not fit this machine.
     """
     check_memory(config)
-    metadata = {
-        "format": FORMAT,
-        "model": config.model.model_dump(mode="json"),
-        "tokenizer": data.tokenizer.state,
-    }
+    sizes, tokenizer = config.model.model_dump(mode="json"), data.tokenizer.state
+    metadata = {"format": FORMAT, "model": sizes, "tokenizer": tokenizer}
     metadata |= {"text_sha256": data.sha256, "config": config.to_dict(), **data.metadata}
     typed = {"command": list(options.command), "overrides": dict(options.overrides)}
     progress = parts.ProgressBar() if sys.stdout.isatty() else parts.ProgressLines()

@@ -44,12 +44,11 @@ class ProgressBar(Callback):
 
     def line_format(self, trainer: L.Trainer) -> str:
         """The counts, the bar, its ending, and as many of the numbers known by now as there is room for."""
-        metrics = trainer.callback_metrics
-        losses = {"train": "train/loss", "val": "val/loss"}
-        facts = [f"{label} {metrics[name].item():.3f}" for label, name in losses.items() if name in metrics]
+        metrics, splits = trainer.callback_metrics, ("train", "val")
+        losses = [f"{split} {metrics[f'{split}/loss']:.3f}" for split in splits if f"{split}/loss" in metrics]
+        facts = [self.ending(trainer), *losses]
         if (speed := metrics.get("perf/chars_per_second")) is not None:
             facts.append(f"{speed / 1000:,.0f}k chars/s" if speed >= 1000 else f"{speed:.0f} chars/s")
-        facts.insert(0, self.ending(trainer))
         counts = f"{self.prefix}{trainer.max_steps:,}/{trainer.max_steps:,} "
         room = (self.line.format_dict["ncols"] or 80) - len(counts) - 5  # for the bar itself
         while len(facts) > 1 and len("  ".join(facts)) > room:
@@ -58,18 +57,15 @@ class ProgressBar(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.first_step = trainer.global_step  # where this process began
-        self.line = tqdm(
-            desc=self.prefix,
-            initial=trainer.global_step,
-            total=trainer.max_steps,
-            bar_format=self.line_format(trainer),
-            leave=self.leave,
-            disable=not trainer.is_global_zero,
-            file=sys.stdout,
-            dynamic_ncols=True,
-            miniters=1,  # every step may redraw the line
-            smoothing=0,  # the time that is left is judged by all steps
-        )
+        steps: Any = {
+            "initial": trainer.global_step,
+            "total": trainer.max_steps,
+            "miniters": 1,
+            "smoothing": 0,
+        }
+        shown: Any = {"bar_format": self.line_format(trainer), "file": sys.stdout, "dynamic_ncols": True}
+        is_hidden = not trainer.is_global_zero
+        self.line = tqdm(desc=self.prefix, leave=self.leave, disable=is_hidden, **steps, **shown)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.line.update(trainer.global_step - self.line.n):  # it was drawn
