@@ -132,8 +132,7 @@ class StoreMetadata(Callback):
 class EMA(EMAWeightAveraging):
     """Validates, samples and saves an exponential moving average of the weights.
 
-    average <- decay * average + (1 - decay) * weights, after each step. Training continues with the weights
-    themselves, which a checkpoint holds in addition to the average.
+    average <- decay * average + (1 - decay) * weights. A checkpoint also holds the weights that are trained.
     """
 
     state_key = "ema"
@@ -171,8 +170,8 @@ class StepSeed(Callback):
 class ResumeAtStep(Callback):
     """Makes a resumed run begin at the step of its checkpoint, with the rates of its configuration there.
 
-    The learning rate is a function of the step and of `max_steps`, which may have been raised since. Of what
-    Lightning restores of the optimizer, only its moments stay.
+    Rates depend on the step and on `max_steps`, which may have been raised: of what Lightning restores of the
+    optimizer, only its moments stay.
     """
 
     configured: list[State]  # for each parameter group

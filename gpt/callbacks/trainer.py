@@ -18,7 +18,7 @@ from gpt.checkpoint import FORMAT
 from gpt.config import RunConfig
 from gpt.data import Data
 from gpt.errors import UserError, did_you_mean, one_line, shorten
-from gpt.machine import describe_origin, device_type, memory_size
+from gpt.machine import describe_origin, memory_size
 from gpt.run import Run
 
 # Settings of a run that are Lightning's arguments of the same name
@@ -49,7 +49,6 @@ def make_trainer(
 
     Raises UserError for settings that do not fit this machine.
     """
-    check_memory(config)
     sizes, tokenizer = config.model.model_dump(mode="json"), data.tokenizer.state
     metadata = {"format": FORMAT, "model": sizes, "tokenizer": tokenizer}
     metadata |= {"text_sha256": data.sha256, "config": config.to_dict(), **data.metadata}
@@ -68,7 +67,7 @@ def make_trainer(
         parts.GracefulStop(options.resume_hint),
     ]
     trainer = build_trainer(config, run, callbacks)
-    check_processes(config, trainer, in_sweep=options.quiet)
+    check_machine(config, trainer, in_sweep=options.quiet)
     return trainer
 
 
@@ -101,11 +100,10 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
     try:
         return L.Trainer(**(arguments | more))
     except (MisconfigurationException, ValueError, TypeError) as error:
-        given = f"accelerator, devices = {settings.accelerator}, {settings.devices}"
-        if more:
-            given = f"{', '.join(more)} = {shorten(', '.join(map(str, more.values())))}"
+        given = more or {"accelerator": settings.accelerator, "devices": settings.devices}
+        values, reason = shorten(", ".join(map(str, given.values()))), one_line(error).rstrip(".;")
         advice = "try trainer=cpu trainer.devices=1"
-        raise UserError(f"trainer.{given}: {one_line(error).rstrip('.;')}; {advice}") from None
+        raise UserError(f"trainer.{', '.join(given)} = {values}: {reason}; {advice}") from None
 
 
 class BeginRun(Callback):
@@ -117,25 +115,31 @@ class BeginRun(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.run.has_begun:
             return
-        is_new = not self.run.origin
-        self.run.begin(self.with_identities(trainer), {**describe_origin(trainer), **self.origin})
+        nodes = {name: dict(node) for name, node in self.config.logger.items()}
+        for node, logger in zip(nodes.values(), trainer.loggers, strict=True):
+            # What a tracker calls this run, so that the same one continues on resume
+            node |= {key: logger.version for key in ("id", "run_id") if node.get(key, "") is None}
+        config, is_new = self.config.model_copy(update={"logger": nodes}), not self.run.origin
+        self.run.begin(config, {**describe_origin(trainer), **self.origin})
         for logger in trainer.loggers if is_new else ():
             logger.log_hyperparams(self.config.flat())
 
-    def with_identities(self, trainer: L.Trainer) -> RunConfig:
-        """The configuration with what trackers call this run, so that the same one continues on resume."""
-        nodes = {name: dict(node) for name, node in self.config.logger.items()}
-        for node, logger in zip(nodes.values(), trainer.loggers, strict=True):
-            for key in ("id", "run_id"):
-                if key in node and node[key] is None and trainer.is_global_zero:
-                    node[key] = logger.version
-        return self.config.model_copy(update={"logger": nodes})
 
+def check_machine(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> None:
+    """Raises UserError for more processes or memory than there are, or processes that a job would start.
 
-def check_processes(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> None:
-    """Raises UserError for processes without a core or a share of the batch, or that a job would start."""
-    count, cores, size = trainer.num_devices, os.cpu_count() or 1, config.data.batch_size
-    if isinstance(trainer.accelerator, CPUAccelerator) and count > cores:
+    The memory is that of weights, gradients, one moment of them, and the inputs of the matrix products.
+    """
+    model, size, tokens = config.model, config.data.batch_size, config.tokens_per_batch
+    count, cores, memory = trainer.num_devices, os.cpu_count() or 1, memory_size()
+    is_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+    bytes_per_number = 2 if config.trainer.precision == "bf16-mixed" else 4
+    needed = 12 * model.parameter_count() + bytes_per_number * 12 * model.n_layer * model.n_embd * tokens
+    if is_cpu and needed > memory:
+        sizes = f"{model.parameter_count():,} parameters, {tokens:,} tokens a batch"
+        reason = f"at least {needed / 2**30:,.0f} GiB of memory, where there are {memory / 2**30:,.0f}"
+        raise UserError(f"model, data.batch_size = {sizes}: {reason}; reduce the model or the batch")
+    if is_cpu and count > cores:
         raise UserError(f"trainer.devices = {count}: more processes than the {cores} cores here")
     if size % trainer.world_size:
         raise UserError(f"data.batch_size = {size}: not divisible among {trainer.world_size} processes")
@@ -143,17 +147,3 @@ def check_processes(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> No
     starts_them = environment is not None and not environment.creates_processes_externally  # as Slurm does
     if in_sweep and trainer.world_size > 1 and starts_them:
         raise UserError(f"trainer.devices = {count}: a job of a sweep uses one device; use Slurm for more")
-
-
-def check_memory(config: RunConfig) -> None:
-    """Raises UserError if a run on CPUs needs more memory than there is.
-
-    Counted are weights, gradients, one moment of them, and the inputs of the blocks' matrix products.
-    """
-    parameters, tokens = config.model.parameter_count(), config.tokens_per_batch
-    bytes_per_number = 2 if config.trainer.precision == "bf16-mixed" else 4
-    needed = 12 * parameters + bytes_per_number * 12 * config.model.n_layer * config.model.n_embd * tokens
-    if needed > (available := memory_size()) and device_type(config.trainer.accelerator) == "cpu":
-        sizes = f"{parameters:,} parameters, {tokens:,} tokens a batch"
-        memory = f"at least {needed / 2**30:,.0f} GiB of memory, where there are {available / 2**30:,.0f}"
-        raise UserError(f"model, data.batch_size = {sizes}: {memory}; reduce the model or the batch")

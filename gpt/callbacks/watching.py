@@ -144,9 +144,8 @@ class Throughput(Stateful):
 class Samples(Stateful):
     """After each validation, has the model continue `prompt` by `tokens` tokens at each of `temperatures`.
 
-    `history` holds the steps taken and the texts at the first temperature. Of more than 100 texts, every
-    second one is dropped. Prompt and random numbers are the same each time, so that samples can be compared.
-    The random numbers come from generators of their own, so that training is not affected.
+    `history` holds [step, text at the first temperature]. Of more than 100, every second one is dropped.
+    Prompt and random numbers, which training does not share, are the same each time, for comparison.
     """
 
     state_key, kept = "samples", ("history",)
@@ -154,7 +153,7 @@ class Samples(Stateful):
     tokens: Annotated[int, Field(ge=0, le=100_000)]
     temperatures: Annotated[list[Annotated[float, Field(ge=0, le=1e6)]], Field(min_length=1, max_length=20)]
     top_k: Annotated[int, Field(ge=1)] | None = None
-    history: list[Any] = Field(default_factory=list, init=False)  # of [step, text]
+    history: list[Any] = Field(default_factory=list, init=False)
 
     @property
     def latest(self) -> str:
@@ -175,10 +174,7 @@ class Samples(Stateful):
             del self.history[1::2]
 
     def sample(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]:
-        """The prompt and its continuation at each temperature, drawn as one batch.
-
-        Characters of the prompt that the tokenizer does not know are left out.
-        """
+        """The prompt, without characters that the tokenizer does not know, continued at each temperature."""
         tokenizer, device, rows = data_of(trainer).tokenizer, pl_module.device, len(self.temperatures)
         prompt = tokenizer.drop_unknown(self.prompt) or tokenizer.default_prompt
         ids = tokenizer.encode(prompt)[None].expand(rows, -1).to(device)
@@ -193,8 +189,7 @@ class Samples(Stateful):
 class AttentionMaps(Stateful):
     """Draws the attention weights of each layer and head on the first tokens of `text`, for TensorBoard.
 
-    Drawing takes seconds, so it happens after one validation in `every`, and after the last one. It needs
-    matplotlib (the extra called analysis); without it, there are no pictures.
+    It takes seconds, so it is done after one validation in `every` and the last one, if matplotlib is there.
     """
 
     state_key, kept = "attention", ("validations",)
@@ -207,11 +202,11 @@ class AttentionMaps(Stateful):
         if self.validations % self.every and trainer.global_step < trainer.max_steps:
             return
         tokenizer, model = data_of(trainer).tokenizer, model_of(pl_module)
-        ids = tokenizer.encode(tokenizer.drop_unknown(self.text))[None]
-        ids = ids[:, : min(model.config.context_length, MOST_TOKENS)]
-        tokens = [tokenizer.decode([id]) for id in ids[0].tolist()]
+        ids = tokenizer.encode(tokenizer.drop_unknown(self.text))
+        ids = ids[: min(model.config.context_length, MOST_TOKENS)]
+        tokens = [tokenizer.decode([id]) for id in ids.tolist()]
         for writer in writers(trainer) if tokens else ():
-            weights = attention_weights(model, ids.to(pl_module.device))[:, 0].cpu()
+            weights = attention_weights(model, ids[None].to(pl_module.device))[:, 0].cpu()
             for layer, heads in enumerate(weights, start=1):
                 try:
                     figure = draw_attention(heads, tokens, f"layer {layer}")
