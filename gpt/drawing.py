@@ -1,4 +1,4 @@
-"""A picture of what a model attends to, which TensorBoard, the report and the notebook show."""
+"""A picture of what a model attends to, for TensorBoard, the report and the notebook."""
 
 import math
 import warnings
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def draw_attention(weights: Tensor, tokens: Sequence[str], title: str) -> "Figure":
-    """One layer's weights (H, T, T), a panel for each head. Rows are the tokens that attend; dark means much.
+    """Draw one layer's weights (H, T, T), a panel for each head. Rows attend to columns, dark is much.
 
     Raises ImportError without matplotlib.
     """

@@ -43,6 +43,7 @@ class MetricsFile(RunLogger):
         self.rows: list[dict[str, Any]] = []
 
     def resume(self, step: int) -> None:
+        self.rows = []
         if step and self.path.exists():
             rows = csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8"), newline=""))
             kept = (row for row in rows if int(row["step"]) < step)
