@@ -160,9 +160,8 @@ class StepSeed(Callback):
         # batch_idx itself starts again from 0 where a finished run continues with more steps
         number = trainer.global_step * accumulate + trainer.fit_loop.batch_idx % accumulate
         seed = (self.seed * 1_000_003 + number) * 1_009 + trainer.global_rank
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed visits every kind of device: 100 times slower
+        # torch.manual_seed visits every kind of device: 100 times slower
+        torch.default_generator.manual_seed(seed)
         if pl_module.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
@@ -174,21 +173,15 @@ class ResumeAtStep(Callback):
     optimizer, only its moments stay.
     """
 
-    configured: list[State]  # for each parameter group
-
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: State) -> None:
         """Give Lightning its counters as they are after that step, and no schedule."""
         step = checkpoint["global_step"]
         begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # the one epoch
-        batches = counted(step * trainer.accumulate_grad_batches)
-        progress = {
-            "epoch_progress": {"total": begun, "current": begun},
-            "epoch_loop.batch_progress": batches | {"is_last_batch": False},
-            "epoch_loop.automatic_optimization.optim_progress": {
-                "optimizer": {"step": counted(step), "zero_grad": counted(step)}
-            },
-        }
-        checkpoint |= {"loops": {"fit_loop": progress}, "lr_schedulers": []}
+        batches = counted(step * trainer.accumulate_grad_batches) | {"is_last_batch": False}
+        steps = {"optimizer": {"step": counted(step), "zero_grad": counted(step)}}
+        loops = {"epoch_progress": {"total": begun, "current": begun}, "epoch_loop.batch_progress": batches}
+        loops["epoch_loop.automatic_optimization.optim_progress"] = steps
+        checkpoint |= {"loops": {"fit_loop": loops}, "lr_schedulers": []}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the configured values of each parameter group, which Lightning restores after this hook."""
@@ -248,11 +241,9 @@ class GracefulStop(Callback):
     `advice` tells how to continue the run. This callback comes last: it prints when a progress bar has ended.
     """
 
-    signal = 0
-    stopping = False
-
     def __init__(self, advice: str) -> None:
-        self.advice, self.previous_handlers = advice, dict[int, Any]()
+        self.advice, self.signal, self.stopping = advice, 0, False
+        self.previous_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.first_step = trainer.global_step

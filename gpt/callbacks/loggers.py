@@ -122,10 +122,7 @@ class TensorBoard(RunLogger):
 
 
 def writers(trainer: L.Trainer, name: str = "") -> Iterator[SummaryWriter]:
-    """The writer called `name` of the run's TensorBoard logger, if it has one.
-
-    There is none in other processes than the first, nor where a finished model is validated.
-    """
+    """The writer `name` of the TensorBoard logger, if there is one, in the first process of a training."""
     loggers = trainer.loggers if trainer.is_global_zero and is_training(trainer) else ()
     yield from (logger.writer(name) for logger in loggers if isinstance(logger, TensorBoard))
 

@@ -11,7 +11,6 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -24,7 +23,7 @@ from gpt.machine import describe_origin, memory_size
 from gpt.run import Run
 
 # Settings of a run that are Lightning's arguments of the same name
-SAME = ["accelerator", "num_nodes", "precision", "max_steps", "max_time", "log_every_n_steps"]
+SAME = ["accelerator", "num_nodes", "precision", "max_steps", "max_time", "log_every_n_steps", "profiler"]
 SAME += ["accumulate_grad_batches", "deterministic", "detect_anomaly"]
 # Lightning's arguments that a run sets by itself, and what to use in their place
 INSTEAD = dict.fromkeys(("default_root_dir", "plugins", "use_distributed_sampler"), "leave it out")
@@ -89,7 +88,6 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
         "max_epochs": -1,
         "val_check_interval": interval * settings.accumulate_grad_batches,
         "gradient_clip_val": settings.gradient_clip_val or None,
-        "profiler": make_profiler(settings.profiler),
         "default_root_dir": run.folder,
         "callbacks": callbacks,
         "logger": parts.make_all("logger", config.logger, run.folder),
@@ -101,21 +99,15 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
         "enable_model_summary": False,
     }
     try:
-        return L.Trainer(**(arguments | more))
+        trainer = L.Trainer(**(arguments | more))
     except (MisconfigurationException, ValueError, TypeError) as error:
         given = more or {"accelerator": settings.accelerator, "devices": settings.devices}
         values, reason = shorten(", ".join(map(str, given.values()))), one_line(error).rstrip(".;")
         advice = "try trainer=cpu trainer.devices=1"
         raise UserError(f"trainer.{', '.join(given)} = {values}: {reason}; {advice}") from None
-
-
-def make_profiler(name: str | None) -> Profiler | None:
-    """Lightning's profiler, which prints its table although Lightning's other messages are left out."""
-    if name is None:
-        return None
-    profiler = SimpleProfiler() if name == "simple" else AdvancedProfiler()
-    profiler._rank_zero_info = rank_zero_only(print)  # type: ignore[method-assign]
-    return profiler
+    # Its table is wanted, although Lightning's other messages are left out
+    trainer.profiler._rank_zero_info = rank_zero_only(print)  # type: ignore[attr-defined]
+    return trainer
 
 
 class BeginRun(Callback):

@@ -57,15 +57,10 @@ class ProgressBar(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.first_step = trainer.global_step  # where this process began
-        steps: Any = {
-            "initial": trainer.global_step,
-            "total": trainer.max_steps,
-            "miniters": 1,
-            "smoothing": 0,
-        }
+        steps: Any = {"initial": trainer.global_step, "total": trainer.max_steps, "miniters": 1}
         shown: Any = {"bar_format": self.line_format(trainer), "file": sys.stdout, "dynamic_ncols": True}
-        is_hidden = not trainer.is_global_zero
-        self.line = tqdm(desc=self.prefix, leave=self.leave, disable=is_hidden, **steps, **shown)
+        shown |= {"desc": self.prefix, "leave": self.leave, "disable": not trainer.is_global_zero}
+        self.line = tqdm(**steps, **shown, smoothing=0)  # by the mean speed of all steps so far
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.line.update(trainer.global_step - self.line.n):  # it was drawn
