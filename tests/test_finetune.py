@@ -16,11 +16,9 @@ from conftest import PRECISION, make_config, make_model
 from gpt.checkpoint import read
 from gpt.cli import main
 from gpt.config import AdamWConfig, SchedulerConfig
-from gpt.finetune.data import ExampleBatches
-from gpt.finetune.inputs import Inputs, collate, to_sequences
-from gpt.finetune.model import Classifier, build_classifier, extra_parameters
-from gpt.finetune.module import ClassifierModule, language_loss
-from gpt.finetune.task import Example
+from gpt.finetune.model import Classifier, Inputs, collate, extra_parameters, to_sequences
+from gpt.finetune.module import ClassifierModule, ExampleBatches, language_loss
+from gpt.finetune.tasks import Example
 from gpt.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer.from_text("abcdefghijk")  # a is 0
@@ -103,12 +101,11 @@ def test_neither_padding_nor_the_size_of_a_batch_changes_a_score(kind, arch):
 @pytest.mark.parametrize(("kind", "answers"), [("choice", 1), ("entailment", 3)])
 def test_the_language_model_inside_is_the_one_that_was_taken_over(kind, answers, arch):
     source, ids = make_model(arch, seed=7), torch.arange(10)[None]
-    task = {"kind": kind, "labels": ["a", "b", "c"]}
-    model = build_classifier(task, source.config).eval()
+    model = Classifier(source.config, kind, labels=3).eval()
     model.take_over(source, None)
     torch.testing.assert_close(model(ids), source.eval()(ids), atol=0, rtol=0)
     extra = sum(p.numel() for p in model.parameters()) - source.config.parameter_count()
-    assert extra == (3 + answers) * 16 == extra_parameters(task, source.config)  # the only new ones
+    assert extra == (3 + answers) * 16 == extra_parameters(source.config, kind, 3)  # the only new ones
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
@@ -148,7 +145,7 @@ def test_language_loss_is_over_the_texts_own_tokens():
 
 
 def test_batches_of_any_texts_give_every_layer_few_shapes():
-    """A shape that is new costs memory for good (gpt.finetune.data.ExampleBatches)."""
+    """A shape that is new costs memory for good (gpt.finetune.module.ExampleBatches)."""
     examples = [([[START, *[n % V] * n, EXTRACT]], n % 3) for n in range(1, 15)]
     model, shapes = make_classifier("classification"), set()
     for layer in model.modules():

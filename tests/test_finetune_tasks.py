@@ -10,9 +10,8 @@ import pytest
 
 from gpt.config import TaskConfig
 from gpt.errors import UserError
-from gpt.finetune.baselines import majority_accuracy, naive_bayes_accuracy, wilson_interval
-from gpt.finetune.task import Example, Task
-from gpt.finetune.tasks import BEFORE, NEAR, TASKS, Speech, make_task, parse_speeches
+from gpt.finetune.predict import majority_accuracy, naive_bayes_accuracy, wilson_interval
+from gpt.finetune.tasks import BEFORE, NEAR, TASKS, Example, Speech, Task, make_task, parse_speeches
 
 
 def play(name: str, speeches: int = 200) -> str:

@@ -6,9 +6,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from pydantic import Field, validate_call
 
-from gpt.finetune.task import Task
-from gpt.finetune.tasks import TASKS, make_examples, shuffled
-from gpt.finetune.zero_shot import zero_shot_accuracy
+from gpt.finetune.predict import zero_shot_accuracy
+from gpt.finetune.tasks import TASKS, Task, make_examples, shuffled
 from gpt.module import data_of, is_training, model_of
 
 SEED = 0  # of the examples, which are the same in every run
@@ -36,4 +35,4 @@ class ZeroShot(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for task in self.tasks if is_training(trainer) else ():
             model, tokenizer = model_of(pl_module), data_of(trainer).tokenizer
-            pl_module.log(f"zero_shot/{task.name}", zero_shot_accuracy(model, tokenizer, task, self.examples))
+            pl_module.log(f"zero_shot/{task.name}", zero_shot_accuracy(model, tokenizer, task))
