@@ -1,6 +1,7 @@
 """Fine-tuning: its sequences, the model and its losses, runs from start to end, and what is refused."""
 
 import json
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from test_finetune_tasks import play
 
 import sample
-from conftest import PRECISION, make_config, make_model
+from conftest import PRECISION, make_config, make_model, read_result, same
 from gpt.checkpoint import read
 from gpt.cli import main
 from gpt.config import AdamWConfig, SchedulerConfig
@@ -47,8 +48,7 @@ def test_texts_become_sequences(kind, texts, sequences):
 def test_batch_is_padded_at_the_end_and_knows_the_extract_tokens():
     examples = [Example(("ab", "c"), 1), Example(("d", "abc"), 0)]
     inputs = collate([(to_sequences(one, "similarity", TOKENIZER, 20), one.label) for one in examples])
-    assert inputs.ids.shape == (4, 7)
-    assert inputs.labels.tolist() == [1, 0]
+    assert (inputs.ids.shape, inputs.labels.tolist()) == ((4, 7), [1, 0])
     assert inputs.ids[torch.arange(4), inputs.extract].tolist() == [EXTRACT] * 4
     assert inputs.ids[0].tolist() == [START, 0, 1, DELIMITER, 2, EXTRACT, 0]
     # Given the longest length, batches are padded to one of few lengths, but never beyond it
@@ -68,11 +68,10 @@ def make_classifier(kind: str, arch: str = "modern") -> Classifier:
 
 
 def make_batch(kind: str, examples: int = 4) -> Inputs:
-    generator = torch.Generator().manual_seed(1)
+    draw = random.Random(1)
 
     def sequence() -> list[int]:
-        length = int(torch.randint(2, 12, (), generator=generator))
-        return [START, *torch.randint(V, (length,), generator=generator).tolist(), EXTRACT]
+        return [START, *draw.choices(range(V), k=draw.randint(2, 11)), EXTRACT]
 
     return collate([([sequence() for _ in range(KINDS[kind])], number % 3) for number in range(examples)])
 
@@ -117,14 +116,12 @@ def test_layers_are_taken_over_from_the_bottom(layers):
     drawn = {name for name, it in model.state_dict().items() if torch.equal(before[name], it)}
     for number in range(2):
         name = f"blocks.{number}.mlp.fc.weight"
-        assert (name in taken) == (number < layers)
-        assert (name in drawn) == (number >= layers)
+        assert (name in taken, name in drawn) == (number < layers, number >= layers)
     assert "tokens.weight" in taken
 
 
 def module_of(model: Classifier, lm_weight: float) -> ClassifierModule:
-    lengths = torch.ones(2, V, dtype=torch.int64)
-    return ClassifierModule(model, AdamWConfig(), SchedulerConfig(), lengths, lm_weight=lm_weight)
+    return ClassifierModule(model, AdamWConfig(), SchedulerConfig(), TOKENIZER.lengths, lm_weight=lm_weight)
 
 
 def test_weight_zero_is_plain_classification():
@@ -154,9 +151,7 @@ def test_batches_of_any_texts_give_every_layer_few_shapes():
     module = module_of(model, 0.5)
     for batch in ExampleBatches(examples, 3, seed=1, length=20, longest=model.config.context_length):
         module.loss(batch).backward()
-    layers = {layer for layer, _ in shapes}
-    assert len(layers) > 2 * model.config.n_layer
-    assert len(shapes) == len(layers)
+    assert len(shapes) == len({layer for layer, _ in shapes}) > 2 * model.config.n_layer
 
 
 @pytest.mark.parametrize("lm_weight", [0.0, 0.5])
@@ -195,14 +190,12 @@ def pretrained(call, play_file: Path, store: Path) -> Path:
 
 
 @pytest.fixture
-def tune(call, play_file: Path, monkeypatch):
+def tune(call, play_file: Path):
     """Call scripts/finetune.py, as `call` calls scripts/train.py."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         fixed = [] if any("resume=" in word for word in arguments) else [f"data.path={play_file}", *MACHINE]
-        with monkeypatch.context() as patch:
-            patch.setattr(main, "train", main.finetune)
-            return call(*arguments, *fixed)
+        return call(*arguments, *fixed, main=main.finetune, name="finetune.py")
 
     return run
 
@@ -212,31 +205,32 @@ def answers(capsys, *arguments: str) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_fine_tuning_learns_and_classify_needs_the_checkpoint_alone(
-    pretrained, play_file, tune, capsys, tmp_path
-):
-    code, out, err = tune(
-        "init=pre", "task=mark", "finetune.epochs=12", "optimizer.lr=5e-3", "hydra.run.dir=tuned"
-    )
+def test_fine_tuning_learns_and_classify_needs_the_checkpoint_alone(pretrained, play_file, tune, capsys):
+    longer = "finetune.epochs=12", "optimizer.lr=5e-3"
+    code, out, err = tune("init=pre", "task=mark", *longer, "hydra.run.dir=tuned")
     assert code == 0, err
-    result = json.loads(Path("tuned/result.json").read_text())
+    result = read_result("tuned")
     assert result["test_accuracy"] > 0.9 > result["majority_accuracy"]
-    assert f"accuracy        {result['test_accuracy']:.4f}  (" in out
-    assert "95 % interval" in out
-    assert "classify.py tuned --text" in out
+    for line in (
+        f"accuracy        {result['test_accuracy']:.4f}  (",
+        "95 % interval",
+        "classify.py tuned --text",
+    ):
+        assert line in out
     assert len(json.loads(Path("tuned/run.json").read_text())["init_sha256"]) == 64
 
-    alone = Path("tuned/checkpoints/best.safetensors").rename(tmp_path / "alone.safetensors")
+    alone = Path("tuned/checkpoints/best.safetensors").rename("alone.safetensors")
     play_file.unlink()
     (answer,) = answers(capsys, str(alone), "--text", "we say 7, or what")
     assert answer["label"] == "?"
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
-    with pytest.raises(ValueError, match="is about one text; separate several by tabs"):
-        classify.main([str(alone), "--text", "we\tsay"])
-    with pytest.raises(ValueError, match="fine-tuned for a task, not a language model"):
-        sample.main([str(alone)])
-    with pytest.raises(ValueError, match="answers no questions"):
-        classify.main(["pre", "--text", "x"])
+    for program, arguments, message in (
+        (classify, [str(alone), "--text", "we\tsay"], "is about one text; separate several by tabs"),
+        (sample, [str(alone)], "fine-tuned for a task, not a language model"),
+        (classify, ["pre", "--text", "x"], "answers no questions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            program.main(arguments)
 
 
 @pytest.mark.parametrize("task", ["reply", "same_speaker", "next_speech"])
@@ -250,16 +244,10 @@ def test_every_kind_of_task_trains(task, pretrained, tune, capsys):
 
 @pytest.mark.parametrize("lm_weight", [0.0, 0.5])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(lm_weight, pretrained, tune, monkeypatch):
-    whole = [
-        "init=pre",
-        "task=mark",
-        "finetune.epochs=2",
-        "trainer.val_check_interval=3",
-        "model.dropout=0.1",
-    ]
-    whole.append(f"finetune.lm_weight={lm_weight}")
+    whole = ["init=pre", "task=mark", "finetune.epochs=2", f"finetune.lm_weight={lm_weight}"]
+    whole += ["trainer.val_check_interval=3", "model.dropout=0.1"]
     assert tune(*whole, "hydra.run.dir=whole")[0] == 0
-    steps = json.loads(Path("whole/result.json").read_text())["step"]
+    steps = read_result("whole")["step"]
     training_step = ClassifierModule.training_step
 
     def stop_at_the_second(self, batch, batch_idx):
@@ -275,9 +263,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(lm_weight, pretrained, 
     Path("pre").rename("moved")  # a run that has begun needs its own checkpoint alone
     code, _, err = tune("resume=parts")
     assert code == 0, err
-    assert json.loads(Path("parts/result.json").read_text())["step"] == steps
-    ends = [read(Path(run, "checkpoints", "last.safetensors"))["state_dict"] for run in ("whole", "parts")]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert read_result("parts")["step"] == steps
+    one, other = (read(Path(run, "checkpoints/last.safetensors"))["state_dict"] for run in ("whole", "parts"))
+    assert same(one, other)
 
 
 def test_a_sweep_ends_with_a_table_and_a_picture(pretrained, tune):
@@ -319,13 +307,9 @@ def test_train_starts_from_other_weights(call, pretrained, play_file, tmp_path):
     still = "optimizer=adamw", "optimizer.lr=1e-9", "trainer.max_steps=1", "callbacks.samples=null"
     code, _, err = call("init=pre", f"data.path={play_file}", *MACHINE, *still, "hydra.run.dir=new")
     assert code == 0, err
-    first, second = (
-        read(Path(run, "checkpoints", "last.safetensors"))["state_dict"] for run in ("pre", "new")
-    )
+    first, second = (read(Path(run, "checkpoints/last.safetensors"))["state_dict"] for run in ("pre", "new"))
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
     other = tmp_path / "other.txt"
     other.write_text("été " * 500)
     code, _, err = call("init=pre", f"data.path={other}", *MACHINE, "hydra.run.dir=refused")
-    assert code == 2
-    assert "'é'" in err
-    assert not Path("refused").exists()
+    assert (code, "'é'" in err, Path("refused").exists()) == (2, True, False)
