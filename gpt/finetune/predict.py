@@ -56,11 +56,8 @@ def share_right(found: Iterable[int], examples: Sequence[Example]) -> float:
 
 
 def naive_bayes_accuracy(task: Task) -> float | None:
-    """The share that a multinomial naive Bayes of character n-grams gets right. None without scikit-learn.
-
-    A choice is learnt as pairs of the context and a candidate, of which the likeliest to be right is chosen.
-    Rennie et al. 2003, *Tackling the Poor Assumptions of Naive Bayes Text Classifiers*, discuss this model.
-    """
+    """The share that a multinomial naive Bayes of character n-grams gets right. None without scikit-learn."""
+    # Rennie et al. 2003, *Tackling the Poor Assumptions of Naive Bayes Text Classifiers*, discuss this model
     try:
         from sklearn.feature_extraction.text import HashingVectorizer
         from sklearn.naive_bayes import MultinomialNB
@@ -68,26 +65,25 @@ def naive_bayes_accuracy(task: Task) -> float | None:
     except ImportError:
         return None
     hashing = HashingVectorizer(analyzer=features, n_features=2**18, norm=None, alternate_sign=False)
-    model, is_choice = make_pipeline(hashing, MultinomialNB()), task.kind == "choice"
-    train = [pair for example in task.train for pair in pairs_of(example)] if is_choice else task.train
-    model.fit(*zip(*train, strict=True))
-    if not is_choice:
+    model = make_pipeline(hashing, MultinomialNB())
+    if task.kind != "choice":
+        model.fit(*zip(*task.train, strict=True))
         return share_right(model.predict([example.texts for example in task.test]), task.test)
+    model.fit(*zip(*(pair for example in task.train for pair in pairs_of(example)), strict=True))
     right = (model.predict_log_proba([texts for texts, _ in pairs_of(example)]) for example in task.test)
     return share_right((of_pairs[:, 1].argmax() for of_pairs in right), task.test)
 
 
 def features(texts: Sequence[str]) -> list[str]:
     """The sequences of 1 to 5 characters in each text, marked with its number, and those that both have."""
-    sizes = range(1, 6)
-    grams = [[text[i : i + n] for n in sizes for i in range(len(text) - n + 1)] for text in texts]
+    grams = [[text[i : i + n] for n in range(1, 6) for i in range(len(text) - n + 1)] for text in texts]
     shared = set(grams[0]) & set(grams[1]) if len(texts) == 2 else set()
     marked = [f"{number}{gram}" for number, of_text in enumerate(grams) for gram in of_text]
     return marked + [f"={gram}" for gram in shared]
 
 
 def pairs_of(choice: Example) -> list[Example]:
-    """A choice as one pair for each candidate, with the label 1 for the right one."""
+    """A choice as one pair of context and candidate for each, with the label 1 for the right one."""
     context, *candidates = choice.texts
     return [Example((context, text), int(number == choice.label)) for number, text in enumerate(candidates)]
 
@@ -96,9 +92,8 @@ def zero_shot_accuracy(model: GPT, tokenizer: Tokenizer, task: Task) -> float:
     """The share of test examples that a language model gets right without fine-tuning ([G] section 5).
 
     classification: the label's own text is likeliest after the text, so labels have to be such as "." and "?"
-    choice:         the context raises the likelihood of the candidate by more than it does that of the others
-    entailment and similarity: the answer is yes if the first text raises the likelihood of the second by more
-                    than it does in the median example
+    choice: the context raises the likelihood of the candidate by more than it does that of the others
+    else: yes if the first text raises the likelihood of the second by more than it does in the median example
 
     Likelihoods are means over tokens of their logarithms. How much the first text raises them tells more than
     how likely the second one is then, which depends above all on its words.
@@ -120,10 +115,8 @@ def zero_shot_accuracy(model: GPT, tokenizer: Tokenizer, task: Task) -> float:
 
 @torch.no_grad()
 def mean_log_likelihoods(model: GPT, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Tensor:
-    """The mean over its tokens of log p(second text | first text), in nats, for each of N pairs (N,).
-
-    If they are longer than the context plus one, the first loses its beginning, and then the second its end.
-    """
+    """The mean over its tokens of log p(second text | first text), in nats, for each of N pairs (N,)."""
+    # Of pairs that are too long, the first text loses its beginning, and then the second its end
     limit, device = model.config.context_length + 1, model.head.weight.device
     seconds = [tokenizer.encode(second)[: limit - 1] for _, second in pairs]
     firsts = [tokenizer.encode(first) for first, _ in pairs]

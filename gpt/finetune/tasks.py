@@ -1,7 +1,4 @@
-"""Tasks with labels: four that are made from a play, one for each kind in [G] section 3.3, and any table.
-
-Examples for tests come from a play's validation split, so that no pre-training has seen them.
-"""
+"""Tasks with labels: four that are made from a play, one for each kind in [G] section 3.3, and any table."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -50,7 +47,7 @@ def make_task(config: TaskConfig, train_text: str, test_text: str, seed: int) ->
         task = read_table(config, seed)
     elif config.name in TASKS:
         kind, labels, _ = TASKS[config.name]
-        train = make_examples(config.name, train_text, [seed, 0])
+        train = make_examples(config.name, train_text, [seed, 0])  # no pre-training sees `test_text`
         task = Task(config.name, kind, labels, train, make_examples(config.name, test_text, [seed, 1]))
     else:
         raise UserError(f"task = {shorten(config.name)}: unknown; choose one of {', '.join(TASKS)}, csv")
@@ -136,8 +133,7 @@ def next_speech(speeches: Sequence[Speech], random: np.random.Generator) -> list
         return []
     examples, ranks = [], length_ranks(speeches)
     for place in range(1, len(speeches)):
-        others = elsewhere(ranks, place, CANDIDATES - 1, random)
-        candidates = [speeches[other].opening for other in others]
+        candidates = [speeches[other].opening for other in elsewhere(ranks, place, CANDIDATES - 1, random)]
         label = int(random.integers(CANDIDATES))
         candidates.insert(label, speeches[place].opening)
         examples.append(Example((said_before(speeches, place), *candidates), label))
@@ -195,14 +191,14 @@ def read_table(config: TaskConfig, seed: int) -> Task:
 
 def read_cells(config: TaskConfig) -> "pd.DataFrame":
     """The file's cells as they are written, be they NA or numbers. None of those that are used is empty."""
-    try:
-        import pandas as pd  # here, so that training on plays does not wait for it
-    except ImportError:
-        refuse(config, 'reading a table needs pandas; run pip install -e ".[finetune]"')
     path = str(config.path)
     delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
     try:
+        import pandas as pd  # here, so that training on plays does not wait for it
+
         table = pd.read_csv(path, sep=delimiter, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except ImportError:
+        refuse(config, 'reading a table needs pandas; run pip install -e ".[finetune]"')
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or rows of more cells than the others
         refuse(config, f"no CSV file in UTF-8 ({shorten(error, 100)})")
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for names of the rows
