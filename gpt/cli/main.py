@@ -107,10 +107,6 @@ def train_job(values: dict[str, Any], settings: Any, is_sweep: bool) -> float:
     if is_sweep:
         live = Sweep.started_here.live_line(settings.job.num, folder.name) if Sweep.started_here else []
         return train(config, folder, RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)).loss
-    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" in os.environ
-    if not is_alone and not settings.overrides.hydra:
-        reason = "several processes need one folder"
-        raise UserError(f"hydra.run.dir = (missing): {reason}; set hydra.run.dir=outputs/NAME")
     result = train(config, folder, RunOptions(sys.argv[:], describe_resuming(folder, config), typed))
     if is_first_process():
         os.chdir(cwd)
@@ -186,7 +182,7 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
     for place, node in nodes.items():
         for target in targets(node):
             if not target.startswith(TRUSTED) and target not in typed.values():
-                advice = f"if you trust it, add {place}._target_={target}"
+                advice = f"if you trust it, add ++{place}._target_={target}"
                 raise UserError(f"{place} = {target}: neither of this project nor of Lightning; {advice}")
     for key, value in typed.items():
         *groups, setting = key.split(".")

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import math
+import os
 import shutil
 import sys
 import time
@@ -67,6 +68,9 @@ class Sweep(Callback):
                     raise UserError(f"resume = {shorten(config.resume)}: {reason}; leave hydra.run.dir out")
                 folder = found
             elif not is_typed:
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # of torchrun; Lightning types the folder
+                    advice = "set hydra.run.dir=outputs/NAME"
+                    raise UserError(f"hydra.run.dir = (missing): several processes need one folder; {advice}")
                 typed = parse_overrides(list(config.hydra.overrides.task))
                 folder = folder.with_name(name_run(folder.name, config.name, typed))
             self.begin(folder, must_be_new=config.resume is None and not is_typed)
@@ -103,18 +107,20 @@ class Sweep(Callback):
 
     def begin(self, folder: Path, must_be_new: bool = False) -> None:
         """Make the folder, NAME-2 and so on if it must be new and is not. Raises UserError if that fails."""
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        # by os.path: pathlib raises OSError for a name that is too long
+        missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         self.created = missing[-1].absolute() if missing else None
+        self.folder, self.started, Sweep.started_here = folder.absolute(), time.time(), self
         for number in itertools.count(1):
             found = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
             try:
                 found.mkdir(parents=True, exist_ok=not must_be_new)
                 break
             except OSError as error:
-                if not (must_be_new and found.exists()):
+                if not (must_be_new and os.path.exists(found)):
                     reason = f"{error.strerror}; choose another hydra.run.dir or hydra.sweep.dir"
-                    raise UserError(f"file = {folder}: {reason}") from None
-        self.shown, self.folder, self.started, Sweep.started_here = found, found.absolute(), time.time(), self
+                    raise UserError(f"file = {shorten(folder, 200)}: {reason}") from None
+        self.shown, self.folder = found, found.absolute()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         self.job_started = time.time()
@@ -149,8 +155,7 @@ class Sweep(Callback):
         """
         if not self.jobs:
             return
-        from gpt.analysis.compare import compare
-        from gpt.analysis.report import report_line
+        from gpt.analysis.report import report_line, table_of
 
         # Hydra's; the runs have their own config.yaml
         (self.folder / "multirun.yaml").unlink(missing_ok=True)
@@ -161,7 +166,7 @@ class Sweep(Callback):
                 shutil.rmtree(self.folder)
                 raise UserError(reasons[0])
         if any(self.folder.glob("**/result.json")):
-            print(f"\n{compare(self.folder)}\n{report_line(self.folder)}", flush=True)
+            print(f"\n{table_of(self.folder)}\n{report_line(self.folder)}", flush=True)
         if errors:
             reason = f"{len(errors)} of {self.jobs} jobs failed; the same command tries them again"
             raise UserError(f"sweep = {self.folder}: {reason}")
