@@ -1,7 +1,7 @@
 """The story of a run: configuration, text, model, training, result.
 
 `train` tells it in order, and what follows are its steps. A run with a task fine-tunes, and one without
-pre-trains: `pretraining_parts` and `gpt.finetune.parts` are all in which the two differ.
+pre-trains: `pretraining_parts` and `gpt.finetune.module` are all in which the two differ.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from gpt.checkpoint import read
 from gpt.config import RunConfig
 from gpt.data import Data, TextData
 from gpt.errors import UserError, one_line, shorten
-from gpt.finetune.parts import finetuning_parts
+from gpt.finetune.module import finetuning_parts
 from gpt.interop.weights import starting_weights
 from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
 from gpt.model import GPT

@@ -15,9 +15,8 @@ from gpt.callbacks.checkpoints import Stateful
 from gpt.callbacks.loggers import writers
 from gpt.data import Batch
 from gpt.drawing import draw_attention
-from gpt.finetune.task import Task
-from gpt.finetune.tasks import TASKS, make_examples, shuffled
-from gpt.finetune.zero_shot import zero_shot_accuracy
+from gpt.finetune.predict import zero_shot_accuracy
+from gpt.finetune.tasks import TASKS, Task, make_examples, shuffled
 from gpt.generate import generate
 from gpt.model import attention_weights
 from gpt.module import data_of, is_training, model_of
@@ -233,4 +232,4 @@ class ZeroShot(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for task in self.asked if is_training(trainer) else ():
             model, tokenizer = model_of(pl_module), data_of(trainer).tokenizer
-            pl_module.log(f"zero_shot/{task.name}", zero_shot_accuracy(model, tokenizer, task, self.examples))
+            pl_module.log(f"zero_shot/{task.name}", zero_shot_accuracy(model, tokenizer, task))
