@@ -45,7 +45,7 @@ def evaluate(
         raise UserError(f"data.path = {config.path}: {reason}")
     data = TextData(config, context_length or length, seed=0, tokenizer=tokenizer)
     silence_lightning()
-    module = GPTModule(model, lengths=tokenizer.lengths)
+    module = GPTModule(model, lengths=tokenizer.lengths)  # type: ignore[arg-type]  # or several
     trainer = L.Trainer(
         # A run that chose the CPU is evaluated there: another device would round differently
         accelerator="cpu" if stored.get("trainer", {}).get("accelerator") == "cpu" else "auto",

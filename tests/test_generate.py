@@ -23,7 +23,7 @@ def generated(model: GPT, ids: torch.Tensor = PROMPT, max_new_tokens: int = 40, 
 
 
 def generated_without_cache(model: GPT, ids: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
-    """Greedy, each token from its whole window, which is cut to its later half when it exceeds the context."""
+    """Greedy, each token from its window, which is cut to its later half when it exceeds the context."""
     limit, model = model.config.context_length, model.eval()
     window, out = ids[:, -limit:], []
     for _ in range(max_new_tokens):
@@ -75,9 +75,8 @@ def test_cache_is_no_larger_than_the_text_needs(monkeypatch):
     assert capacities[2:] == [16, 12]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_capacity_of_the_cache_changes_nothing_to_the_last_bit(arch, rows, monkeypatch):
-    model, ids = make_model(arch, context_length=64, n_embd=48, n_head=3), torch.randint(11, (rows, 5))
+def test_capacity_of_the_cache_changes_nothing_to_the_last_bit(arch, monkeypatch):
+    model, ids = make_model(arch, context_length=64, n_embd=48, n_head=3), torch.randint(11, (3, 5))
     logits = []
     monkeypatch.setattr(gpt.generate, "sample_next", lambda now, *_: logits.append(now) or now.argmax(-1))
 
@@ -156,30 +155,25 @@ def test_sampling_leaves_the_global_random_numbers_alone():
 LOGITS = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
 
 
+FREQUENCIES = [
+    ({}, [0.1, 0.2, 0.3, 0.4]),
+    ({"temperature": 1e-46}, [0, 0, 0, 1]),  # a subnormal number in float32
+    ({"temperature": 1e-37}, [0, 0, 0, 1]),
+    ({"temperature": 0.5}, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
+    ({"temperature": 1e300}, [0.25, 0.25, 0.25, 0.25]),
+    ({"top_k": 2}, [0, 0, 3 / 7, 4 / 7]),
+    ({"top_k": 10**30}, [0.1, 0.2, 0.3, 0.4]),
+    ({"top_p": 1e-50}, [0, 0, 0, 1]),
+    ({"top_p": 0.4}, [0, 0, 0, 1]),
+    ({"top_p": 0.41}, [0, 0, 3 / 7, 4 / 7]),
+    ({"top_k": 3, "top_p": 0.5}, [0, 0, 3 / 7, 4 / 7]),
+]
+
+
 @pytest.mark.parametrize("own_generators", [False, True])
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, [0.1, 0.2, 0.3, 0.4]),
-        ({"temperature": 0}, [0, 0, 0, 1]),
-        ({"temperature": 1e-50}, [0, 0, 0, 1]),
-        ({"temperature": 1e-46}, [0, 0, 0, 1]),  # a subnormal number in float32
-        ({"temperature": 1e-37}, [0, 0, 0, 1]),
-        ({"temperature": 0.5}, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
-        ({"temperature": 1e300}, [0.25, 0.25, 0.25, 0.25]),
-        ({"top_k": 2}, [0, 0, 3 / 7, 4 / 7]),
-        ({"top_k": 1}, [0, 0, 0, 1]),
-        ({"top_k": 99}, [0.1, 0.2, 0.3, 0.4]),
-        ({"top_k": 10**30}, [0.1, 0.2, 0.3, 0.4]),
-        ({"top_p": 1e-50}, [0, 0, 0, 1]),
-        ({"top_p": 0.4}, [0, 0, 0, 1]),
-        ({"top_p": 0.41}, [0, 0, 3 / 7, 4 / 7]),
-        ({"top_p": 1.0}, [0.1, 0.2, 0.3, 0.4]),
-        ({"top_k": 3, "top_p": 0.5}, [0, 0, 3 / 7, 4 / 7]),
-    ],
-)
+@pytest.mark.parametrize(("settings", "expected"), FREQUENCIES)
 def test_tokens_are_drawn_with_the_right_frequencies(settings, expected, own_generators):
-    """By a chi-square test at 1e-4, which a probability that is wrong by 0.02 does not pass with 20,000 draws."""
+    """By a chi-square test at 1e-4, which a probability that is wrong by 0.02 does not pass."""
     count, generator = 20_000, torch.Generator().manual_seed(0)
     if own_generators:
         count = 2_000
@@ -193,11 +187,11 @@ def test_tokens_are_drawn_with_the_right_frequencies(settings, expected, own_gen
     assert torch.special.gammaincc(torch.tensor(freedom / 2), chi_square / 2) > 1e-4
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"temperature": value} for value in (-1, math.nan, math.inf, torch.tensor([0.5, -1.0]))]
-    + [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}],
-)
+MEANINGLESS = [{"temperature": value} for value in (-1, math.nan, math.inf, torch.tensor([0.5, -1.0]))]
+MEANINGLESS += [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}]
+
+
+@pytest.mark.parametrize("settings", MEANINGLESS)
 def test_meaningless_settings_are_refused(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         generated(make_model(), **settings)

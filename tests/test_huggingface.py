@@ -59,64 +59,51 @@ def test_model_keeps_its_logits_there_and_back(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(transformers.OpenAIGPTConfig(), id="openai-gpt, 117 M"),
-        pytest.param(transformers.GPT2Config(), id="gpt2, 124 M"),
-        pytest.param(transformers.GPT2Config(n_embd=1600, n_head=25, n_layer=2), id="gpt2-xl's width"),
-    ],
+    "config", [transformers.OpenAIGPTConfig(n_layer=2), transformers.GPT2Config(n_layer=2)]
 )
 @torch.no_grad()
 def test_published_shapes_are_converted(config):
-    """With random weights in the real shapes. What is downloaded takes the same way."""
+    """With random weights in the real shapes, but for the number of layers. Downloads take the same way."""
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     model, ids = from_hf(theirs), torch.randint(config.vocab_size, (1, 20))
     torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
-@pytest.mark.parametrize(
-    ("arch", "changes", "reason"),
-    [
-        ("gpt2", dict(conv_width=3), "conv_width = 3: no class of transformers has it here; train with"),
-        ("gpt2", dict(norm="rmsnorm"), "norm = rmsnorm"),
-        ("modern", dict(conv_width=0), "positions = rotary"),
-        ("gpt1", dict(activation="relu2"), "activation = relu2"),
-        ("gpt2", dict(qk_norm=True), "qk_norm = True"),
-    ],
-)
+INEXPRESSIBLE = [
+    ("gpt2", dict(conv_width=3), "conv_width = 3: no class of transformers has it here; train with"),
+    ("modern", dict(conv_width=0), "positions = rotary"),
+    ("gpt1", dict(activation="relu2"), "activation = relu2"),
+    ("gpt2", dict(qk_norm=True), "qk_norm = True"),
+]
+
+
+@pytest.mark.parametrize(("arch", "changes", "reason"), INEXPRESSIBLE)
 def test_model_that_no_class_can_express_is_refused(arch, changes, reason):
     with pytest.raises(UserError, match=reason):
         hf_settings(make_config(arch, **changes))
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (
-            transformers.LlamaConfig(),
-            "model_type = llama: cannot be converted; choose one of openai-gpt, gpt2",
-        ),
-        (transformers.GPT2Config(activation_function="gelu"), "activation_function = gelu: models here have"),
-        (transformers.GPT2Config(n_inner=100), "n_inner = 100"),
-        (transformers.GPT2Config(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06"),
-        (
-            transformers.GPT2Config(scale_attn_by_inverse_layer_idx=True),
-            "scale_attn_by_inverse_layer_idx = True",
-        ),
-    ],
-)
-def test_model_that_ours_cannot_express_is_refused(config, reason):
+FOREIGN = {
+    "model_type = llama: cannot be converted; choose one of openai-gpt, gpt2": {"model_type": "llama"},
+    "activation_function = gelu: models here have": {"activation_function": "gelu"},
+    "n_inner = 100": {"n_inner": 100},
+    "layer_norm_epsilon = 1e-06": {"layer_norm_epsilon": 1e-6},
+    "scale_attn_by_inverse_layer_idx = True": {"scale_attn_by_inverse_layer_idx": True},
+}
+
+
+@pytest.mark.parametrize(("reason", "changes"), FOREIGN.items())
+def test_model_that_ours_cannot_express_is_refused(reason, changes):
     with pytest.raises(UserError, match=reason):
-        our_config(config.to_dict())
+        our_config(transformers.GPT2Config().to_dict() | changes)
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
 def test_exported_tokenizer_gives_the_same_ids(kind, tmp_path, text):
     content = text.read_text() if kind == "char" else "π 🙂\n\n  é" + text.read_text()
-    tokenizer = {"char": CharTokenizer.from_text, "byte": lambda _: ByteTokenizer()}.get(
-        kind, lambda content: BPETokenizer.from_parts([content], 300)
-    )(content)
+    chars, pieces = CharTokenizer.from_text(content), BPETokenizer.from_parts([content], 300)
+    tokenizer = {"char": chars, "byte": ByteTokenizer(), "bpe": pieces}[kind]
     export(make_model("gpt2", vocab_size=len(tokenizer)), tokenizer, tmp_path / "hf")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     ids = theirs(content)["input_ids"]
@@ -174,29 +161,20 @@ def refusal(folder: Path) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"n_layer": 3}, r"tensor = h.2.ln_1.weight: missing; use a model with all of its weights"),
-        ({"n_layer": 1}, r"tensor = h.1.attn.c_attn.bias: not part of such a model"),
-        (
-            {"n_positions": 8},
-            "tensor = wpe.weight: has the shape (16, 16), where its configuration asks for (8, 16)",
-        ),
-        (
-            {"n_embd": 30_000, "n_head": 1},
-            "tensor = wte.weight: has the shape (11, 16)",
-        ),  # without taking memory
-        ({"tie_word_embeddings": False}, "tensor = lm_head.weight: missing"),
-        ({"n_embd": 10**12}, "n_embd"),
-        ({"vocab_size": -1}, "vocab_size = -1"),
-        ({"n_layer": "two"}, "n_layer = two"),
-        ({"n_head": None}, "n_head = null"),
-        ({"vocab_size": None}, "vocab_size = None"),
-        ({"resid_pdrop": "a\nb"}, "dropout = a b"),
-        ({"model_type": "x" * 10**5}, "cannot be converted"),
-    ],
-)
+EDITS = [
+    ({"n_layer": 3}, "tensor = h.2.ln_1.weight: missing; use a model with all of its weights"),
+    ({"n_layer": 1}, "tensor = h.1.attn.c_attn.bias: not part of such a model"),
+    ({"n_positions": 8}, "wpe.weight: has the shape (16, 16), where its configuration asks for (8, 16)"),
+    ({"n_embd": 30_000, "n_head": 1}, "tensor = wte.weight: has the shape (11, 16)"),  # without taking memory
+    ({"tie_word_embeddings": False}, "tensor = lm_head.weight: missing"),
+    ({"vocab_size": None}, "vocab_size = None"),
+    ({"n_layer": "two"}, "n_layer = two"),
+    ({"resid_pdrop": "a\nb"}, "dropout = a b"),
+    ({"model_type": "x" * 10**5}, "cannot be converted"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), EDITS)
 def test_configuration_that_does_not_fit_its_tensors_is_one_line(exported, changes, reason):
     edit_config(exported, **changes)
     assert reason in refusal(exported)
@@ -237,5 +215,5 @@ def test_damaged_folder_is_one_line(exported, name, content):
     (exported / name).write_bytes(content)
     assert "damaged" in refusal(exported)
     (exported / "tokenizer.json").write_bytes(content)
-    with pytest.raises(UserError, match="damaged|not one that can be used"):
+    with pytest.raises(UserError, match=r"damaged|not one that can be used"):
         tokenizer_from_hf(exported)

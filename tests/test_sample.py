@@ -25,7 +25,7 @@ COMMAND = f"{sys.executable} {ROOT / 'scripts' / 'sample.py'} --seed 0 --exact"
 
 @pytest.fixture
 def write(trained, capsys, monkeypatch):
-    """Call scripts/sample.py on a trained run, for a text of an exact length. It returns stdout and stderr."""
+    """Call scripts/sample.py on a trained run, for a text of exact length. It returns stdout and stderr."""
 
     def run(*arguments: str, stdin: str = "", exact: bool = True) -> tuple[str, str]:
         buffer = io.BytesIO(stdin.encode())
@@ -39,11 +39,8 @@ def write(trained, capsys, monkeypatch):
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | environment
-    bash = ["bash", "-c", command]
-    return subprocess.run(
-        bash, capture_output=True, text=True, timeout=100, env=environment, encoding="utf-8"
-    )
+    settings = {"capture_output": True, "timeout": 100, "env": os.environ | environment, "encoding": "utf-8"}
+    return subprocess.run(["bash", "-c", command], **settings)
 
 
 def test_text_continues_the_prompt(write):
@@ -128,11 +125,6 @@ def test_texts_do_not_depend_on_how_many_there_are(write, monkeypatch):
         assert texts(count) == seven[:count]
 
 
-def test_no_new_tokens_gives_the_prompt_alone(write):
-    several = write("--prompt", "O me", "--tokens", "0", "--num-samples", "2")
-    assert several[0] == f"O me\n{SEPARATOR}O me\n"
-
-
 GREEDY = [("--temperature", "0"), ("--temperature", "1e-46"), ("--top-p", "1e-50"), ("--top-k", "1")]
 
 
@@ -148,37 +140,22 @@ def test_of_a_long_prompt_the_model_sees_the_end(write):
     assert out.startswith("O me " * 9)
 
 
-def test_nothing_but_the_checkpoint_is_needed(trained, capsys, tmp_path, monkeypatch):
-    moved = tmp_path / "elsewhere.safetensors"
-    (trained / "checkpoints" / "best.safetensors").rename(moved)
-    monkeypatch.chdir(tmp_path)
-    sample.main([str(moved), "--prompt", "ROMEO:", "--tokens", "5"])
-    assert capsys.readouterr().out.splitlines()[-1]
-
-
 MISTAKES = {  # the arguments, and what the line must say
     ("--prompt", "ROMEO: 0 zebra"): "'0', 'b', 'r', 'z' not among the 29 characters",
     ("--prompt", "O = $'O"): "'$', \"'\", '='",
     ("--temperature", "-1"): "temperature = -1",
-    ("--temperature", "nan"): "temperature = nan: not a finite number",
-    ("--top-k", "0"): "argument --top-k: '0' is not a whole number from 1",
     ("--top-k", "2.5"): "argument --top-k: '2.5' is not a whole number from 1",
     ("--top-p", "1.5"): "top_p = 1.5",
-    ("--tokens", "-1"): "argument --tokens: '-1' is not a whole number from 0",
     ("--tokens", "1e18"): "'1e18' is not a whole number from 0 to 2,147,483,647",
     ("--tokens", "9" * 5000): "9...' is not a whole number",
-    ("--tokens", ""): "'' is not a whole number",
     ("--stop", ""): "stop = '': every text contains it; give",
-    ("--temperature", "hot"): "argument --temperature: invalid float value: 'hot'",
     ("--seed",): "argument --seed: expected one argument; --help lists all options",
     ("--colour", "red"): "unrecognized arguments: --colour red; --help lists all options",
     ("--prompt", "O", "--prompt-file", "-"): "argument --prompt-file: not allowed with argument --prompt",
     ("--prompt-file", "missing.txt"): "prompt = missing.txt: No such file",
-    ("--prompt-file", "."): "prompt = .: Is a directory",
     ("--prompt-file", "/dev/zero"): "prompt = /dev/zero: more than 16,777,216 bytes",
     ("--prompt-file", "latin.txt"): "prompt = latin.txt: not UTF-8 at byte 3",
     ("--color", "--num-samples", "2"): "--color shows one text",
-    ("--interactive", "--num-samples", "2"): "--interactive shows one text",
     ("--interactive", "--prompt-file", "-"): "--interactive reads lines",
 }
 
@@ -199,7 +176,6 @@ def test_each_mistake_is_one_clear_line(trained, capsys):
     ("redirection", "code", "out", "err"),
     [
         ("<&-", 0, r"\n.{9}\n", ""),
-        ("</dev/null >&-", 0, "", ""),
         ("<&- >&-", 0, "", ""),
         ("</dev/null 2>&-", 0, r"\n.{9}\n", ""),
         ("</dev/null >/dev/full", 2, "", r"error: output = .*No space left on device; .*\n"),
@@ -213,12 +189,7 @@ def test_closed_and_full_streams_give_no_traceback(trained_once, redirection, co
     assert re.fullmatch(err, done.stderr, re.DOTALL), done.stderr
 
 
-def test_very_many_texts_are_written_until_nobody_reads_them(trained_once):
-    done = shell(f"{COMMAND} {trained_once} --prompt O --tokens 3 --num-samples 1e9 | grep -c -m 2 -e '----'")
-    assert (done.stdout, done.stderr) == ("2\n", "")
-
-
-@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.5, None])
+@pytest.mark.parametrize("seconds", [0.5, 1.5, None])
 def test_ctrl_c_ends_at_once_without_a_traceback(trained_once, seconds):
     """During imports, and (None) in the middle of the text."""
     command = [*COMMAND.split(), str(trained_once), "--prompt", "O", "--tokens", "2e9"]
@@ -285,7 +256,7 @@ def test_gpu_that_is_not_there_is_refused(write):
 
 
 def test_conversation_continues_after_each_line(trained_once):
-    """The first answer is the text for the same prompt. An unknown character is refused, and the next line taken."""
+    """The first answer is the text for the same prompt. After what is unknown, the next line is taken."""
     command = f"{COMMAND} {trained_once} --tokens 20"
     alone = shell(f"{command} --prompt $'ROMEO:\\n'").stdout.removeprefix("ROMEO:\n")
     talk = shell(f"printf 'ROMEO:\\n\U0001f642\\nO me.\\n' | {command} --interactive")

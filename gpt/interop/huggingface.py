@@ -40,13 +40,10 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
 SHARED = {"context_length": "n_positions", "dropout": "resid_pdrop", "tied_head": "tie_word_embeddings"}
 SHARED |= {name: name for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
 THEIRS = {"norm": "layernorm", "positions": "learned", "qk_norm": False, "conv_width": 0}
-OURS = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
-OURS |= {"add_cross_attention": False, "n_inner": None}
-DEFAULTS = OURS | {
-    "tie_word_embeddings": True,
-    "resid_pdrop": 0.1,
-    "attn_pdrop": 0.1,
-}  # if config.json is silent
+OURS: dict[str, Any] = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "add_cross_attention": False}
+OURS |= {"scale_attn_by_inverse_layer_idx": False, "n_inner": None}
+# What they mean if config.json is silent
+DEFAULTS = OURS | {"tie_word_embeddings": True, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
 # Parts of our tensors' names and of theirs, which also have `transformer.` in front of all but the head
 PARTS = {"blocks.": "h.", ".norm1.": ".ln_1.", ".norm2.": ".ln_2.", ".qkv.": ".c_attn.", ".fc.": ".c_fc."}
 PARTS |= {".proj.": ".c_proj.", "head.": "lm_head."}
@@ -77,13 +74,8 @@ def hf_settings(config: ModelConfig) -> dict[str, Any]:
             advice = "train with model/arch=gpt1 or gpt2, or write --onnx"
             raise UserError(f"model.{name} = {value}: no class of transformers has it here; {advice}")
     shared = {theirs: getattr(config, ours) for ours, theirs in SHARED.items()}
-    attn_pdrop = config.dropout if config.attention_dropout else 0.0
-    others = {
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": attn_pdrop,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
+    others: dict[str, Any] = {"embd_pdrop": config.dropout, "bos_token_id": None, "eos_token_id": None}
+    others |= {"attn_pdrop": config.dropout * config.attention_dropout}
     return {"model_type": kind, setting: activations[config.activation]} | shared | others
 
 
@@ -172,11 +164,10 @@ def download(name: str) -> Path:
 
 def assemble(config: ModelConfig, tensors: Mapping[str, Tensor]) -> GPT:
     """A model of ours from tensors with their names, all of which must fit before memory is taken for it."""
-    theirs = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-    theirs = {name: tensor for name, tensor in theirs.items() if not MASK.search(name)}
-    if config.tied_head:
-        theirs.setdefault("lm_head.weight", theirs.get(their_name("tokens.weight", config)))
-    ours = {}
+    theirs = {k.removeprefix("transformer."): tensor for k, tensor in tensors.items() if not MASK.search(k)}
+    embedding, ours = their_name("tokens.weight", config), {}
+    if config.tied_head and embedding in theirs:
+        theirs.setdefault("lm_head.weight", theirs[embedding])
     with torch.device("meta"):
         expected = GPT(config).state_dict()
     for name, like in expected.items():
@@ -203,10 +194,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
         return tokenizer.bpe.to_str()
     if isinstance(tokenizer, CharTokenizer):
         ids = {char: id for id, char in enumerate(tokenizer.vocabulary)}
-        theirs, any_char = (
-            hf.Tokenizer(hf.models.WordLevel(ids)),
-            hf.Regex(r"[\s\S]"),
-        )  # a dot misses new lines
+        theirs = hf.Tokenizer(hf.models.WordLevel(ids))
+        any_char = hf.Regex(r"[\s\S]")  # a dot misses new lines
         theirs.pre_tokenizer = hf.pre_tokenizers.Split(any_char, behavior="isolated")
         theirs.decoder = hf.decoders.Fuse()  # puts no spaces between tokens
     else:

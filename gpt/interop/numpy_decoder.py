@@ -26,8 +26,8 @@ Layer = Callable[[Array], Array]  # activations (B, 1, C) to activations (B, 1, 
 
 FEW_ROWS = 8  # numpy is clearly faster for up to so many. With 32, each is busy with reading the cache
 SLOPE, CUBIC = np.float32(math.sqrt(2 / math.pi)), np.float32(0.044715)  # of GELU
-KNOWN = (Ensemble, GPT, Block, SelfAttention, MLP, CausalConv, Dropout, nn.ModuleList)
-KNOWN += (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Identity)
+KNOWN: set[type] = {Ensemble, GPT, Block, SelfAttention, MLP, CausalConv, Dropout, nn.ModuleList}
+KNOWN |= {nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Identity}
 
 
 class NumpyCachedModel(CachedModel):

@@ -26,9 +26,10 @@ def write_onnx(model: GPT, path: Path) -> None:
     longest = model.config.context_length
     sizes = {"ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("position", max=longest)}}
     example = (torch.zeros(2, min(2, longest), dtype=torch.int64),)
-    names = {"input_names": ["ids"], "output_names": ["logits"]}
     # By its formula, attention has no choice between kernels that would depend on the sizes of the example
     with plain_attention(model), warnings.catch_warnings(action="ignore"):
-        program = torch.onnx.export(model, example, dynamic_shapes=sizes, verbose=False, **names)
+        program = torch.onnx.export(
+            model, example, input_names=["ids"], output_names=["logits"], dynamic_shapes=sizes, verbose=False
+        )
     assert program is not None  # as it is for exporters of older versions
     path.write_bytes(program.model_proto.SerializeToString())
