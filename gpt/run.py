@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpt.checkpoint import SUFFIX
 from gpt.config import RunConfig
-from gpt.errors import UserError, shorten
+from gpt.errors import UserError
 from gpt.files import read_json, remove_staged, write_json, write_text
 from gpt.machine import is_first_process
 
@@ -141,7 +141,7 @@ class Run:
         remove_staged(self.folder / "checkpoints")
         (self.folder / "result.json").unlink(missing_ok=True)  # it describes a shorter run
         if (path := self.folder / "run.json").exists():
-            os.utime(path)  # by this time, resume=last finds the newest run
+            os.utime(path)  # by this time, the newest run is found
         else:
             write_json(path, origin)
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
@@ -178,22 +178,3 @@ def read_config(folder: Path) -> dict[str, Any]:
         advice = f"python scripts/convert_checkpoint.py {folder} converts the run"
         raise UserError(f"file = {path}: written by an earlier version; {advice}")
     return content
-
-
-def find_run(place: str) -> Path:
-    """The folder meant by `resume=place`; `last` means the newest run under outputs/ that has not ended.
-
-    Raises UserError if there is no such run.
-    """
-    if place == "last":
-        begun = sorted(Path("outputs").glob("**/run.json"), key=lambda path: path.stat().st_mtime)
-        ended = ("result.json", "error.txt")
-        folders = [path.parent for path in begun if not any((path.parent / name).exists() for name in ended)]
-        if not folders:
-            raise UserError(
-                "resume = last: no run under outputs/ that has not ended; name one: resume=outputs/RUN"
-            )
-        return folders[-1]
-    if not (Path(place) / "config.yaml").is_file():
-        raise UserError(f"resume = {shorten(place)}: no run there; give a run folder, such as outputs/RUN")
-    return Path(place)

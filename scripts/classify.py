@@ -62,6 +62,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(printable(f"{label}  ({odds})"), flush=True)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

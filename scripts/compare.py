@@ -47,6 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(compare(options.folder, options.x, sort=options.sort, columns=columns, baseline=options.baseline))
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

@@ -106,6 +106,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(path)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

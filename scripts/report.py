@@ -23,6 +23,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError('matplotlib = (missing): it draws the pictures; pip install -e ".[plot]"') from None
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

@@ -15,9 +15,9 @@ import sample
 from conftest import ROOT, TINY, history, read_checkpoint, read_result
 from gpt.checkpoint import load
 from gpt.cli.main import compose_config
-from gpt.cli.names import name_run, parse_overrides, quote_paths
+from gpt.cli.overrides import name_run, parse_overrides, quote_paths
 from gpt.cli.summary import next_commands, program
-from gpt.cli.sweep import make_unused
+from gpt.cli.sweep import Sweep
 from gpt.config import RunConfig
 from gpt.data import ShuffledWindows
 from gpt.evaluate import evaluate
@@ -278,7 +278,7 @@ def test_default_folder_has_the_date_in_front_and_is_resumed_by_its_name(succeed
 
 def test_folder_that_is_taken_gets_a_number(tmp_path):
     taken = tmp_path / "new" / "run"
-    assert [make_unused(taken) for _ in range(2)] == [taken, tmp_path / "new" / "run-2"]
+    assert [Sweep().begin(taken, must_be_new=True) for _ in range(2)] == [taken, tmp_path / "new" / "run-2"]
 
 
 def test_runs_started_together_have_their_own_folders(tmp_path, text):

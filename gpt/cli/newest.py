@@ -5,12 +5,11 @@ import csv
 import json
 import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.errors import UserError, one_line
+from gpt.errors import UserError, one_line, shorten
 
 if TYPE_CHECKING:
     from gpt.ensemble import Ensemble
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from gpt.tokenizer import Tokenizer
 
 OUTPUTS = Path("outputs")
-CHECKPOINTS = "checkpoints/*.safetensors"  # in the folder of a run
 ENOUGH = 500  # steps: a run of fewer is passed over if there is a longer one
 
 
@@ -37,7 +35,7 @@ def load_models(places: Sequence[str]) -> tuple["GPT | Ensemble", "Tokenizer", d
     from gpt.checkpoint import load
     from gpt.ensemble import Ensemble
 
-    checkpoints = [find_checkpoint(place) for place in places] or [find_checkpoint(None)]
+    checkpoints = [*map(find_checkpoint, places)] or [find_checkpoint(None)]
     models, tokenizers, metadata = zip(*map(load, checkpoints), strict=True)
     for checkpoint, tokenizer, of_this in zip(checkpoints, tokenizers, metadata, strict=True):
         if tokenizer.state != tokenizers[0].state or of_this["text_sha256"] != metadata[0]["text_sha256"]:
@@ -46,15 +44,35 @@ def load_models(places: Sequence[str]) -> tuple["GPT | Ensemble", "Tokenizer", d
     return models[0] if len(models) == 1 else Ensemble(models).eval(), tokenizers[0], metadata[0]
 
 
-def find_runs(outputs: Path) -> list[Path]:
-    """The folders of all runs that have a checkpoint, the one that wrote its last one most recently first."""
-    runs = {path.parents[1] for path in outputs.glob(f"**/{CHECKPOINTS}")}
-    return sorted(runs, key=trained_at, reverse=True)
+def find_runs(outputs: Path = OUTPUTS) -> list[Path]:
+    """The folders of all runs, the one that was at work last first."""
+    return sorted({path.parent for path in outputs.glob("**/config.yaml")}, key=worked_at, reverse=True)
 
 
-def trained_at(run: Path) -> float:
-    """When a run last wrote a checkpoint, which touches the folder that it is in, in seconds since 1970."""
-    return (run / "checkpoints").stat().st_mtime
+def worked_at(run: Path) -> float:
+    """When a run last began or wrote a checkpoint, which touches their folder, in seconds since 1970."""
+    paths = [path for path in (run / "run.json", run / "checkpoints") if path.exists()]
+    return max((path.stat().st_mtime for path in paths), default=0.0)
+
+
+def has_checkpoint(run: Path) -> bool:
+    return any(run.glob("checkpoints/*.safetensors"))
+
+
+def find_unfinished(place: str) -> Path:
+    """The run that `resume=place` means; `last` is the newest under outputs/ that has not ended.
+
+    Raises UserError if there is no such run.
+    """
+    if place == "last":
+        for run in find_runs():
+            if not any((run / name).exists() for name in ("result.json", "error.txt")):
+                return run
+        reason = "no run under outputs/ that has not ended; name one: resume=outputs/RUN"
+        raise UserError(f"resume = last: {reason}")
+    if not (Path(place) / "config.yaml").is_file():
+        raise UserError(f"resume = {shorten(place)}: no run there; give a run folder, such as outputs/RUN")
+    return Path(place)
 
 
 def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
@@ -63,7 +81,7 @@ def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
     With `fine_tuned` it is the newest run that was fine-tuned for a task. It is named on stderr, and why.
     Raises UserError if there is none.
     """
-    runs = [run for run in find_runs(outputs) if is_fine_tuned(run) == fine_tuned]
+    runs = [run for run in find_runs(outputs) if has_checkpoint(run) and is_fine_tuned(run) == fine_tuned]
     if not runs:
         kind, advice = "fine-tuned run", "fine-tune one first: python scripts/finetune.py init=last task=mark"
         if not fine_tuned:
@@ -80,9 +98,7 @@ def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
 
 
 def is_fine_tuned(run: Path) -> bool:
-    """Whether the configuration of a run has a task."""
-    config = run / "config.yaml"
-    return config.exists() and "\ntask:\n" in config.read_text(encoding="utf-8")
+    return "\ntask:\n" in (run / "config.yaml").read_text(encoding="utf-8")
 
 
 def progress(run: Path) -> tuple[int, float | None]:
@@ -100,23 +116,3 @@ def progress(run: Path) -> tuple[int, float | None]:
         bits = [float(row.get("val/bits_per_char") or float(row["val/loss"]) / math.log(2)) for row in rows]
         return int(rows[-1]["step"]) + 1, min(bits) * math.log(2)
     return 0, None
-
-
-def list_runs(outputs: Path = OUTPUTS) -> str:
-    """A table of the runs from which one can sample, newest first. Raises UserError if there is none."""
-    lines = [f"{'loss':>6}  {'steps':>7}  {'age':>7}  run"]
-    for run in find_runs(outputs):
-        steps, loss = progress(run)
-        shown, since = "-" if loss is None else f"{loss:.4f}", age(time.time() - trained_at(run))
-        lines.append(f"{shown:>6}  {steps:>7,}  {since:>7}  {one_line(run)}")
-    if len(lines) == 1:
-        raise UserError(f"folder = {outputs}: no run in it; train one first: python scripts/train.py")
-    return "\n".join([*lines, "loss: the lowest validation loss, in nats per character"])
-
-
-def age(seconds: float) -> str:
-    """A time span in its largest unit: "5 min"."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

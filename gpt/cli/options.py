@@ -23,9 +23,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Add the argument that says which trained model is meant. It is called `checkpoint`.
+    """Add the argument `checkpoint`, which says what model is meant, or with `several` a list of them.
 
-    It is for `gpt.cli.newest.find_checkpoint`, or with `several` a list of them for `load_models`.
+    It is for `find_checkpoint` and `load_models` of `gpt.cli.newest`.
     """
     which = parser.add_mutually_exclusive_group()
     what = "a run folder, of which the best checkpoint is taken, or a .safetensors file; "
