@@ -119,7 +119,7 @@ class CachedModel:
 
     def proceed(self, ids: Tensor) -> Tensor:
         """Logits (B, V) after ids (B, T), which continue what the cache holds and fit into it."""
-        # forward() passes by torch.compile, which would compile again for each length of the cache
+        # model(ids) may have been compiled, and would be again for each length of the cache
         return self.model.forward(ids, self.cache)[:, -1]
 
 

@@ -12,10 +12,20 @@ from gpt.run import Run
 # Settings that may change on resume: none of them changes the batches or the model. Other devices change the
 # last digits, and that a text somewhere else is the same one is checked by its SHA-256
 MAY_CHANGE = {
-    f"trainer.{name}" for name in ("max_steps", "max_time", "log_every_n_steps", "profiler", "detect_anomaly")
+    "data.path",
+    "data.folder",
+    "task.path",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.profiler",
 }
-MAY_CHANGE |= {f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy")}
-MAY_CHANGE |= {"data.path", "data.folder", "task.path"}
+MAY_CHANGE |= {
+    "trainer.log_every_n_steps",
+    "trainer.detect_anomaly",
+    "trainer.strategy",
+    "trainer.accelerator",
+}
+MAY_CHANGE |= {"trainer.devices", "trainer.num_nodes"}
 # callbacks that decide what a run computes or leaves behind
 DECISIVE = ("best", "last", "ema", "early_stopping")
 
@@ -26,38 +36,38 @@ def resolve(config: RunConfig, stored: RunConfig | None, data: Data) -> tuple[Ru
     What was decided when a run began stays: another machine, or more steps, might decide otherwise. Raises
     UserError if the text has another vocabulary than was asked for.
     """
-    vocab_size = len(data.tokenizer)
-    if config.model.vocab_size not in (None, vocab_size):
+    model, trainer, reasons = config.model, config.trainer, []
+    if model.vocab_size not in (None, vocab_size := len(data.tokenizer)):
         raise UserError(
-            f"model.vocab_size = {config.model.vocab_size}: the text has {vocab_size} {data.unit}; leave it out"
+            f"model.vocab_size = {model.vocab_size}: the text has {vocab_size} {data.unit}; leave it out"
         )
-    config = config.updated("model", vocab_size=vocab_size)
-    if data.max_steps is not None:
-        config = config.updated("trainer", max_steps=min(config.trainer.max_steps, data.max_steps))
-    if stored is not None:
-        undecided = {"precision": "auto", "compile": None, "val_check_interval": None}
-        asked, had = dict(config.trainer), dict(stored.trainer)
-        config = config.updated(
-            "trainer", **{key: had[key] for key, value in undecided.items() if asked[key] == value}
-        )
-    trainer, model, reasons = config.trainer, config.model, []
-    precision, compiled, device = trainer.precision, trainer.compile, device_type(trainer.accelerator)
+    model = model.model_copy(update={"vocab_size": vocab_size})
+    max_steps = min(trainer.max_steps, data.max_steps or trainer.max_steps)
+    had = stored.trainer if stored else trainer
+    precision = had.precision if trainer.precision == "auto" else trainer.precision
+    compiled = had.compile if trainer.compile is None else trainer.compile
+    interval = trainer.val_check_interval or had.val_check_interval or max(1, max_steps // 8)
+    device = device_type(trainer.accelerator)
     if precision == "auto":
         precision, reason = choose_precision(device)
         reasons.append(reason)
     if compiled is None:
-        batches = trainer.max_steps * trainer.accumulate_grad_batches
+        flops = (
+            model.flops_per_token() * config.tokens_per_batch * max_steps * trainer.accumulate_grad_batches
+        )
         has_masks = model.activation == "relu" or (model.dropout > 0 and model.attention_dropout)
-        flops = model.flops_per_token() * config.tokens_per_batch * batches
         compiled, reason = choose_compilation(device, precision, flops, has_masks)
         reasons.append(reason)
     elif compiled and not has_compiler(device):
         compiled = False
         reasons.append("not compiled: there is no C++ compiler")
-    interval = trainer.val_check_interval or max(1, trainer.max_steps // 8)
-    return config.updated(
-        "trainer", precision=precision, compile=compiled, val_check_interval=interval
-    ), reasons
+    decided = {
+        "precision": precision,
+        "compile": compiled,
+        "val_check_interval": interval,
+        "max_steps": max_steps,
+    }
+    return config.model_copy(update={"model": model, "trainer": trainer.model_copy(update=decided)}), reasons
 
 
 def check_text(run: Run, config: RunConfig, data: Data) -> None:
@@ -72,25 +82,29 @@ def check_text(run: Run, config: RunConfig, data: Data) -> None:
 def check_resumable(
     run: Run, config: RunConfig, stored: RunConfig, content: Mapping[str, Any] | None
 ) -> None:
-    """Raises UserError if continuing with `config` would make another run than the one in the folder."""
+    """Raises UserError if continuing with `config` would make another run than the one in the folder.
+
+    `content` is that of the checkpoint to continue from, None if there is none yet.
+    """
     asked, had = (
-        {f"callbacks.{name}": one.callbacks.get(name) for name in DECISIVE} for one in (config, stored)
+        one.flat() | {f"callbacks.{name}": one.callbacks.get(name) for name in DECISIVE}
+        for one in (config, stored)
     )
-    asked, had = asked | config.flat(), had | stored.flat()
-    keys = [key for key in {**asked, **had} if key not in MAY_CHANGE and asked.get(key) != had.get(key)]
+    keys = [key for key in {**asked, **had} if key not in MAY_CHANGE and asked.get(key) != had.get(key)][:5]
     if keys:
-        now, before = (", ".join(shorten(values.get(key)) for key in keys[:5]) for values in (asked, had))
+        now, before = (", ".join(shorten(values.get(key)) for key in keys) for values in (asked, had))
         advice = "leave it out, or choose another folder"
-        raise UserError(f"{', '.join(keys[:5])} = {now}: the run in {run.folder} has {before}; {advice}")
+        raise UserError(f"{', '.join(keys)} = {now}: the run in {run.folder} has {before}; {advice}")
     steps, result = config.trainer.max_steps, run.result
     taken = content["global_step"] if content is not None else result.step if result else 0
     if taken > steps:
         raise UserError(
             f"trainer.max_steps = {steps}: the run in {run.folder} has taken {taken} steps; set more"
         )
-    if result and content is None and result.step < steps and not result.stopped_early:
-        reason = "it has ended and has no checkpoint to continue from"
-        raise UserError(f"resume = {run.folder}: {reason}; begin again in another folder")
-    if content is not None and not content.get("optimizer_states"):
-        reason = "weights alone, no optimizer state"
-        raise UserError(f"resume = {run.last}: {reason}; begin again in another folder")
+    has_ended = result is not None and (result.step >= steps or result.stopped_early)
+    lacks = "no checkpoint to continue from" if result and content is None and not has_ended else ""
+    lacks = lacks or (
+        "weights alone, no optimizer state" if content and not content.get("optimizer_states") else ""
+    )
+    if lacks:
+        raise UserError(f"resume = {run.folder}: {lacks}; begin again in another folder")

@@ -56,7 +56,7 @@ class Result(BaseModel):
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"]))
             raise UserError(
-                f"file = {path}: {place} is missing or damaged; remove it, and resume the run"
+                f"file = {path}: {place} is missing or damaged; remove it and resume the run"
             ) from None
 
 
@@ -93,14 +93,12 @@ class Run:
 
     @property
     def last(self) -> Path | None:
-        """The checkpoint to continue from. None if there is none yet: then the run begins at its first step."""
+        """The checkpoint to continue from. Without one (None), the run begins at its first step."""
         return path if (path := self.checkpoint("last")).exists() else None
 
     @property
     def config(self) -> RunConfig | None:
-        """The configuration that the run began with. None if there is no run yet. Raises UserError if it is
-        damaged.
-        """
+        """The configuration that the run began with. None if there is no run yet. Raises UserError."""
         return (
             RunConfig.from_dict(read_config(self.folder)) if (self.folder / "config.yaml").exists() else None
         )
@@ -123,22 +121,19 @@ class Run:
         self.has_begun = True
         if not is_first_process():  # of several processes, one keeps the folder
             return
+        note = self.folder / ".lock.pid"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
         except Timeout:
-            number = (self.folder / ".lock.pid").read_text(errors="replace")[:20]
-            raise UserError(
-                f"run_dir = {self.folder}: process {number} is at work there; wait, or stop it"
-            ) from None
+            reason = f"process {note.read_text(errors='replace')[:20]} is at work there"
+            raise UserError(f"run_dir = {self.folder}: {reason}; wait, or stop it") from None
         except OSError as error:
             place = error.filename or self.folder
-            raise UserError(
-                f"file = {place}: {error.strerror}; choose another hydra.run.dir, or make room"
-            ) from None
-        write_text(self.folder / ".lock.pid", str(os.getpid()))
-        remove_staged(self.folder)
-        remove_staged(self.folder / "checkpoints")
+            raise UserError(f"file = {place}: {error.strerror}; choose another hydra.run.dir") from None
+        write_text(note, str(os.getpid()))
+        for folder in (self.folder, self.folder / "checkpoints"):
+            remove_staged(folder)
         (self.folder / "result.json").unlink(missing_ok=True)  # it describes a shorter run
         if (path := self.folder / "run.json").exists():
             os.utime(path)  # by this time, the newest run is found
@@ -149,12 +144,11 @@ class Run:
 
     def finish(self, result: Result, sample: str | None) -> None:
         """Write result.json, which says that the run has ended, and sample.txt."""
-        if not is_first_process():
-            return
-        if sample is not None:
-            write_text(self.folder / "sample.txt", sample)
-        write_json(self.folder / "result.json", result.model_dump(mode="json"))
-        (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt left it
+        if is_first_process():
+            if sample is not None:
+                write_text(self.folder / "sample.txt", sample)
+            write_json(self.folder / "result.json", result.model_dump(mode="json"))
+            (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt left it
 
     def __enter__(self) -> Self:
         return self
@@ -164,17 +158,14 @@ class Run:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The plain values of a run's config.yaml. Raises UserError if it is damaged, or written by an earlier
-    version.
-    """
+    """The plain values of a run's config.yaml. Raises UserError if it is damaged, or from an old version."""
     path = folder / "config.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"file = {path}: missing or damaged; restore it, or begin again in another folder")
-    if any("_target_" not in node for node in (content.get("callbacks") or {}).values()):
+        is_former = any("_target_" not in node for node in content["callbacks"].values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        raise UserError(f"file = {path}: missing or damaged; restore it, or choose another folder") from None
+    if is_former:
         advice = f"python scripts/convert_checkpoint.py {folder} converts the run"
         raise UserError(f"file = {path}: written by an earlier version; {advice}")
-    return content
+    return dict(content)

@@ -80,8 +80,8 @@ def pretraining_parts(
 ) -> tuple[TextData, Callable[[RunConfig], GPTModule]]:
     """The data of a run that pre-trains, and what makes its module once the configuration is resolved.
 
-    The module has the weights of `source` if there is one, and draws them otherwise. Without a `tokenizer`, the one that
-    the configuration asks for is made. Raises UserError as `TextData` does.
+    The module has the weights of `source` if there is one, and draws them otherwise. Without a `tokenizer`,
+    the one that the configuration asks for is made. Raises UserError as `TextData` does.
     """
     data = TextData(config.data, config.model.context_length, config.seed, tokenizer)
 
@@ -182,9 +182,8 @@ def refusals_before_first_step(run: Run) -> Iterator[None]:
     except (UserError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
-        is_output = (
-            isinstance(error, OSError) and error.filename is None
-        )  # standard output is closed, or full
+        # standard output is closed, or full
+        is_output = isinstance(error, OSError) and error.filename is None
         if run.has_begun or is_output:
             raise
         reason = f"{type(error).__name__}: {one_line(error)[:300]}"

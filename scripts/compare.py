@@ -1,4 +1,4 @@
-"""Compare runs, those of a sweep or any others under a folder: a table, best first, and pictures, written into that folder:
+"""Compare the runs under a folder, of a sweep or any others: a table, best first, and pictures of them:
 
 python scripts/compare.py outputs/sweeps/SWEEP
 python scripts/compare.py outputs --baseline arch=gpt2 --sort seconds
@@ -22,29 +22,33 @@ def main(arguments: list[str] | None = None) -> None:
         help="what the pictures have on their horizontal axis",
     )
     parser.add_argument(
-        "--sort", default="loss", metavar="COLUMN", help="the column by which lines are sorted, lowest first"
+        "--sort", default="", metavar="COLUMN", help="the column by which lines are sorted, lowest first"
     )
     parser.add_argument(
         "--columns", metavar="A,B,C", help="only these columns, however wide; their names are in compare.csv"
     )
-    parser.add_argument(
-        "--baseline",
-        metavar="TEXT",
-        help="the line to which differences are taken: n_layer=2, or a run's name",
-    )
+    baseline = "the line to which differences are taken: n_layer=2, or a run's name; by default the best"
+    parser.add_argument("--baseline", default="", metavar="TEXT", help=baseline)
     parser.add_argument("--csv", action="store_true", help="print the whole table as CSV, and write nothing")
     options = parser.parse_args(arguments)
-    from gpt.cli.compare import compare, print_csv  # after --help, which needs no torch
+    try:
+        # after --help, which needs no extra
+        from gpt.analysis.compare import compare, compare_runs, sort_table
+    except ImportError as error:
+        raise UserError(
+            f'extra = analysis: {error.name} is not installed; pip install -e ".[analysis]"'
+        ) from None
 
     if options.csv:
         if options.columns:
             raise UserError(
                 f"--columns = {options.columns}: CSV always has all columns; leave one of the two options out"
             )
-        print(print_csv(options.folder, options.sort, options.baseline), end="")
+        table = sort_table(compare_runs(options.folder, options.baseline).table, options.sort)
+        print(table.to_csv(index=False), end="")
         return
     columns = options.columns.split(",") if options.columns else ()
-    print(compare(options.folder, options.x, sort=options.sort, columns=columns, baseline=options.baseline))
+    print(compare(options.folder, options.x, options.sort, columns, options.baseline))
 
 
 def cli() -> None:

@@ -1,4 +1,4 @@
-"""Write report.html about a run or a sweep into its folder, a page that any browser opens (extra plot):
+"""Write report.html about a run or a sweep into its folder, a page that any browser opens (extra analysis):
 
 python scripts/report.py outputs/RUN
 """
@@ -13,14 +13,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="a run folder, or a sweep under outputs/sweeps/")
     options = parser.parse_args(arguments)
-    from gpt.cli.html_report import write_report  # after --help, which needs no torch
-
     try:
-        print(write_report(options.folder))
+        from gpt.analysis.pages import write_report  # after --help, which needs no extra
     except ImportError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise UserError('matplotlib = (missing): it draws the pictures; pip install -e ".[plot]"') from None
+        raise UserError(
+            f'extra = analysis: {error.name} is not installed; pip install -e ".[analysis]"'
+        ) from None
+    print(write_report(options.folder))
 
 
 def cli() -> None:

@@ -230,7 +230,7 @@ def tune(search: Search) -> str:
     """Add trials to the study in outputs/tune/NAME, making it if need be, and return what is to be shown."""
     import optuna
 
-    from gpt.analysis.compare import compare
+    from gpt.analysis.report import table_of
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that fails has its own line here
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -239,7 +239,7 @@ def tune(search: Search) -> str:
     study = open_study(search)
     print(describe_sweep(f"search of {search.trials:,} runs", search.folder, varied), flush=True)
     study.optimize(lambda trial: run_trial(trial, search), n_trials=search.trials)
-    shown = f"\n{compare(search.folder)}, {', '.join(draw(study, search.folder))}"
+    shown = f"\n{table_of(search.folder)}, {', '.join(draw(study, search.folder))}"
     if any(trial.state.name == "COMPLETE" for trial in study.trials):
         best = [f"{key}={value}" for key, value in study.best_params.items()]
         shown += f"\n\nbest: python scripts/train.py {shlex.join([*search.shared, *best])}"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import platform
 import shutil
@@ -134,11 +135,17 @@ def run_program(*arguments: str, main: Callable[[], None] = train, name: str = "
         mock.patch.dict(os.environ),  # undoes what Lightning sets there for processes that it starts
         mock.patch.object(sys, "path", [*sys.path]),  # where a callback of one's own is looked for
         mock.patch.object(sys, "argv", [name, *arguments]),
+        mock.patch.object(
+            logging.root, "handlers", [*logging.root.handlers]
+        ),  # --info and hydra.verbose add some
     ):
         try:
             main()
         except SystemExit as stop:
             return stop.code or 0
+        finally:
+            logging.root.setLevel(logging.WARNING)
+            logging.getLogger("hydra").setLevel(logging.NOTSET)
     return 0
 
 

@@ -4,7 +4,6 @@ What a value may be is decided by `RunConfig`, so most mistakes are tried there,
 """
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ REFUSED = {
     "should match": """
         trainer.devices=abc trainer.devices=0 trainer.devices=-1 trainer.max_time=soon trainer.max_time=5""",
     "not a group of settings": """
-        model=3 model=null model=[1] optimizer=null callbacks=3 callbacks=[] callbacks.samples=5 logger=csv""",
+        optimizer=null model=3 model=null model=[1] callbacks=3 callbacks.samples=5 logger=csv""",
     "becomes part of a folder's name": "name=a/b/c name=../../x name=.x",
     "no such setting": "data.num_workers=1 run_dir=5",
     "did you mean model.n_head?": "model.nhead=2",
@@ -122,7 +121,7 @@ COMMANDS: dict[tuple[str, ...], str] = {  # the arguments, and what the line mus
     ("model=smal",): "model = smal: no such file in conf/model/; choose one of medium, small, tiny\n",
     ("model.vocab_size=7",): "model.vocab_size = 7: the text has 29 characters",
     ("model.n_head=${nowhere}",): "override = ",
-    ("model.n_embd=65536", "model.n_layer=1000"): "GiB of memory, and this machine has",
+    ("model.n_embd=65536", "model.n_layer=1000"): "GiB of memory, where there are",
     ("data.path=/dev/zero",): "data.path = /dev/zero: no such file",
     ("data.path='*.md'",): "data.path = *.md: no such file",
     ("data.path=nothing",): "data.path = nothing: a folder without files",
@@ -151,7 +150,7 @@ if not torch.cuda.is_available():
     COMMANDS[("trainer=gpu", "trainer.accelerator=gpu")] = "trainer.accelerator, devices = gpu, 1"
 
 
-@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: " ".join(arguments)[:80])
 def test_bad_command_is_one_line_and_leaves_nothing(arguments, call, text):
     Path("nothing").mkdir()
     Path("same.txt").write_text("a" * 1000)
@@ -188,16 +187,6 @@ def test_folder_of_another_run_is_refused(call, trained, text):
     assert code == 2
     assert "model.n_layer = 1: the run in" in err
     assert ONE_LINE.match(err)
-
-
-def test_full_disk_is_noticed_before_training(call, text, monkeypatch):
-    usage = shutil.disk_usage(".")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    code, _, err = call(*TINY, f"data.path={text}", "trainer.max_steps=1")
-    assert code == 2
-    assert "1,000 bytes free, and checkpoints take" in err
-    assert ONE_LINE.match(err)
-    assert not list(Path().iterdir())
 
 
 def test_error_before_the_first_step_is_one_line_and_leaves_nothing(call, text, monkeypatch):

@@ -14,8 +14,16 @@ from conftest import ROOT, TINY
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="extra browser is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"
+)
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 QUIET += ["--disable-component-update", "--disable-sync"]
 SCREENSHOTS = ROOT / "outputs" / "screenshots"
 
@@ -37,14 +45,29 @@ def outputs(call, text) -> Path:
 
 @pytest.fixture
 def board(outputs) -> Iterator[str]:
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(outputs), "--host", "localhost", "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(outputs),
+        "--host",
+        "localhost",
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        yield next(found[1] for line in process.stderr if (found := re.search(r"(http://localhost:\d+/)", line)))
+        yield next(
+            found[1] for line in process.stderr if (found := re.search(r"(http://localhost:\d+/)", line))
+        )
         process.terminate()
 
 
 def test_runs_of_different_kinds_in_tensorboard(outputs, board):
-    found = {str(path.parent.relative_to(outputs)): json.loads(path.read_text()) for path in outputs.glob("**/result.json")}
+    found = {
+        str(path.parent.relative_to(outputs)): json.loads(path.read_text())
+        for path in outputs.glob("**/result.json")
+    }
     assert len(found) == 4
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with playwright.sync_playwright() as driver:
@@ -60,7 +83,9 @@ def test_runs_of_different_kinds_in_tensorboard(outputs, board):
 
         show("?smoothing=0#timeseries")
         see(page.locator("mat-toolbar, .group-title").filter(has_text="loss").first).to_be_visible()
-        card = page.locator("scalar-card").first  # nothing comes before it, and the table below it names its lines
+        card = page.locator(
+            "scalar-card"
+        ).first  # nothing comes before it, and the table below it names its lines
         see(card).to_contain_text("loss")
         card.get_by_label("Expand Table").or_(card.locator(".expand-button")).first.click()
         for run, result in found.items():
@@ -69,7 +94,9 @@ def test_runs_of_different_kinds_in_tensorboard(outputs, board):
         page.screenshot(path=SCREENSHOTS / "curves.png")
 
         show("#text")
-        line = max((outputs / next(iter(found)) / "sample.txt").read_text().split(), key=len)  # it knows no words yet
+        line = max(
+            (outputs / next(iter(found)) / "sample.txt").read_text().split(), key=len
+        )  # it knows no words yet
         see(page.get_by_text("sample/temperature 0.8/text_summary").first).to_be_visible()
         see(page.locator("tf-text-loader pre").filter(has_text=line).first).to_be_visible()
 
@@ -83,9 +110,18 @@ def test_runs_of_different_kinds_in_tensorboard(outputs, board):
         for run in found:
             see(cells.filter(has_text=f"{run}/best").first).to_be_visible()
         assert {"arch", "val/best_bits_per_char"} <= set(cells.all_inner_texts())
-        for name in ("optimizer", "model.n_head", "model.norm_position", "optimizer.muon_lr", "data.tokenizer", "seed"):
+        for name in (
+            "optimizer",
+            "model.n_head",
+            "model.norm_position",
+            "optimizer.muon_lr",
+            "data.tokenizer",
+            "seed",
+        ):
             see(page.get_by_text(name, exact=True).first).to_be_visible()
-        assert page.get_by_text("val/loss", exact=True).count() == 0  # which cannot be compared between tokenizers
+        assert (
+            page.get_by_text("val/loss", exact=True).count() == 0
+        )  # which cannot be compared between tokenizers
         page.get_by_text("PARALLEL COORDINATES VIEW").click()
         see(page.locator("tf-hparams-parallel-coords-plot svg").first).to_be_visible()
         page.screenshot(path=SCREENSHOTS / "hparams.png")

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import pytest
 import yaml
@@ -7,7 +6,7 @@ from pydantic import ValidationError
 
 from conftest import TINY
 from gpt.cli.main import compose_config
-from gpt.config import AdamWConfig, ModelConfig, MuonConfig, RunConfig, TrainerConfig, setting_names
+from gpt.config import AdamWConfig, ModelConfig, MuonConfig, RunConfig, setting_names
 from gpt.data import TextData
 from gpt.errors import UserError
 from gpt.model import GPT
@@ -84,15 +83,12 @@ def test_optimizer_is_chosen_by_name():
         RunConfig.from_dict({"optimizer": {"name": "adamw", "muon_lr": 0.1}})
 
 
-def test_what_is_left_out_is_left_out():
-    config = RunConfig.from_dict({"callbacks": {"samples": None, "last": {"_target_": "x"}}, "logger": None})
+def test_callbacks_set_to_null_are_left_out_and_arguments_of_lightnings_trainer_are_kept():
+    values = {"callbacks": {"samples": None, "last": {"_target_": "x"}}, "logger": None}
+    config = RunConfig.from_dict(values | {"trainer": {"limit_val_batches": 2}})
     assert (config.callbacks, config.logger) == ({"last": {"_target_": "x"}}, {})
-
-
-def test_arguments_of_lightnings_trainer_are_kept():
-    config = TrainerConfig.model_validate({"limit_val_batches": 2})
-    assert config.model_extra == {"limit_val_batches": 2}
-    assert TrainerConfig.model_validate(config.model_dump(mode="json")) == config
+    assert config.trainer.model_extra == {"limit_val_batches": 2}
+    assert RunConfig.from_dict(config.to_dict()) == config
 
 
 def test_resolving_decides_vocabulary_precision_and_compilation(config):
@@ -146,27 +142,6 @@ def test_flat_names_are_those_of_the_command_line(config):
     ema = {"_target_": "gpt.callbacks.EMA", "decay": 0.9}
     with_ema = config.model_copy(update={"callbacks": config.callbacks | {"ema": ema}}).flat()
     assert with_ema == flat | {"callbacks.ema.decay": 0.9}
-
-
-DAMAGED = {
-    "empty": "",
-    "list": "- 1\n",
-    "text": "hello",
-    "tag": "a: !!python/object/apply:os.system [touch it_ran]",
-    "not YAML": "a: [",
-    "not text": "a: \x00",
-    "two documents": "a: 1\n---\nb: 2",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_damaged_configuration_file_is_refused(tmp_path, monkeypatch, damage):
-    monkeypatch.chdir(tmp_path)
-    path = Path("config.yaml")
-    path.write_text(DAMAGED[damage])
-    with pytest.raises(UserError, match="missing or damaged"):
-        read_config(Path())
-    assert list(Path().iterdir()) == [path]
 
 
 def test_configuration_of_an_earlier_version_is_refused_with_advice(tmp_path):

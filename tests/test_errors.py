@@ -9,7 +9,7 @@ def test_advice_names_the_closest_name_or_the_one_that_other_projects_use():
     assert did_you_mean("model.block_size", ["model.n_head"]) == "it is called model.context_length here"
     assert did_you_mean("ckpt_path", ["resume"]) == "it is called resume here"
     assert did_you_mean("xyz", ["b", "a"]) == "choose one of a, b"
-    assert did_you_mean("xyz", map(str, range(99))) == "python scripts/train.py --cfg job lists all settings"
+    assert did_you_mean("xyz", map(str, range(99))) == "--cfg job lists all settings"
 
 
 def test_values_in_messages_are_short_lines_without_control_characters():
@@ -23,12 +23,12 @@ def test_values_in_messages_are_short_lines_without_control_characters():
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (UserError("a = b: c;\nd"), 2, "error: a = b: c; d\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (UserError("a = b: c;\nd"), 2, "error: a = b: c; d"),
+        (KeyboardInterrupt(), 130, "interrupted"),
         (
             OSError(28, "No space left on device"),
             2,
-            "error: output = (standard output): No space left on device; make room, or write somewhere else\n",
+            "error: output = (standard output): No space left on device",
         ),
     ],
 )
@@ -37,7 +37,10 @@ def test_mistakes_end_in_one_line_and_an_exit_code(capsys, monkeypatch, error, c
     with pytest.raises(SystemExit) as stop, user_errors():
         raise error
     assert stop.value.code == code
-    assert capsys.readouterr() == ("", line)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(line)
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [KeyError("a"), OSError(2, "missing", "a.txt"), ValueError("b")])

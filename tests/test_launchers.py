@@ -25,18 +25,19 @@ def test_launcher_runs_a_sweep(launcher, settings, tmp_path, text):
     if importlib.util.find_spec("hydra_plugins") is None or importlib.util.find_spec(plugin) is None:
         pytest.skip(f"{plugin} is not installed: extra {'ray' if launcher == 'ray' else 'sweep'}")
     steps = ["trainer.max_steps=2", f"data.path={text}", "model.n_head=2,3,4"]
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", f"hydra/launcher={launcher}", *settings, *TINY, *steps]
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", f"hydra/launcher={launcher}"]
+    command += [*settings, *TINY, *steps]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr
     assert "1 of 3 jobs failed" in done.stderr
     (folder,) = Path(tmp_path / "outputs" / "sweeps").iterdir()
-    for name in ("n_head=2", "n_head=4"):
+    for name in ("n_head-2", "n_head-4"):
         assert json.loads((folder / name / "result.json").read_text())["step"] == 2
-    assert "model.n_head = 3" in (folder / "n_head=3" / "error.txt").read_text()
+    assert "model.n_head = 3" in (folder / "n_head-3" / "error.txt").read_text()
     assert "model.n_head = 3" in (folder / "compare.md").read_text()
     if launcher == "joblib":  # two jobs at once share the cores
-        threads = json.loads((folder / "n_head=2" / "run.json").read_text())["machine"]["threads"]
+        threads = json.loads((folder / "n_head-2" / "run.json").read_text())["machine"]["threads"]
         assert threads == max(1, os.cpu_count() // 2)
 
 

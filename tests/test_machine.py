@@ -19,15 +19,26 @@ def test_cpu_without_bfloat16_stays_in_float32(monkeypatch):
 def test_only_long_runs_in_bfloat16_are_compiled(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/c++")
     assert choose_compilation("cpu", "bf16-mixed", 1e15, False) == (True, "compiled: the run is long")
-    assert choose_compilation("cpu", "bf16-mixed", 1e9, False)[1] == "not compiled: the run is too short to repay it"
-    assert choose_compilation("cpu", "32-true", 1e15, False)[1] == "not compiled: it gains nothing in float32 on a CPU"
+    assert (
+        choose_compilation("cpu", "bf16-mixed", 1e9, False)[1]
+        == "not compiled: the run is too short to repay it"
+    )
+    assert (
+        choose_compilation("cpu", "32-true", 1e15, False)[1]
+        == "not compiled: it gains nothing in float32 on a CPU"
+    )
     assert choose_compilation("cuda", "bf16-mixed", 1e16, False)[0]
-    assert choose_compilation("mps", "32-true", 1e16, False)[1] == "not compiled: it was not tried on this device"
+    assert (
+        choose_compilation("mps", "32-true", 1e16, False)[1]
+        == "not compiled: it was not tried on this device"
+    )
 
 
 def test_models_with_many_masks_are_not_compiled_on_a_cpu(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/c++")
-    assert choose_compilation("cpu", "bf16-mixed", 1e15, True)[1].startswith("not compiled: masks of ReLU or of dropout")
+    assert choose_compilation("cpu", "bf16-mixed", 1e15, True)[1].startswith(
+        "not compiled: masks of ReLU or of dropout"
+    )
     assert choose_compilation("cuda", "bf16-mixed", 1e16, True)[0]
 
 
@@ -35,11 +46,19 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert not has_compiler("cpu")
     assert not has_compiler("cuda")
-    assert choose_compilation("cpu", "bf16-mixed", 1e15, False) == (False, "not compiled: there is no C++ compiler")
-    assert choose_compilation("cuda", "bf16-mixed", 1e16, False) == (False, "not compiled: there is no C compiler")
+    assert choose_compilation("cpu", "bf16-mixed", 1e15, False) == (
+        False,
+        "not compiled: there is no C++ compiler",
+    )
+    assert choose_compilation("cuda", "bf16-mixed", 1e16, False) == (
+        False,
+        "not compiled: there is no C compiler",
+    )
 
 
-@pytest.mark.parametrize(("installed", "device"), [("gcc", "cuda"), ("my-cc", "cuda"), ("g++", "cpu"), ("my-cxx", "cpu")])
+@pytest.mark.parametrize(
+    ("installed", "device"), [("gcc", "cuda"), ("my-cc", "cuda"), ("g++", "cpu"), ("my-cxx", "cpu")]
+)
 def test_compiler_of_another_language_is_not_enough(monkeypatch, installed, device):
     monkeypatch.setattr("shutil.which", lambda name: name if name == installed else None)
     monkeypatch.setattr("sys.platform", "linux")

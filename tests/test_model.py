@@ -31,7 +31,9 @@ def test_no_position_sees_a_later_one(arch):
 def test_gradient_reaches_earlier_positions_only(arch):
     model = make_model(arch).eval()
     embedded = []
-    model.tokens.register_forward_hook(lambda module, inputs, output: embedded.append(output.retain_grad() or output))
+    model.tokens.register_forward_hook(
+        lambda module, inputs, output: embedded.append(output.retain_grad() or output)
+    )
     model(random_ids(1, 16))[0, 7].sum().backward()
     reached = embedded[0].grad[0].abs().sum(-1) > 0
     assert reached.tolist() == [True] * 8 + [False] * 8
@@ -67,7 +69,9 @@ def test_convolution_adds_a_mixture_of_earlier_positions():
 def test_initial_loss_is_that_of_a_uniform_guess(arch, sizes):
     n_layer, n_head, n_embd = sizes
     torch.manual_seed(0)
-    model = GPT(make_config(arch, vocab_size=65, n_embd=n_embd, n_head=n_head, n_layer=n_layer, context_length=64))
+    model = GPT(
+        make_config(arch, vocab_size=65, n_embd=n_embd, n_head=n_head, n_layer=n_layer, context_length=64)
+    )
     ids = random_ids(96, 65, 65)
     loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert abs(loss.item() - math.log(65)) < 0.1
@@ -81,7 +85,9 @@ def test_projections_on_residual_branches_start_smaller(arch):
         assert abs(block.mlp.fc.weight.std().item() / 0.02 - 1) < 0.1
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied_head": True}, {"bias": True}, {"qk_norm": True, "norm": "layernorm"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tied_head": True}, {"bias": True}, {"qk_norm": True, "norm": "layernorm"}]
+)
 def test_parameter_count_equals_the_size_of_the_model(arch, changes):
     config = make_config(arch, **changes)
     assert config.parameter_count() == sum(p.numel() for p in GPT(config).parameters())
@@ -89,7 +95,9 @@ def test_parameter_count_equals_the_size_of_the_model(arch, changes):
 
 def test_parameter_count_of_the_gpt1_paper():
     paper = make_config("gpt1", vocab_size=40_478, context_length=512, n_layer=12, n_head=12, n_embd=768)
-    assert paper.parameter_count() == 116_534_784  # 31,087,104 tokens, 393,216 positions, 12 blocks of 7,087,872
+    assert (
+        paper.parameter_count() == 116_534_784
+    )  # 31,087,104 tokens, 393,216 positions, 12 blocks of 7,087,872
     with torch.device("meta"):
         assert sum(p.numel() for p in GPT(paper).parameters()) == 116_534_784
 
@@ -149,7 +157,9 @@ def test_attention_weights_are_those_that_the_model_uses(arch):
     with replace_attention(model.eval(), attend):
         model(ids)
     for (q, k), layer in zip(seen, weights, strict=True):
-        scores = (q @ k.transpose(-2, -1) / math.sqrt(8)).masked_fill(torch.ones(16, 16).triu(1) == 1, float("-inf"))
+        scores = (q @ k.transpose(-2, -1) / math.sqrt(8)).masked_fill(
+            torch.ones(16, 16).triu(1) == 1, float("-inf")
+        )
         torch.testing.assert_close(layer, scores.softmax(-1))
 
 
@@ -172,8 +182,12 @@ def test_architectures_differ_where_the_table_says():
         "gpt2": True,
         "modern": False,
     }
-    assert {type(make_model(arch).blocks[0].attn.qk_norm).__name__ for arch in ("gpt1", "gpt2")} == {"Identity"}
+    assert {type(make_model(arch).blocks[0].attn.qk_norm).__name__ for arch in ("gpt1", "gpt2")} == {
+        "Identity"
+    }
     assert type(make_model("modern").blocks[0].attn.qk_norm).__name__ == "LayerNorm"
     block, x = make_model("gpt1").blocks[0], torch.randn(1, 4, 16)
     means = block(x, None, None).mean(-1)
-    torch.testing.assert_close(means, torch.zeros(1, 4), atol=1e-5, rtol=0)  # with post-norm, a block ends in a norm
+    torch.testing.assert_close(
+        means, torch.zeros(1, 4), atol=1e-5, rtol=0
+    )  # with post-norm, a block ends in a norm

@@ -40,7 +40,9 @@ class StopAfter(L.Callback):
         trainer.should_stop = trainer.global_step >= self.steps
 
 
-def fit(module: GPTModule, steps: int = 10, every: int = 1, accumulate: int = 1, ids=IDS, callbacks=(), **settings) -> Recorder:
+def fit(
+    module: GPTModule, steps: int = 10, every: int = 1, accumulate: int = 1, ids=IDS, callbacks=(), **settings
+) -> Recorder:
     """Train on batches of four random windows."""
     logger = Recorder()
     trainer = L.Trainer(
@@ -66,7 +68,9 @@ def make_module(**changes) -> GPTModule:
 
 
 def validate(module: GPTModule, precision: str = "32-true") -> dict[str, float]:
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    quiet = dict(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
     trainer = L.Trainer(accelerator="cpu", devices=1, precision=precision, **quiet)
     return trainer.validate(module, AllWindows(IDS, 16, 32), verbose=False)[0]
 
@@ -113,7 +117,11 @@ def test_validation_loss_is_the_mean_over_every_position_in_float32(precision):
         losses.append(cross_entropy(module.model(inputs), targets).item())
     assert len(losses) == (len(IDS) - 1) // 16
     assert metrics["val/loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
-    assert metrics["val/bits_per_char"] == metrics["val/bits_per_byte"] == pytest.approx(metrics["val/loss"] / math.log(2))
+    assert (
+        metrics["val/bits_per_char"]
+        == metrics["val/bits_per_byte"]
+        == pytest.approx(metrics["val/loss"] / math.log(2))
+    )
 
 
 def test_validation_is_the_same_to_the_last_digit_in_any_precision_and_compiled():
@@ -141,7 +149,10 @@ def spoiled() -> GPTModule:
 
 
 def test_gradient_that_is_not_finite_ends_training():
-    with pytest.raises(Diverged, match=r"^train/grad_norm = nan: not finite at step 0 \(train/loss nan, lr 0\.0025\), the run"):
+    with pytest.raises(
+        Diverged,
+        match=r"^train/grad_norm = nan: not finite at step 0 \(train/loss nan, lr 0\.0025\), the run",
+    ):
         fit(spoiled())
 
 

@@ -107,4 +107,6 @@ def test_adamw_next_to_muon_does_what_it_does_alone():
     def outside_blocks(model) -> list[torch.Tensor]:
         return [p for name, p in model.named_parameters() if not (name.startswith("blocks.") and p.ndim == 2)]
 
-    assert all(torch.equal(a, b) for a, b in zip(outside_blocks(alone), outside_blocks(together), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(outside_blocks(alone), outside_blocks(together), strict=True)
+    )

@@ -227,7 +227,7 @@ def test_stored_class_of_strangers_is_refused(call, trained, name):
     before = files_of(trained)
     code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
     assert code == 2
-    assert err.startswith(f"error: {name} = os.system: a class of neither this project nor Lightning; if you")
+    assert err.startswith(f"error: {name} = os.system: neither of this project nor of Lightning; if you")
     assert files_of(trained) == before
 
 

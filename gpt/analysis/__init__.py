@@ -1,1 +1,1 @@
-"""x"""
+"""Tables, pictures and pages about runs. They need the extra `analysis`."""

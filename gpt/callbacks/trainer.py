@@ -11,7 +11,9 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from gpt import callbacks as parts
 from gpt.checkpoint import FORMAT
@@ -23,7 +25,7 @@ from gpt.run import Run
 
 # Settings of a run that are Lightning's arguments of the same name
 SAME = ("accelerator", "num_nodes", "precision", "max_steps", "max_time", "log_every_n_steps")
-SAME += ("accumulate_grad_batches", "deterministic", "detect_anomaly", "profiler")
+SAME += ("accumulate_grad_batches", "deterministic", "detect_anomaly")
 # Lightning's arguments that a run sets by itself, and what to use in their place
 INSTEAD = {
     "callbacks": "use callbacks.NAME",
@@ -94,6 +96,7 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
         "max_epochs": -1,
         "val_check_interval": interval,
         "gradient_clip_val": settings.gradient_clip_val or None,
+        "profiler": make_profiler(settings.profiler),
         "default_root_dir": run.folder,
         "callbacks": callbacks,
         "logger": parts.make_all("logger", config.logger, run.folder),
@@ -114,6 +117,15 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
         raise UserError(
             f"{given}: {one_line(error).rstrip('.;')}; try trainer=cpu trainer.devices=1"
         ) from None
+
+
+def make_profiler(name: str | None) -> Profiler | None:
+    """Lightning's profiler, which prints its table although Lightning's other messages are left out."""
+    if name is None:
+        return None
+    profiler = SimpleProfiler() if name == "simple" else AdvancedProfiler()
+    profiler._rank_zero_info = rank_zero_only(print)  # type: ignore[method-assign]
+    return profiler
 
 
 class BeginRun(Callback):

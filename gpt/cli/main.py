@@ -154,7 +154,7 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
         group, _, name = place.partition(".")
         for target in targets(stored[group][name]):
             if not target.startswith(TRUSTED) and target not in typed.values():
-                advice = f"if you trust it, add {place}._target_={target}"
+                advice = f"if you trust it, add ++{place}._target_={target}"
                 raise UserError(f"{place} = {target}: neither of this project nor of Lightning; {advice}")
     for key, value in typed.items():
         *groups, setting = key.split(".")

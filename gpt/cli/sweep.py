@@ -60,9 +60,9 @@ class Sweep(Callback):
                     raise UserError(f"resume = {shorten(config.resume)}: {reason}; leave hydra.run.dir out")
                 folder = found
             elif not is_typed:
-                if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                    reason = "several processes need one folder"
-                    raise UserError(f"hydra.run.dir = (missing): {reason}; set hydra.run.dir=outputs/NAME")
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # of torchrun; Lightning types the folder
+                    advice = "set hydra.run.dir=outputs/NAME"
+                    raise UserError(f"hydra.run.dir = (missing): several processes need one folder; {advice}")
                 typed = parse_overrides(typed_overrides(config, "task"))
                 folder = folder.with_name(name_run(folder.name, config.name, typed))
             folder = self.begin(folder, must_be_new=config.resume is None and not is_typed)
@@ -94,18 +94,20 @@ class Sweep(Callback):
 
     def begin(self, folder: Path, must_be_new: bool = False) -> Path:
         """Make and return the folder, NAME-2 if it must be new and is not. Raises UserError if that fails."""
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        # by os.path: pathlib raises OSError for a name that is too long
+        missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         self.created = missing[-1].absolute() if missing else None
+        self.started, Sweep.started_here = time.time(), self
         found, number = folder, 1
         while True:
+            self.folder = found.absolute()
             try:
                 found.mkdir(parents=True, exist_ok=not must_be_new)
-                self.folder, self.started, Sweep.started_here = found.absolute(), time.time(), self
                 return found
             except OSError as error:
-                if not (must_be_new and found.exists()):
+                if not (must_be_new and os.path.exists(found)):
                     reason = f"{error.strerror}; choose another hydra.run.dir or hydra.sweep.dir"
-                    raise UserError(f"file = {folder}: {reason}") from None
+                    raise UserError(f"file = {shorten(folder, 200)}: {reason}") from None
             number += 1
             found = folder.with_name(f"{folder.name}-{number}")
 
@@ -141,8 +143,7 @@ class Sweep(Callback):
         """Compare the jobs of a sweep. Raises UserError if some failed; if none began, nothing is left."""
         if not self.jobs:
             return
-        from gpt.analysis.compare import compare
-        from gpt.analysis.report import report_line
+        from gpt.analysis.report import report_line, table_of
 
         errors = sorted(self.folder.glob("**/error.txt"))
         if errors and not any(self.folder.glob("**/config.yaml")):
@@ -151,17 +152,17 @@ class Sweep(Callback):
                 shutil.rmtree(self.folder)
                 raise UserError(reasons[0])
         if any(self.folder.glob("**/result.json")):
-            print(f"\n{compare(self.folder)}\n{report_line(self.folder)}", flush=True)
+            print(f"\n{table_of(self.folder)}\n{report_line(self.folder)}", flush=True)
         if errors:
             reason = f"{len(errors)} of {self.jobs} jobs failed; the same command tries them again"
             raise UserError(f"sweep = {self.folder}: {reason}")
 
     def remove_empty(self) -> None:
         """Remove what Hydra leaves of a sweep, and the folders that were made if nothing else is in them."""
-        (self.folder / "multirun.yaml").unlink(missing_ok=True)  # the runs have their own config.yaml
-        for path in (self.folder, *self.folder.parents):
-            if self.created and path.is_relative_to(self.created):
-                with contextlib.suppress(OSError):  # something is in it
+        with contextlib.suppress(OSError):  # there is none, or something else is in a folder
+            (self.folder / "multirun.yaml").unlink(missing_ok=True)  # the runs have their own config.yaml
+            for path in (self.folder, *self.folder.parents):
+                if self.created and path.is_relative_to(self.created):
                     path.rmdir()
 
 

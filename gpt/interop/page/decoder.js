@@ -80,7 +80,7 @@ const ACTIVATIONS = {
 };
 
 class GPT {
-  // config has the fields of GPTConfig, tensors are Float32Arrays by the names that they have in PyTorch.
+  // config has the fields of ModelConfig, tensors are Float32Arrays by the names that they have in PyTorch.
   constructor(config, tensors) {
     Object.assign(this, { config, tensors });
     const part = (name) => ({ weight: tensors[name + ".weight"], bias: tensors[name + ".bias"] });
@@ -161,8 +161,8 @@ class GPT {
   }
 }
 
-// A model with the text that it reads, as gpt.generate.Reader: when the context is full, it reads the later half of it anew.
-class Reader {
+// A model with the text that it reads, as gpt.generate.CachedModel: when the context is full, it reads the later half of it again.
+class CachedModel {
   constructor(model) {
     Object.assign(this, { model, ids: [], start: 0, cache: model.emptyCache() }); // `start`: where in ids the context begins
   }

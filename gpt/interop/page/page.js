@@ -12,7 +12,7 @@ const tokenizer = new Tokenizer(data.tokenizer);
 const byId = (id) => document.getElementById(id);
 const textBox = byId("text");
 
-let reader = new Reader(model); // its ids are the text
+let reader = new CachedModel(model); // its ids are the text
 let steps = []; // for each place in the text that has been read: what GPT.read returned, and where the context began
 let first = 0, given = 0; // the place of the first character that is shown, and how many were given as a prompt
 let take = 0, takes = 0; // which continuation by hand the text is, if any, and how many there were: each draws other random numbers
@@ -28,14 +28,14 @@ function loadModel({ config, sizes, weights }) {
 }
 
 // What other programs may call. logits and attention are those after the last of the ids.
-const readAll = (ids) => [...new Reader(model).read(Array.from(ids))].pop();
+const readAll = (ids) => [...new CachedModel(model).read(Array.from(ids))].pop();
 window.gpt = {
   logits: (ids) => readAll(ids).logits,
   attention: (ids) => readAll(ids).attention,
   encode: (text) => tokenizer.encode(text),
   decode: (ids) => tokenizer.decode(Array.from(ids)),
   generate(ids, count, temperature = 0, seed = 1) {
-    const own = new Reader(model), drawn = [];
+    const own = new CachedModel(model), drawn = [];
     for (let next = Array.from(ids), step; drawn.length < count; drawn.push(...next)) {
       for (step of own.read(next));
       next = [sampleNext(step.logits, { temperature, topK: 0, topP: 1 }, randomNumber(seed, 0, own.ids.length))];
@@ -106,7 +106,7 @@ function start() {
   if (!ids.length) ids = [tokenizer.ids.get("\n") ?? 0]; // the model cannot start from nothing
   stop();
   remember();
-  reader = Object.assign(new Reader(model), { ids });
+  reader = Object.assign(new CachedModel(model), { ids });
   [steps, first, given, take] = [[], Math.max(0, ids.length - SHOWN), ids.length, 0];
   show();
   write();
@@ -127,7 +127,7 @@ function undo() {
   stop();
   const before = past.pop();
   ({ steps, first, given, take } = before);
-  reader = Object.assign(new Reader(model), { ids: before.ids }); // which are read again when writing goes on
+  reader = Object.assign(new CachedModel(model), { ids: before.ids }); // which are read again when writing continues
   byId("undo").disabled = !past.length;
   show();
 }
@@ -293,7 +293,7 @@ function listen() {
   byId("controls").addEventListener("input", tell);
 }
 
-// Write the values of the sliders beside them.
+// Write the values of the sliders next to them.
 function tell() {
   const speed = SPEEDS[byId("speed").valueAsNumber];
   document.querySelector("[for=temperature]").value = byId("temperature").valueAsNumber.toFixed(2);

@@ -1,4 +1,4 @@
-// Text to ids and back, as gpt/tokenizer.py and gpt/extras/bpe.py do it.
+// Text to ids and back, as gpt/tokenizer.py and gpt/interop/bpe.py do it.
 "use strict";
 
 const GPT2_WORDS = /'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu;

@@ -1,0 +1,288 @@
+"""Where the numbers of a run go: metrics.csv, TensorBoard, MLflow, Weights & Biases, one's own logger."""
+
+import itertools
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+from test_callbacks import fit
+
+from gpt.callbacks import HParams, LastCheckpoint, MetricsFile, TensorBoard
+from gpt.callbacks.loggers import writers
+from gpt.callbacks.watching import draw_attention
+
+# metrics.csv
+
+
+def write_rows(folder: Path) -> str:
+    logger = MetricsFile(str(folder))
+    logger.log_metrics({"train/loss": 4.25, "epoch": 0}, step=9)
+    logger.log_metrics({"val/loss": 1e-05, "epoch": 0}, step=9)
+    logger.log_metrics({"train/loss": -3.0, "epoch": 0}, step=19)
+    logger.write()
+    return (folder / "metrics.csv").read_text()
+
+
+def test_a_row_is_written_for_each_call_with_the_step_first(tmp_path):
+    lines = write_rows(tmp_path).splitlines()
+    assert lines == ["step,train/loss,val/loss", "9,4.25,", "9,,1e-05", "19,-3.0,"]  # the epoch is always 0
+
+
+def test_a_resumed_run_keeps_rows_of_earlier_steps_and_drops_later_ones(tmp_path):
+    before, logger = write_rows(tmp_path), MetricsFile(str(tmp_path))
+    logger.resume(10)
+    logger.log_metrics({"train/loss": -3.0, "epoch": 0}, step=19)
+    logger.write()
+    assert (tmp_path / "metrics.csv").read_text() == before
+    logger.resume(0)
+    assert logger.rows == []
+    (tmp_path / "metrics.csv").unlink()
+    logger.resume(10)
+    assert logger.rows == []
+
+
+# TensorBoard
+
+
+@pytest.fixture
+def events(succeed) -> EventAccumulator:
+    """Everything in the event files of a run with two validations."""
+    settings = [
+        "callbacks.samples.temperatures=[0.8,0]",
+        "callbacks.attention.text=ROMEO",
+        "callbacks.attention.every=1",
+        "model.n_layer=2",
+        "trainer.log_every_n_steps=1",
+        "seed=5",
+    ]
+    succeed(*settings, "trainer.max_steps=4", "trainer.val_check_interval=2", "hydra.run.dir=run")
+    return read_events("run")
+
+
+def read_events(folder: str) -> EventAccumulator:
+    accumulated = EventAccumulator(folder, size_guidance={"tensors": 0, "scalars": 0, "images": 0})
+    accumulated.Reload()
+    return accumulated
+
+
+def test_run_shows_attention_maps_and_samples(events):
+    pictures = sorted(tag for tag in events.Tags()["images"])
+    assert pictures == ["weights/attention_layer_1", "weights/attention_layer_2"]
+    assert [image.step for image in events.Images(pictures[0])] == [1, 3]
+    assert events.Images(pictures[0])[0].width > 200
+    assert {"sample/temperature 0.8/text_summary", "sample/temperature 0/text_summary"} <= set(
+        events.Tags()["tensors"]
+    )
+
+
+def test_losses_are_one_chart_and_nothing_sorts_before_it(events):
+    """TensorBoard draws a chart for each name, in the order of first words, with a line for each run."""
+    tags = sorted({tag for kind in ("scalars", "images") for tag in events.Tags()[kind]})
+    assert tags[0] == "loss"
+    assert not [tag for tag in tags if "epoch" in tag]
+    assert [event.value for event in events.Scalars("loss")] == [
+        event.value for event in events.Scalars("val/loss")
+    ]
+    perplexities = [math.exp(event.value) for event in events.Scalars("val/loss")]
+    assert [event.value for event in events.Scalars("val/perplexity")] == pytest.approx(perplexities)
+    train = read_events("run/train")
+    assert train.Tags()["scalars"] == ["loss"]
+    assert [event.value for event in train.Scalars("loss")] == [
+        event.value for event in events.Scalars("train/loss")
+    ]
+    assert "epoch" not in Path("run/metrics.csv").read_text()
+
+
+def test_hparams_are_all_settings_and_choices_with_the_best_bits_per_character(events):
+    best = read_events("run/best")
+    assert [tag for tag in best.summary_metadata if tag.startswith("_hparams_")] == [
+        "_hparams_/session_start_info"
+    ]
+    plugin = best.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    hparams = plugin_data_pb2.HParamsPluginData.FromString(plugin).session_start_info.hparams
+    assert hparams["seed"].number_value == 5
+    assert hparams["model.n_layer"].number_value == 2
+    assert hparams["model.norm"].string_value == "layernorm"  # which nobody typed
+    assert hparams["model"].string_value == "tiny"
+    assert hparams["arch"].string_value == "-"  # left to the default
+    assert best.Tags()["scalars"] == ["val/best_bits_per_char"]
+    bits = [event.value for event in best.Scalars("val/best_bits_per_char")]
+    assert bits == pytest.approx(
+        [event.value for event in events.Scalars("val/bits_per_char")]
+    )  # which fell both times
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6])
+def test_each_character_of_an_attention_map_can_be_read(heads):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra plot)")
+    tokens = list("ROMEO:\nO, speak again, b")
+    figure = draw_attention(torch.ones(heads, 24, 24).tril() / 24, tokens, "layer 1")
+    figure.draw_without_rendering()
+    panels = [axes for axes in figure.axes if axes.get_visible() and axes.images]
+    assert [axes.get_title() for axes in panels] == [f"head {head + 1}" for head in range(heads)]
+    labels = panels[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == [
+        token.replace("\n", "\u23ce").replace(" ", "\u2423") for token in tokens
+    ]
+    for label, other in itertools.pairwise(labels):
+        assert label.get_size() >= 8
+        assert (
+            abs(other.get_window_extent().y0 - label.get_window_extent().y0) >= 8 * figure.dpi / 72
+        )  # a line for each
+    below = panels[-1].get_xticklabels()
+    assert all(label.get_visible() for label in below)
+    assert all(
+        a.get_window_extent().x1 <= b.get_window_extent().x0 + 0.5 for a, b in itertools.pairwise(below)
+    )
+
+
+def test_run_without_tensorboard_draws_nothing(succeed):
+    succeed("logger=csv", "trainer.max_steps=1", "hydra.run.dir=run")
+    assert {path.name for path in Path("run").iterdir() if not path.name.startswith(".lock")} == {
+        "checkpoints",
+        "config.yaml",
+        "metrics.csv",
+        "result.json",
+        "run.json",
+        "sample.txt",
+    }
+
+
+class Write(Callback):
+    """Writes a text after each validation, and ends the process in the middle of one, as SIGKILL would."""
+
+    def __init__(self, killed_at: int | None) -> None:
+        self.killed_at = killed_at
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        for writer in writers(trainer):
+            writer.add_text("sample", f"after step {trainer.global_step}", trainer.global_step - 1)
+            writer.flush()
+        if trainer.global_step == self.killed_at:
+            raise SystemExit
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_killed_and_resumed_run_shows_each_point_once(tmp_path):
+    for killed_at in (30, 40, None):
+        callbacks = [LastCheckpoint(), HParams({"seed": 1}, {}), Write(killed_at)]
+        try:
+            fit(tmp_path, 60, callbacks, loggers=[TensorBoard(str(tmp_path)), MetricsFile(str(tmp_path))])
+        except SystemExit:
+            assert killed_at
+    for folder, tags in {
+        "": ("loss", "val/loss", "sample/text_summary"),
+        "best": ("val/best_bits_per_char",),
+    }.items():
+        shown = plugin_event_accumulator.EventAccumulator(
+            str(tmp_path / folder), size_guidance={"tensors": 0}
+        )  # TensorBoard's
+        shown.Reload()
+        for tag in tags:
+            assert [event.step for event in shown.Tensors(tag)] == [9, 19, 29, 39, 49, 59], tag
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows if not row.endswith(",")] == [
+        "9",
+        "19",
+        "29",
+        "39",
+        "49",
+        "59",
+    ]  # val/loss is last
+
+
+@pytest.mark.parametrize("name", ["$HOME", "~", "a b", "日本"])
+def test_folder_is_used_as_it_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    logger = TensorBoard(name)
+    assert logger.experiment is logger.writer("")
+    assert not list(tmp_path.iterdir())  # nothing was logged
+    logger.log_metrics({"val/loss": 1.0}, step=0)
+    logger.finalize("success")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+# Others
+
+OWN = """
+from lightning.pytorch.loggers.logger import DummyLogger
+
+
+class Mine(DummyLogger):
+    def __init__(self, run_id, save_dir):
+        super().__init__()
+        self.run_id = run_id or "made up"
+        print("run", run_id, "in", save_dir)
+
+    @property
+    def version(self):
+        return self.run_id
+
+    def log_hyperparams(self, params):
+        print("parameters", params["seed"], params["model.n_embd"])
+"""
+
+
+def test_logger_of_ones_own_is_told_the_settings_once_and_its_run_continues(call, succeed):
+    Path("mine.py").write_text(OWN)
+    own = ["+logger.mine._target_=mine.Mine", "+logger.mine.run_id=null", "+logger.mine.save_dir=null"]
+    out = succeed(*own, "trainer.max_steps=2", "hydra.run.dir=run")
+    assert f"run None in {Path('run').absolute()}\n" in out
+    assert out.count("parameters 1337 16\n") == 1
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["logger"]["mine"]["run_id"] == "made up"
+    code, _, err = call("resume=run", "trainer.max_steps=4")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: logger.mine = mine.Mine: ")
+    assert "if you trust it, add ++logger.mine._target_=mine.Mine" in err
+    code, out, err = call("resume=run", "trainer.max_steps=4", "++logger.mine._target_=mine.Mine")
+    assert code == 0, err
+    assert "run made up in" in out
+    assert "parameters 1337" not in out
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_logger_whose_library_is_missing_names_the_command_that_installs_it(name, call, text, monkeypatch):
+    monkeypatch.setattr(f"lightning.pytorch.loggers.{name}._{name.upper()}_AVAILABLE", False)
+    code, _, err = call("model=tiny", f"data.path={text}", f"logger={name}", "trainer.max_steps=1")
+    assert code == 2
+    assert err.startswith(f"error: logger.{name} = lightning.pytorch.loggers.")
+    assert f'its library is not installed; pip install -e ".[{name}]"' in err
+    assert err.count("\n") == 1
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.skipif(not find_spec("mlflow"), reason="mlflow is not installed (extra mlflow)")
+@pytest.mark.filterwarnings("ignore")  # of libraries that it imports
+def test_mlflow_keeps_one_run_in_its_database(call, succeed):
+    succeed("logger=mlflow", "trainer.max_steps=2")
+    (run,) = Path("outputs").glob("*/config.yaml")
+    identity = yaml.safe_load(run.read_text())["logger"]["mlflow"]["run_id"]
+    code, _, err = call(f"resume={run.parent}", "trainer.max_steps=4")
+    assert code == 0, err
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient("sqlite:///outputs/mlflow.db")
+    experiment = client.get_experiment_by_name("gpt")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.run_id == identity
+    assert found.data.params["model.n_embd"] == "16"
+    assert [metric.step for metric in client.get_metric_history(identity, "val/loss")] == [1, 3]
+
+
+@pytest.mark.skipif(not find_spec("wandb"), reason="wandb is not installed (extra wandb)")
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_works_offline_and_keeps_its_run(call, succeed):
+    succeed("logger=wandb", "logger.wandb.offline=true", "trainer.max_steps=2", "hydra.run.dir=run")
+    identity = yaml.safe_load(Path("run/config.yaml").read_text())["logger"]["wandb"]["id"]
+    assert identity
+    code, _, err = call("resume=run", "trainer.max_steps=4")
+    assert code == 0, err
+    assert len(list(Path("run/wandb").glob(f"offline-run-*-{identity}"))) in (1, 2)  # one for each process
