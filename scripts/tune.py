@@ -46,16 +46,12 @@ WHOLE = re.compile(r"\binterval\(\s*\d+\s*,\s*\d+\s*\)")  # Hydra itself makes f
 class Search:
     """What the trials of a study share, what they vary, and how far this process has come."""
 
-    name: str  # of the study
+    folder: Path  # whose name is that of the study
     shared: list[str]  # overrides
     space: dict[str, Override]  # those with several values, by setting
     trials: int  # that this process adds
     begun: int = 0  # of these trials
     started: float = field(default_factory=time.time)
-
-    @property
-    def folder(self) -> Path:
-        return Path("outputs", "tune", self.name)
 
     def has_runs(self) -> bool:
         """Whether a run has begun in any process. One that was refused has no configuration."""
@@ -154,13 +150,13 @@ def open_study(search: Search) -> "Study":
         sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True)
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
         settings: Any = {"storage": storage, "sampler": sampler, "pruner": pruner}
-        study = optuna.create_study(study_name=search.name, load_if_exists=True, **settings)
+        study = optuna.create_study(study_name=search.folder.name, load_if_exists=True, **settings)
         asked = [*(str(override.input_line) for override in search.space.values()), *search.shared]
         before = study.user_attrs.get("asked", asked)
         study.set_user_attr("asked", before)
     if before != asked:
         searched = shorten(shlex.join(before), 300)
-        raise UserError(f"--study = {search.name}: it has searched {searched}; choose another name")
+        raise UserError(f"--study = {search.folder.name}: it has searched {searched}; choose another name")
     return study
 
 
@@ -190,7 +186,7 @@ def run_trial(trial: "Trial", search: Search) -> float:
     live = live_line(place, name, search.started, search.begun, left)
     search.begun += 1
     try:
-        config = compose_config([f"name='{search.name}'", *search.shared, *chosen])
+        config = compose_config([f"name='{search.folder.name}'", *search.shared, *chosen])
         watching = [LambdaCallback(on_validation_end=report), *live]
         typed = parse_overrides([*search.shared, *chosen])
         options = RunOptions(sys.argv, overrides=typed, callbacks=watching, quiet=True)
@@ -266,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
     overrides = read_overrides(options.overrides)
     space = {key: override for key, override in overrides.items() if override.is_sweep_override()}
     shared = [str(override.input_line) for key, override in overrides.items() if key not in space]
-    search = Search(name, shared, space, options.trials)
+    search = Search(Path("outputs", "tune", name), shared, space, options.trials)
     is_new = not search.folder.exists()
     try:
         print(tune(search))

@@ -55,7 +55,7 @@ def run_program(config_name: str) -> None:
         Sweep.started_here = None
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run_job)()
-            if Sweep.started_here:
+            if Sweep.started_here and Sweep.started_here.jobs:
                 Sweep.started_here.conclude()
         finally:
             if Sweep.started_here:
@@ -70,32 +70,30 @@ def run_job(cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     is_sweep = settings.mode == RunMode.MULTIRUN
     with contextlib.nullcontext() if is_sweep else user_errors(), hydra_errors():
-        return train_job(cfg, settings, is_sweep)
+        # this imports torch and Lightning, which --help can do without
+        from gpt.cli.summary import describe_resuming, summarise
+        from gpt.machine import is_first_process
+        from gpt.train import RunOptions, train
 
-
-def train_job(cfg: DictConfig, settings: Any, is_sweep: bool) -> float:
-    """Train the run that `cfg` describes, or continue the one that it resumes. `settings` are Hydra's."""
-    # this imports torch and Lightning, which --help can do without
-    from gpt.cli.summary import describe_resuming, summarise
-    from gpt.machine import is_first_process
-    from gpt.train import RunOptions, train
-
-    folder, cwd = Path(settings.runtime.output_dir), Path(settings.runtime.cwd)
-    if str(cwd) not in sys.path:
-        sys.path.append(str(cwd))  # where a callback of the user's own may be
-    values, typed = plain(cfg, cwd if settings.job.chdir else None), parse_overrides(settings.overrides.task)
-    if values.pop("resume") is None:
-        config = RunConfig.from_dict(with_init(values, typed, cwd))
-    else:
-        del typed["resume"]
-        config = stored_config(folder, typed, values)
-    hint, sweep = describe_resuming(folder, config), Sweep.started_here if is_sweep else None
-    watching = sweep.live_line(settings.job.num, folder.name) if sweep else []
-    result = train(config, folder, RunOptions(sys.argv[:], hint, typed, watching, quiet=is_sweep))
-    if not is_sweep and is_first_process():
-        os.chdir(cwd)
-        summarise(folder, result, config)
-    return result.loss
+        folder, cwd = Path(settings.runtime.output_dir), Path(settings.runtime.cwd)
+        if str(cwd) not in sys.path:
+            sys.path.append(str(cwd))  # where a callback of the user's own may be
+        values = plain(cfg, cwd if settings.job.chdir else None)
+        typed = parse_overrides(settings.overrides.task)
+        if values.pop("resume") is None:
+            config = RunConfig.from_dict(with_init(values, typed, cwd))
+        else:
+            del typed["resume"]
+            config = stored_config(folder, typed, values)
+        options = RunOptions(sys.argv[:], describe_resuming(folder, config), typed)
+        if is_sweep:
+            live = Sweep.started_here.live_line(settings.job.num, folder.name) if Sweep.started_here else []
+            options = RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)
+        result = train(config, folder, options)
+        if not is_sweep and is_first_process():
+            os.chdir(cwd)
+            summarise(folder, result, config)
+        return result.loss
 
 
 def plain(cfg: DictConfig, cwd: Path | None = None) -> dict[str, Any]:

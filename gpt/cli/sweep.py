@@ -35,8 +35,7 @@ MOST_JOBS = 10_000  # of one sweep
 class Sweep(Callback):
     """Names a run's folder after what was typed, and a sweep's and its jobs' after what varies.
 
-    So the same command continues a sweep. A job that fails leaves error.txt in its folder, and the others
-    continue.
+    So the same command continues a sweep. A job that fails leaves error.txt in its folder; others continue.
     """
 
     started_here: "Sweep | None" = None  # by this process; jobs in other processes get a copy of it
@@ -78,10 +77,9 @@ class Sweep(Callback):
                 raise UserError(f"resume = {shorten(config.resume)}: {reason}")
             typed = typed_overrides(config, "task")
             sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
-            params = sweeper.get("params") or {}
-            varied = list_values([*(f"{key}={value}" for key, value in params.items()), *typed])
-            names = short_names(list(varied))
-            self.jobs = math.prod(map(len, varied.values()))
+            swept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+            varied = list_values([*swept, *typed])
+            names, self.jobs = short_names(list(varied)), math.prod(map(len, varied.values()))
             if self.jobs > MOST_JOBS:
                 many = f"{self.jobs:,} jobs or more; at most {MOST_JOBS:,} at once"
                 raise UserError(f"sweep = {', '.join(names)}: {many}")
@@ -119,10 +117,12 @@ class Sweep(Callback):
             return
         folder = Path(config.hydra.runtime.output_dir)
         outcome = describe_outcome(folder, job_return, self.started)
-        # or Hydra would stop the sweep
-        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-        # where no live line says it
-        later = "" if Sweep.started_here else f"  {time_left(*self.progress())}".rstrip()
+        job_return.status, job_return.return_value = (
+            JobStatus.COMPLETED,
+            None,
+        )  # or Hydra would stop the sweep
+        later = "" if Sweep.started_here else time_left(*self.progress())  # where no live line says it
+        later = f"  {later}".rstrip()
         print(f"{config.hydra.job.num + 1} of {self.jobs}  {folder.name}: {outcome}{later}", flush=True)
 
     def live_line(self, number: int, name: str) -> list[Any]:
@@ -141,8 +141,6 @@ class Sweep(Callback):
 
     def conclude(self) -> None:
         """Compare the jobs of a sweep. Raises UserError if some failed; if none began, nothing is left."""
-        if not self.jobs:
-            return
         from gpt.analysis.report import report_line, table_of
 
         errors = sorted(self.folder.glob("**/error.txt"))
@@ -214,8 +212,7 @@ def name_jobs(names: Sequence[str], varied: Mapping[str, Sequence[str]]) -> str:
 def describe_sweep(what: str, folder: Path, varied: Mapping[str, Sequence[str]]) -> str:
     """What is printed before the first run: how many there are, where, and what varies."""
     lines = [f"  {name} = {shorten(', '.join(values), 100)}" for name, values in varied.items()]
-    place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return "\n".join([f"{what} in {printable(str(place))}", *lines])
+    return "\n".join([f"{what} in {printable(str(folder))}", *lines])
 
 
 def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str:
