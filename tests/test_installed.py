@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,14 @@ import pytest
 from conftest import ROOT, TINY
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="no setuptools here")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ABOUT = """
+import gpt, gpt.cli.overrides, importlib.metadata
+print(gpt.__file__, gpt.cli.overrides.CONF)
+for program in importlib.metadata.distribution("gpt-from-scratch").entry_points:
+    print(program.name, callable(program.load()))
+"""
+PROGRAMS = {"train", "finetune", "sample", "evaluate", "compare", "report", "tune", "classify"}
+PROGRAMS |= {"export-hf", "export-html"}
 
 
 @pytest.fixture(scope="module")
@@ -31,33 +37,20 @@ def site(tmp_path_factory) -> Path:
     return site
 
 
-def run(site: Path, *command: str) -> str:
-    """What a program of the installed copy prints, or with `python` any Python code."""
-    program = [sys.executable] if command[0] == "python" else [site / "bin" / command[0]]
-    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*program, *command[1:]], capture_output=True, text=True, env=environment, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_installed_copy_trains_and_samples_in_an_empty_folder(site, call, text):
-    assert run(site, "python", "-c", "import gpt; print(gpt.__file__)") == f"{site / 'gpt' / '__init__.py'}\n"
-    assert (
-        run(site, "python", "-c", "from gpt.cli.overrides import CONF; print(CONF)")
-        == f"{site / 'gpt' / 'conf'}\n"
-    )
-    out = run(
-        site, "gpt-train", *TINY, f"data.path={text}", "trainer.max_steps=2", "hydra.run.dir=outputs/run"
-    )
-    assert "\n  gpt-sample outputs/run\n" in out
-    assert run(site, "gpt-sample", "--prompt", "ROMEO:", "--tokens", "9", "--seed", "1").startswith("ROMEO:")
-    assert "n_embd: 160" in run(site, "gpt-train", "--cfg", "job")
+    def run(*command: str | Path) -> str:
+        environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    place, *programs = run(sys.executable, "-c", ABOUT).splitlines()
+    assert place == f"{site / 'gpt' / '__init__.py'} {site / 'gpt' / 'conf'}"
+    assert {*programs} == {f"gpt-{name} True" for name in PROGRAMS}
+    assert "n_embd: 160" in run(site / "bin" / "gpt-train", "--cfg", "job")
+    assert "--baseline" in run(site / "bin" / "gpt-compare", "--help")
+    short = [f"data.path={text}", "trainer.max_steps=2", "hydra.run.dir=outputs/run"]
+    assert "\n  gpt-sample outputs/run\n" in run(site / "bin" / "gpt-train", *TINY, *short)
+    sample = run(site / "bin" / "gpt-sample", "--prompt", "ROMEO:", "--tokens", "9", "--seed", "1")
+    assert sample.startswith("ROMEO:")
     assert [path.name for path in Path().iterdir()] == ["outputs"]
-
-
-@pytest.mark.parametrize("program", PROJECT["scripts"])
-def test_each_program_shows_its_help(site, program):
-    assert "gpt" in PROJECT["scripts"][program]
-    assert "python scripts/" in run(site, program, "--help")
