@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from gpt.cli.options import Parser
+from gpt.cli.options import Parser, newest_run
 from gpt.errors import UserError, printable, user_errors
 
 
@@ -48,7 +48,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
     from gpt.checkpoint import find
-    from gpt.cli.newest import newest_run
     from gpt.finetune.predict import load_answerer
 
     answerer = load_answerer(find(options.checkpoint or newest_run(fine_tuned=True)))

@@ -3,8 +3,8 @@
 python scripts/convert_checkpoint.py outputs/RUN
 python scripts/convert_checkpoint.py model.ckpt
 
-A run folder is converted whole, so that it can be resumed: its checkpoints, and the names in its config.yaml. What was
-there stays. Convert only your own files: reading one is the single place of this project that unpickles.
+A run folder is converted whole, so that it can be resumed: its checkpoints, and the names in its config.yaml.
+What was there stays. Convert only your own files: this is the one place of this project that unpickles.
 """
 
 from pathlib import Path

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from gpt.cli.options import Parser, add_checkpoint, whole_number
+from gpt.cli.options import Parser, add_checkpoint, find_runs, load_models, progress, whole_number
 from gpt.errors import UserError, one_line, printable, user_errors
 
 if TYPE_CHECKING:  # --help and --list need no torch
@@ -273,12 +273,10 @@ def up_to_line_end(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
 
 def list_runs(outputs: Path = Path("outputs")) -> str:
     """A table of the runs from which one can sample, newest first. Raises UserError if there is none."""
-    from gpt.cli.newest import find_runs, has_checkpoint, progress, worked_at
-
     lines = [f"{'loss':>6}  {'steps':>7}  {'age':>7}  run"]
-    for run in filter(has_checkpoint, find_runs(outputs)):
+    for run, worked_at in find_runs(outputs).items():
         steps, loss = progress(run)
-        shown, since = "-" if loss is None else f"{loss:.4f}", age(time.time() - worked_at(run))
+        shown, since = "-" if loss is None else f"{loss:.4f}", age(time.time() - worked_at)
         lines.append(f"{shown:>6}  {steps:>7,}  {since:>7}  {one_line(run)}")
     if len(lines) == 1:
         raise UserError(f"folder = {outputs}: no run in it; train one first: python scripts/train.py")
@@ -295,8 +293,6 @@ def age(seconds: float) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-
-    from gpt.cli.newest import load_models
 
     if options.list:
         print(list_runs())

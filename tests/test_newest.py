@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt.cli.newest import find_checkpoint, find_unfinished, newest_run
+from gpt.cli.options import find_checkpoint, newest_run
 from gpt.errors import UserError
 from sample import age, list_runs
 

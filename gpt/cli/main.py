@@ -124,7 +124,7 @@ def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> di
     """
     if values["init"] is None:
         return values
-    from gpt.cli.newest import newest_run
+    from gpt.cli.options import newest_run
     from gpt.interop.weights import fit_to_weights
 
     asked = {key for key in typed if "." in key}
