@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gpt.cli.overrides import CONF, FILES, hydra_errors, parse_overrides, quote_paths
-from gpt.cli.sweep import Sweep
+from gpt.cli.sweep import Sweep, live_line
 from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig
 from gpt.errors import UserError, shorten, user_errors
 
@@ -87,7 +87,8 @@ def run_job(cfg: DictConfig) -> float:
             config = stored_config(folder, typed, values)
         options = RunOptions(sys.argv[:], describe_resuming(folder, config), typed)
         if is_sweep:
-            live = Sweep.started_here.live_line(settings.job.num, folder.name) if Sweep.started_here else []
+            number, sweep = settings.job.num + 1, Sweep.started_here
+            live = live_line(f"{number} of {sweep.jobs}", folder.name, *sweep.progress()) if sweep else []
             options = RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)
         result = train(config, folder, options)
         if not is_sweep and is_first_process():

@@ -125,10 +125,6 @@ class Sweep(Callback):
         later = f"  {later}".rstrip()
         print(f"{config.hydra.job.num + 1} of {self.jobs}  {folder.name}: {outcome}{later}", flush=True)
 
-    def live_line(self, number: int, name: str) -> list[Any]:
-        """The callbacks that show a job on a terminal while it trains."""
-        return live_line(f"{number + 1} of {self.jobs}", name, *self.progress())
-
     def progress(self) -> tuple[float, int, int]:
         """When the sweep started, how many jobs have been trained since, and how many are left.
 
