@@ -149,14 +149,15 @@ class Sweep(Callback):
             print(f"\n{table_of(self.folder)}\n{report_line(self.folder)}", flush=True)
         if errors:
             reason = f"{len(errors)} of {self.jobs} jobs failed; the same command tries them again"
-            raise UserError(f"sweep = {self.folder}: {reason}")
+            raise UserError(f"sweep = {os.path.relpath(self.folder)}: {reason}")
 
     def remove_empty(self) -> None:
         """Remove what Hydra leaves of a sweep, and the folders that were made if nothing else is in them."""
-        with contextlib.suppress(OSError):  # there is none, or something else is in a folder
+        with contextlib.suppress(OSError):  # its name is too long
             (self.folder / "multirun.yaml").unlink(missing_ok=True)  # the runs have their own config.yaml
-            for path in (self.folder, *self.folder.parents):
-                if self.created and path.is_relative_to(self.created):
+        for path in (self.folder, *self.folder.parents):
+            if self.created and path.is_relative_to(self.created):
+                with contextlib.suppress(OSError):  # something is in it
                     path.rmdir()
 
 
