@@ -12,11 +12,11 @@ from typing import NamedTuple
 from pandas import DataFrame, Series, to_numeric
 
 from gpt.analysis.plots import draw_pictures, save
-from gpt.analysis.runs import fill, read_runs, show
-from gpt.files import atomic, write_text
+from gpt.analysis.runs import JINJA, read_runs, show
 from gpt.errors import UserError, did_you_mean, shorten
+from gpt.files import atomic, write_text
 
-FOUND = ["loss", "accuracy", "difference", "noise", "seeds", "majority", "naive_bayes"]
+RESULTS = ["loss", "accuracy", "difference", "noise", "seeds", "majority", "naive_bayes"]
 COSTS = ["seconds", "parameters", "chars_per_second"]  # dropped first where a terminal has no room
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
 # Typed like choices, which stand for settings, but these do not
@@ -47,20 +47,20 @@ def compare(
     table = sort_table(found.table, sort)
     for name in columns:
         check_column(name, table)
-    chosen = list(columns) or choose_columns(found)
-    cells, dropped = (render(table, chosen), []) if columns else fit(table, chosen, found.settings, width)
-    notes = fill("notes.txt", found=found, baseline=shorten(baseline or "the best", 100)).splitlines()
-    whole = "\n\n".join([markdown(render(table, chosen)), *notes, *found.left_out])
-    write_text(folder / "compare.md", whole + "\n")
+    cells = render(table)[list(columns) or choose_columns(found)]
+    notes = JINJA.get_template("notes.txt").render(found=found, baseline=shorten(baseline or "the best", 100))
+    notes = notes.splitlines()
+    write_text(folder / "compare.md", "\n\n".join([markdown(cells), *notes, *found.left_out]) + "\n")
     write_text(folder / "compare.csv", table.to_csv(index=False))
     pictures = {f"{name}.png": figure for name, figure in draw_pictures(found, x).items()}
     for name, figure in pictures.items():
         with atomic(folder / name) as file:
             file.write(save(figure, "png"))
-    if dropped:
+    shown = cells if columns else fit(cells, found.settings, width)
+    if dropped := [name for name in cells if name not in shown]:
         notes.insert(0, f"No room here for {', '.join(dropped)}: see compare.csv, or choose with --columns.")
     written = f"written into {folder}: {', '.join(['compare.md', 'compare.csv', *pictures])}"
-    parts = [aligned(cells), [textwrap.fill(note, width) for note in notes], found.left_out, [written]]
+    parts = [aligned(shown), [textwrap.fill(note, width) for note in notes], found.left_out, [written]]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -68,8 +68,8 @@ def compare_runs(folder: Path, baseline: str = "") -> Comparison:
     """The runs under a folder: language models or, where there are none, those that were fine-tuned."""
     runs = read_runs(folder)
     is_task = runs["accuracy"].notna()
-    metric = "loss" if (runs["loss"].notna() & ~is_task).any() else "accuracy"
-    is_in = is_task if metric == "accuracy" else runs["loss"].notna() & ~is_task
+    is_model = runs["loss"].notna() & ~is_task
+    metric, is_in = ("loss", is_model) if is_model.any() else ("accuracy", is_task)
     if not is_in.any():
         raise UserError(f"folder = {folder}: none of its runs is whole, or there is {NO_BEST}")
     reasons = is_task.map({True: "fine-tuned, not a language model", False: NO_BEST})
@@ -94,24 +94,23 @@ def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
     That is what was typed and varies, in the order in which it was typed. A choice such as model/arch=gpt1
     stands for all that it sets: another setting is there only if lines differ in it that were typed alike.
     """
-    texts = as_text(runs[[key for key in runs if "." in key or key == "init"]])
-    varying = [key for key in texts if texts[key].nunique() > 1]
-    runs = runs.assign(line=texts.groupby(varying, sort=False).ngroup() if varying else 0)
+    settings = [key for key in runs if "." in key or key == "init"]
+    runs = runs.assign(line=as_text(runs[settings]).groupby(settings, sort=False).ngroup())
     lines = runs.drop_duplicates("line").set_index("line")
-    typed = list(dict.fromkeys(key for words in lines["overrides"] for key in words or varying))
-    for key in typed:
-        if "." not in key and key.partition("/")[0] not in SILENT:
-            lines[key] = [str(words.get(key, "-")) for words in lines["overrides"]]
-            varying += [key] if lines[key].nunique() > 1 else []
-    texts, told, shown = as_text(lines[varying]), Series("", lines.index), list[str]()
-    for key in dict.fromkeys([*(key for key in typed if key in varying), *varying]):
+    words = DataFrame(list(lines["overrides"]), lines.index, dtype=object)
+    choices = words[[key for key in words if "." not in key and key.partition("/")[0] not in SILENT]]
+    lines = lines[settings].join(choices.map(lambda value: str(value) if value == value else "-"))
+    texts = as_text(lines).loc[:, lambda texts: texts.nunique() > 1]
+    typed = [*words, *(texts if words.isna().all(axis=1).any() else ())]
+    told, shown = Series("", lines.index), list[str]()
+    for key in dict.fromkeys([*(key for key in typed if key in texts), *texts]):
         more = told + "\n" + texts[key]
         if key in typed or more.nunique() > told.nunique():
             told, shown = more, [*shown, key]
     ends = [re.split("[./]", key)[-1] for key in shown]  # n_head for model.n_head, where it is clear
     names = [end if ends.count(end) == 1 else key for key, end in zip(shown, ends, strict=True)]
-    values = [lines[key].map(lambda value: "null" if value in (None, "None") else value) for key in shown]
-    return runs, dict(zip(names, values, strict=True))
+    values = lines[shown].map(lambda value: "null" if value in (None, "None") else value)
+    return runs, dict(values.set_axis(names, axis=1).items())
 
 
 def as_text(frame: DataFrame) -> DataFrame:
@@ -125,15 +124,15 @@ def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], t
     That is what varies, as n_layer=2,arch=gpt1, or a part of a run's name. Raises UserError if it describes
     none, or several of one task.
     """
-    tasks = table["task"] if "task" in settings else Series("", table.index)
+    tasks = table.get("task", Series("", table.index))
     baselines = {tasks[line]: line for line in reversed(table.index)}
     if text:
         words = {line: {f"{name}={show(row[name])}" for name in settings} for line, row in table.iterrows()}
         found = [line for line in table.index if words[line].issuperset(text.split(","))]
         found = found or list(runs["line"][runs["name"].str.contains(text, regex=False)].unique())
         if not found or tasks[found].duplicated().any():
-            advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
             reason = f"describes {len(found)} lines of the table"
+            advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
             raise UserError(f"--baseline = {shorten(text)}: {reason}; {advice}")
         baselines |= {tasks[line]: line for line in found}
     return tasks.map(baselines)
@@ -142,12 +141,12 @@ def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], t
 def add_differences(table: DataFrame, runs: DataFrame, metric: str, baselines: Series) -> DataFrame:
     """The table with each line's difference to its baseline, its interval, and if it exceeds the noise."""
     samples = runs.groupby("line")[metric].agg(list)
+    interval = [welch_interval(samples[line], samples[other]) for line, other in baselines.items()]
     difference = table[metric] - table[metric][baselines].to_numpy()
-    table = table.assign(difference=difference, interval=math.nan, noise=None)
-    for line, baseline in baselines[baselines != baselines.index].items():
-        interval = welch_interval(samples[line], samples[baseline])
-        exceeds = "exceeds" if abs(difference[line]) > interval else "within"
-        table.loc[line, ["interval", "noise"]] = interval, "unknown" if math.isnan(interval) else exceeds
+    noise = (difference.abs() > interval).map({True: "exceeds", False: "within"})
+    table = table.assign(difference=difference, interval=interval, noise=noise)
+    table.loc[table["interval"].isna(), "noise"] = "unknown"
+    table.loc[baselines == baselines.index, ["interval", "noise"]] = None
     return table.assign(bits_per_char=table["loss"] / math.log(2)) if metric == "loss" else table
 
 
@@ -186,46 +185,46 @@ def choose_columns(found: Comparison) -> list[str]:
     silent |= set() if table["noise"].notna().any() else {"noise", "difference"}
     names = table["run"]
     repeat = [*names.str.match(r"[A-Za-z][^/]*$"), *(names.str.contains(name).all() for name in settings)]
-    results = [name for name in FOUND + COSTS if name in table and name not in silent]
+    results = [name for name in RESULTS + COSTS if name in table and name not in silent]
     return [*([] if all(repeat) and settings else ["run"]), *settings, *results]
 
 
-def render(table: DataFrame, columns: Sequence[str], width: int = 60) -> DataFrame:
-    """The cells of some columns as text, with the digits that mean something, and names cut to `width`."""
+def render(table: DataFrame) -> DataFrame:
+    """The cells as text, with the digits that mean something. Numbers without an error have blanks for it."""
     metric = "loss" if "loss" in table else "accuracy"
     spread = table["sd"][table["sd"] > 0].median()
     is_known = metric == "loss" and not math.isnan(spread)
     digits = min(4, max(2, 1 - math.floor(math.log10(spread)))) if is_known else 4
-    texts = table.map(show)
-    name = table["run"]  # which begins with a date and ends with what was typed
-    texts["run"] = name.where(name.str.len() <= width, name.str[:10] + "..." + name.str[13 - width :])
-    texts[metric] = with_errors(table[metric], table["sd"], f".{digits}f")
-    texts["difference"] = with_errors(table["difference"], table["interval"], f"+.{digits}f")
+
+    def write(name: str, form: str) -> Series:
+        return table[name].map(lambda value: form.format(value) if value == value else "")
+
+    texts = table.map(show).assign(run=table["run"].map(lambda name: cut(name, 60)))
+    for name in {"majority", "naive_bayes"} & set(table):
+        texts[name] = write(name, "{:.4f}")
+    for name, sign, error in ((metric, "", "sd"), ("difference", "+", "interval")):
+        errors = write(error, f" ± {{:.{digits}f}}")
+        texts[name] = write(name, f"{{:{sign}.{digits}f}}") + errors.str.ljust(errors.str.len().max())
     texts.loc[table["noise"].isna(), "difference"] = ""
-    for name in {"majority", "naive_bayes"} & set(texts):
-        texts[name] = [f"{value:.4f}".replace("nan", "") for value in table[name]]
-    return texts[list(columns)]
+    return texts
 
 
-def with_errors(values: Series, errors: Series, form: str) -> list[str]:
-    """Numbers and their errors, and in place of these blanks if only other lines have one."""
-    tails = [f" ± {error:{form.lstrip('+')}}".replace(" ± nan", "") for error in errors]
-    width = max(map(len, tails))
-    return [f"{value:{form}}{tail:<{width}}" for value, tail in zip(values, tails, strict=True)]
+def cut(name: str, width: int) -> str:
+    """A run's name, which begins with a date and ends with what was typed, in at most `width` characters."""
+    return name if len(name) <= width else f"{name[:10]}...{name[13 - width :]}"
 
 
-def fit(table: DataFrame, columns: list[str], settings: list[str], width: int) -> tuple[DataFrame, list[str]]:
-    """The cells of the columns that fit into a width, and the names of those that do not.
+def fit(cells: DataFrame, settings: list[str], width: int) -> DataFrame:
+    """The columns of cells for which a terminal has room.
 
     What runs took is dropped first, then settings in which most lines agree, then what is known of them.
     """
-    kept, name_width = list(columns), min(44, max(20, 3 * width // 10))
-    settings = sorted(settings, key=lambda name: -table[name].map(show).value_counts().max())
-    for name in [*reversed(COSTS), *settings, *reversed(FOUND[2:])]:
-        if max(map(len, aligned(render(table, kept, name_width)))) <= width:
-            break
-        kept = [other for other in kept if other != name]
-    return render(table, kept, name_width), [name for name in columns if name not in kept]
+    cells = cells.map(lambda cell: cut(cell, min(44, max(24, 3 * width // 10))))
+    settings = sorted(settings, key=lambda name: -cells[name].value_counts().max())
+    for name in [*reversed(COSTS), *settings, *reversed(RESULTS[2:])]:
+        if max(map(len, aligned(cells))) > width:
+            cells = cells.drop(columns=name, errors="ignore")
+    return cells
 
 
 def aligned(cells: DataFrame, separator: str = "  ") -> list[str]:

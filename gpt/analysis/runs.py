@@ -1,7 +1,6 @@
-"""What run folders say about their runs: a table of pandas with a row for each. Nothing in them is run."""
+"""What run folders say about their runs: a table of pandas with a row for each, and how its values are shown."""
 
 import contextlib
-import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -9,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pandas import DataFrame, Series, read_csv
+from jinja2 import Environment, PackageLoader, select_autoescape
+from pandas import DataFrame, Series, json_normalize, read_csv
 
-from gpt.run import Result, TaskResult
 from gpt.config import ModelConfig
 from gpt.errors import UserError, one_line, printable, shorten
+from gpt.run import Result, Run, TaskResult
 
-GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")  # they decide a result,
-CALLBACKS = ("ema", "early_stopping")  # and so do these. All others only watch
+# The settings that decide a result, by how they begin. All other callbacks only watch
+DECISIVE = ("init", "seed", "model.", "data.", "optimizer.", "scheduler.", "trainer.", "task.", "finetune.")
+DECISIVE += ("callbacks.ema.", "callbacks.early_stopping.")
 # Columns with results, and their names in result.json. Losses are in nats per character, of tasks per example
 NUMBERS = {"loss": "best_val_loss", "steps": "step", "seconds": "seconds", "parameters": "parameters"}
 NUMBERS |= {"chars_per_second": "chars_per_second", "accuracy": "test_accuracy"}
@@ -29,9 +30,8 @@ def read_runs(folder: Path) -> DataFrame:
     rows = [{"name": one_line(place.relative_to(folder))} | read_run(place) for place in sorted(places)]
     if all(row["problem"] for row in rows):
         raise UserError(f"folder = {folder}: no finished run in it; give a folder under outputs/")
-    columns = dict.fromkeys([*NUMBERS, *(key for row in rows for key in row)])
-    frame = DataFrame({key: [row.get(key) for row in rows] for key in columns}, dtype=object)
-    return frame.astype(dict.fromkeys([*NUMBERS, "tokens", "flops"], float))
+    runs = DataFrame(rows, dtype=object)  # of which no integer becomes a float
+    return runs.where(runs.notna(), None).astype(dict.fromkeys([*NUMBERS, "tokens", "flops"], float))
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -45,8 +45,11 @@ def read_run(folder: Path) -> dict[str, Any]:
         if (folder / file).exists() and not (folder / "result.json").exists():
             return row | {"problem": shorten((folder / file).read_text().partition("\n")[0], 500)}
         file = "config.yaml"
-        row |= flatten(yaml.safe_load((folder / file).read_text(encoding="utf-8")))
-        row["overrides"] = read_about(folder).get("overrides", {})
+        config = json_normalize(yaml.safe_load((folder / file).read_text(encoding="utf-8")))
+        settings = config.to_dict("records")[0].items()
+        row |= {key: value for key, value in settings if key.startswith(DECISIVE) and "_target_" not in key}
+        file = "run.json"
+        row["overrides"] = Run(folder).origin.get("overrides", {})
         file = "metrics.csv"
         row["curve"] = read_metric(folder / file, "val/loss") if (folder / file).exists() else row["curve"]
         file = "result.json"
@@ -54,16 +57,6 @@ def read_run(folder: Path) -> dict[str, Any]:
     except Exception as error:  # of any kind, as damage is; the other runs are compared all the same
         reason = one_line(error).removeprefix(f"file = {folder / file}: ")
         return {"problem": f"damaged: {file}: {shorten(reason, 200)}"}
-
-
-def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide a result, from a configuration's plain values: {"model.n_layer": 2, ...}."""
-    groups = {group: config.get(group) for group in GROUPS}
-    groups |= {f"callbacks.{name}": (config.get("callbacks") or {}).get(name) for name in CALLBACKS}
-    flat = {key: config.get(key) for key in ("init", "seed")}
-    for group, values in groups.items():
-        flat |= {f"{group}.{key}": value for key, value in (values or {}).items() if key != "_target_"}
-    return flat
 
 
 def read_result(result: Result, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,14 +80,6 @@ def read_metric(path: Path, name: str) -> Series:
     return metrics.set_index(metrics["step"] + 1).get(name, Series(dtype=float)).astype(float).dropna()
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """What a run.json says, or nothing if it is missing or damaged."""
-    try:
-        return dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def show(value: Any) -> str:
     """A value in a table or picture: 2, 0.0003, 1.61M, gpt1; nothing for one that is not known."""
     if value is None or value != value:
@@ -110,11 +95,8 @@ def show(value: Any) -> str:
     return f"{value:.3g}" if abs(value) >= 10 else f"{value:.4g}"
 
 
-def fill(template: str, **values: Any) -> str:
-    """A file of `templates/` with these values, which are text for HTML, whatever is in them."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    loader = PackageLoader("gpt.analysis")
-    jinja = Environment(loader=loader, autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True)
-    jinja.filters |= {"printable": printable, "shell": shlex.join}
-    return jinja.get_template(template).render(values)
+# Values in `templates/` are text for HTML, whatever is in them
+JINJA = Environment(
+    loader=PackageLoader("gpt.analysis"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+)
+JINJA.filters |= {"printable": printable, "shell": shlex.join, "show": show}
