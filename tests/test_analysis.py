@@ -19,11 +19,10 @@ import compare as compare_script
 import gpt.analysis
 import report as report_script
 from conftest import ARCHITECTURES
-from gpt.analysis.compare import compare, compare_runs, welch_interval
-from gpt.analysis.pages import write_report
+from gpt.analysis import report_line, table_of
+from gpt.analysis.compare import compare_runs, read_runs, welch_interval
 from gpt.analysis.plots import draw_pictures, draw_run, save
-from gpt.analysis.report import report_line, table_of
-from gpt.analysis.runs import read_runs
+from gpt.analysis.report import compare, write_report
 from gpt.errors import UserError
 
 HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>"

@@ -1,23 +1,39 @@
-"""A table of many runs, best first, and pictures of them, written into the folder that holds the runs."""
+"""Run folders as tables of pandas: a row for each run, or a line for runs that differ in their seed alone."""
 
+import contextlib
 import json
 import math
 import re
-import shutil
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pandas import DataFrame, Series, to_numeric
+import yaml
+from pandas import DataFrame, Series, json_normalize, read_csv, to_numeric
 
-from gpt.analysis.plots import draw_pictures, save
-from gpt.analysis.runs import JINJA, read_runs, show
-from gpt.errors import UserError, did_you_mean, shorten
-from gpt.files import atomic, write_text
+from gpt.config import ModelConfig
+from gpt.errors import UserError, did_you_mean, one_line, shorten
+from gpt.run import Result, Run, TaskResult
 
-RESULTS = ["loss", "accuracy", "difference", "noise", "seeds", "majority", "naive_bayes"]
-COSTS = ["seconds", "parameters", "chars_per_second"]  # dropped first where a terminal has no room
+# The settings that decide a result, by how they begin. Callbacks other than these two only watch
+DECISIVE = (
+    "init",
+    "seed",
+    "model.",
+    "data.",
+    "optimizer.",
+    "scheduler.",
+    "trainer.",
+    "task.",
+    "finetune.",
+    "callbacks.ema.",
+    "callbacks.early_stopping.",
+)
+# Columns with results, and their names in result.json. Losses are in nats per character, of tasks per example
+NUMBERS = {"loss": "best_val_loss", "steps": "step", "seconds": "seconds", "parameters": "parameters"}
+NUMBERS |= {"chars_per_second": "chars_per_second", "accuracy": "test_accuracy"}
+NUMBERS |= {"majority": "majority_accuracy", "naive_bayes": "naive_bayes_accuracy"}
+COSTS = ["seconds", "parameters", "chars_per_second"]
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
 # Typed like choices, which stand for settings, but these do not
 SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")
@@ -32,36 +48,6 @@ class Comparison(NamedTuple):
     settings: list[str]  # the columns by which lines are told apart
     metric: str  # loss, or accuracy for runs that were fine-tuned
     left_out: list[str]  # the other runs, and why they are not in the table
-
-
-def compare(
-    folder: Path, x: str = "steps", sort: str = "", columns: Sequence[str] = (), baseline: str = ""
-) -> str:
-    """Write compare.md, compare.csv and the pictures into `folder`, and return what a terminal should show.
-
-    `x` is what the pictures have on their horizontal axis: "steps" (and the settings that vary), "tokens",
-    "seconds" or "flops". The others are as in `scripts/compare.py`. Raises UserError if there is nothing to
-    compare, and for what describes no column or line of the table.
-    """
-    found, width = compare_runs(folder, baseline), shutil.get_terminal_size((140, 24)).columns
-    table = sort_table(found.table, sort)
-    for name in columns:
-        check_column(name, table)
-    cells = render(table)[list(columns) or choose_columns(found)]
-    notes = JINJA.get_template("notes.txt").render(found=found, baseline=shorten(baseline or "the best", 100))
-    notes = notes.splitlines()
-    write_text(folder / "compare.md", "\n\n".join([markdown(cells), *notes, *found.left_out]) + "\n")
-    write_text(folder / "compare.csv", table.to_csv(index=False))
-    pictures = {f"{name}.png": figure for name, figure in draw_pictures(found, x).items()}
-    for name, figure in pictures.items():
-        with atomic(folder / name) as file:
-            file.write(save(figure, "png"))
-    shown = cells if columns else fit(cells, found.settings, width)
-    if dropped := [name for name in cells if name not in shown]:
-        notes.insert(0, f"No room here for {', '.join(dropped)}: see compare.csv, or choose with --columns.")
-    written = f"written into {folder}: {', '.join(['compare.md', 'compare.csv', *pictures])}"
-    parts = [aligned(shown), [textwrap.fill(note, width) for note in notes], found.left_out, [written]]
-    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def compare_runs(folder: Path, baseline: str = "") -> Comparison:
@@ -178,67 +164,72 @@ def check_column(name: str, table: DataFrame) -> None:
         raise UserError(f"column = {shorten(name)}: not in the table; {did_you_mean(name, table)}")
 
 
-def choose_columns(found: Comparison) -> list[str]:
-    """The columns that say something: names of runs unless they repeat what varies, what varies, results."""
-    table, settings = found.table, found.settings
-    silent = set() if table["seeds"].max() > 1 else {"noise", "seeds"}
-    silent |= set() if table["noise"].notna().any() else {"noise", "difference"}
-    names = table["run"]
-    repeat = [*names.str.match(r"[A-Za-z][^/]*$"), *(names.str.contains(name).all() for name in settings)]
-    results = [name for name in RESULTS + COSTS if name in table and name not in silent]
-    return [*([] if all(repeat) and settings else ["run"]), *settings, *results]
+def read_runs(folder: Path) -> DataFrame:
+    """What `read_run` says of all runs under a folder, by name. Raises UserError if none has finished."""
+    places = {path.parent for name in ("config.yaml", "error.txt") for path in folder.glob(f"**/{name}")}
+    rows = [{"name": one_line(place.relative_to(folder))} | read_run(place) for place in sorted(places)]
+    if all(row["problem"] for row in rows):
+        raise UserError(f"folder = {folder}: no finished run in it; give a folder under outputs/")
+    runs = DataFrame(rows, dtype=object)  # of which no integer becomes a float
+    return runs.where(runs.notna(), None).astype(dict.fromkeys([*NUMBERS, "tokens", "flops"], float))
 
 
-def render(table: DataFrame) -> DataFrame:
-    """The cells as text, with the digits that mean something. Numbers without an error have blanks for it."""
-    metric = "loss" if "loss" in table else "accuracy"
-    spread = table["sd"][table["sd"] > 0].median()
-    is_known = metric == "loss" and not math.isnan(spread)
-    digits = min(4, max(2, 1 - math.floor(math.log10(spread)))) if is_known else 4
+def read_run(folder: Path) -> dict[str, Any]:
+    """A run's settings under their command-line names, and its results under the names of NUMBERS.
 
-    def write(name: str, form: str) -> Series:
-        return table[name].map(lambda value: form.format(value) if value == value else "")
-
-    texts = table.map(show).assign(run=table["run"].map(lambda name: cut(name, 60)))
-    for name in {"majority", "naive_bayes"} & set(table):
-        texts[name] = write(name, "{:.4f}")
-    for name, sign, error in ((metric, "", "sd"), ("difference", "+", "interval")):
-        errors = write(error, f" ± {{:.{digits}f}}")
-        texts[name] = write(name, f"{{:{sign}.{digits}f}}") + errors.str.ljust(errors.str.len().max())
-    texts.loc[table["noise"].isna(), "difference"] = ""
-    return texts
-
-
-def cut(name: str, width: int) -> str:
-    """A run's name, which begins with a date and ends with what was typed, in at most `width` characters."""
-    return name if len(name) <= width else f"{name[:10]}...{name[13 - width :]}"
-
-
-def fit(cells: DataFrame, settings: list[str], width: int) -> DataFrame:
-    """The columns of cells for which a terminal has room.
-
-    What runs took is dropped first, then settings in which most lines agree, then what is known of them.
+    overrides is what was typed, curve has the validation losses by steps taken, tokens and flops are what the
+    training took. problem is None, or says why there is no result: it is damaged, or has not finished.
     """
-    cells = cells.map(lambda cell: cut(cell, min(44, max(24, 3 * width // 10))))
-    settings = sorted(settings, key=lambda name: -cells[name].value_counts().max())
-    for name in [*reversed(COSTS), *settings, *reversed(RESULTS[2:])]:
-        if max(map(len, aligned(cells))) > width:
-            cells = cells.drop(columns=name, errors="ignore")
-    return cells
+    row, file = {"problem": "not finished", "overrides": {}, "curve": Series(dtype=float)}, "error.txt"
+    try:
+        if (folder / file).exists() and not (folder / "result.json").exists():
+            return row | {"problem": shorten((folder / file).read_text().partition("\n")[0], 500)}
+        file = "config.yaml"
+        config = json_normalize(yaml.safe_load((folder / file).read_text(encoding="utf-8")))
+        settings = config.to_dict("records")[0].items()
+        row |= {key: value for key, value in settings if key.startswith(DECISIVE) and "_target_" not in key}
+        file = "run.json"
+        row["overrides"] = Run(folder).origin.get("overrides", {})
+        file = "metrics.csv"
+        row["curve"] = read_metric(folder / file, "val/loss") if (folder / file).exists() else row["curve"]
+        file = "result.json"
+        return row | read_result(Result.read(folder / file), row) if (folder / file).exists() else row
+    except Exception as error:  # of any kind, as damage is; the other runs are compared all the same
+        reason = one_line(error).removeprefix(f"file = {folder / file}: ")
+        return {"problem": f"damaged: {file}: {shorten(reason, 200)}"}
 
 
-def aligned(cells: DataFrame, separator: str = "  ") -> list[str]:
-    """The lines of a table, below one of the columns' names. Texts begin, and numbers end, in one column."""
-    columns = [[name, *cells[name]] for name in cells]
-    for column in columns:
-        is_text = column[0] == "run" or not any(re.match(r"[+-]?\d", cell) for cell in column)
-        width = max(map(len, column))
-        column[:] = [cell.ljust(width) if is_text else cell.rjust(width) for cell in column]
-    return [separator.join(line).rstrip() for line in zip(*columns, strict=True)]
+def read_result(result: Result, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a run, with losses per character: other tokenizers have other losses per token."""
+    numbers = {"problem": None} | {name: getattr(result, key, None) for name, key in NUMBERS.items()}
+    if row.get("data.tokenizer", "char") != "char" and not isinstance(result, TaskResult):
+        scale = result.final_bits_per_char * math.log(2) / result.final_val_loss
+        best = None if result.best_val_loss is None else scale * result.best_val_loss
+        numbers |= {"curve": scale * row["curve"], "loss": best}
+    sizes = ("data.batch_size", "model.context_length", "trainer.accumulate_grad_batches")
+    tokens, flops = result.step * math.prod(row.get(key) or math.nan for key in sizes), math.nan
+    with contextlib.suppress(TypeError, ValueError):  # the settings of another version
+        model = {key.removeprefix("model."): row[key] for key in row if key.startswith("model.")}
+        flops = tokens * ModelConfig(**model).flops_per_token()
+    return numbers | {"tokens": tokens, "flops": flops}
 
 
-def markdown(cells: DataFrame) -> str:
-    """The same as a Markdown table, which also reads well in an editor."""
-    names, *lines = aligned(cells.map(lambda cell: cell.replace("|", "\\|")), " | ")
-    rule = " | ".join("-" * (len(name) - 1) + ":" for name in names.split(" | "))
-    return "\n".join(f"| {line} |" for line in (names, rule, *lines))
+def read_metric(path: Path, name: str) -> Series:
+    """A column of a metrics.csv by steps taken (the file counts from 0), empty if nothing has logged it."""
+    metrics = read_csv(path)
+    return metrics.set_index(metrics["step"] + 1).get(name, Series(dtype=float)).astype(float).dropna()
+
+
+def show(value: Any) -> str:
+    """A value in a table or picture: 2, 0.0003, 1.61M, gpt1; nothing for one that is not known."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        text = one_line(value)
+        return text if len(text) <= 24 else f"...{text[-21:]}"  # the end of a path tells most
+    if isinstance(value, int) and abs(value) < 100_000:
+        return str(value)
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}" if abs(value) >= 10 else f"{value:.4g}"

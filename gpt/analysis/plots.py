@@ -4,7 +4,7 @@ import io
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -12,10 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from pandas import DataFrame, Series, concat
 
-from gpt.analysis.runs import read_metric, show
-
-if TYPE_CHECKING:
-    from gpt.analysis.compare import Comparison
+from gpt.analysis.compare import Comparison, read_metric, show
 
 OUR_STYLE = matplotlib.style.context(["default", "gpt.style"])
 MARKERS, MUTED = "os^DvPX", "0.75"  # for as many lines as the palette of gpt/style.mplstyle has colours
@@ -35,7 +32,7 @@ def save(figure: Figure, kind: str) -> bytes:
 
 
 @OUR_STYLE
-def draw_pictures(found: "Comparison", x: str = "steps") -> dict[str, Figure]:
+def draw_pictures(found: Comparison, x: str = "steps") -> dict[str, Figure]:
     """The pictures of a comparison that have something to show. `x` is as in `compare.compare`."""
     points, settings = locate(found, x)
     figures, is_task = {}, found.metric == "accuracy"
@@ -57,7 +54,8 @@ def draw_run(path: Path, unit: str) -> Figure:
     train, validation = (read_metric(path, name) for name in ("train/loss", "val/loss"))
     window = max(1, len(train) // 100)
     label = "train/loss" if window == 1 else f"train/loss, mean of {window}"
-    axes = Figure(figsize=(7.5, 3.8)).subplots()
+    figure = Figure(figsize=(7.5, 3.8))
+    axes = figure.subplots()
     axes.plot(train, color=MUTED, linewidth=0.5)
     axes.plot(train.rolling(window).mean(), color="C0", label=label)
     axes.plot(validation, "o-", color="C1", markersize=3.5, label="val/loss", zorder=3)
@@ -65,10 +63,10 @@ def draw_run(path: Path, unit: str) -> Figure:
     axes.set(xlabel="step", ylabel=f"loss (nats per {unit})")
     axes.axis(xmin=0, ymax=1.03 * shown.max())
     axes.legend()
-    return axes.figure
+    return figure
 
 
-def locate(found: "Comparison", x: str) -> tuple[DataFrame, list[str]]:
+def locate(found: Comparison, x: str) -> tuple[DataFrame, list[str]]:
     """The table for pictures, and the settings that vary as numbers or texts; if these are many, runs' names.
 
     A caption has all of them, `cost` is in the unit of `x`, and `best` is the loss where it is the best.
@@ -86,20 +84,18 @@ def locate(found: "Comparison", x: str) -> tuple[DataFrame, list[str]]:
 
 def draw_curves(points: DataFrame, runs: DataFrame, x: str) -> Figure:
     """Validation loss during training. The best have colours, captions and a band over seeds."""
-    best = points[: len(MARKERS)]
-    figure = Figure(figsize=(6.2 + 0.07 * best["caption"].str.len().max(), 4.5))
+    best = points["caption"][: len(MARKERS)]
+    figure = Figure(figsize=(6.2 + 0.07 * best.str.len().max(), 4.5))
     axes = figure.subplots()
-    for rank, line in enumerate(points.index):
-        some, is_best = runs[runs["line"] == line], line in best.index
+    for rank, (line, some) in enumerate((line, runs[runs["line"] == line]) for line in points.index):
         losses = concat(list(some["curve"]), axis=1, join="inner").sort_index()
         losses.index *= (some[x] / some["steps"]).mean()
-        style: Any = {"color": f"C{rank}" if is_best else MUTED, "zorder": 3 - rank / len(points)}
-        marker = "o" if len(losses) <= (20 if is_best else 1) else ""  # one validation is no line
-        label = best["caption"].get(line)
-        axes.plot(losses.mean(axis=1), marker=marker, markersize=3.5, label=label, **style)
-        if is_best:
-            band = losses.min(axis=1), losses.max(axis=1)
-            axes.fill_between(losses.index, *band, alpha=0.2, linewidth=0, **style)
+        style: Any = {"color": f"C{rank}" if line in best else MUTED, "zorder": 3 - rank / len(points)}
+        marker = "o" if len(losses) <= (20 if line in best else 1) else ""  # one validation is no line
+        axes.plot(losses.mean(axis=1), marker=marker, markersize=3.5, label=best.get(line), **style)
+        if line in best:
+            reach = losses.min(axis=1), losses.max(axis=1)
+            axes.fill_between(losses.index, *reach, alpha=0.2, linewidth=0, **style)
     axes.set(xlabel=LABELS.get(x, "step"), ylabel="val/loss (nats per character)")
     axes.set_ylim(without_diverged(concat(list(runs["curve"]))))
     if x == "steps":
@@ -119,12 +115,13 @@ def arrange(points: DataFrame, settings: list[str], x: str) -> list[str]:
     ordered setting with most values or, if `x` is a cost, through the setting that costs most.
     """
     count = points[settings].nunique().sort_values(ascending=False, kind="stable")
-    ordered = [name for name in count.index if name in points.select_dtypes("number")]
-    if x != "steps":
-        ordered = [max(settings, key=lambda name: points.groupby(name)["cost"].mean().std())]
-    rest = [name for name in count.index if name not in ordered[:1]]
-    is_grid = ordered and count.prod() <= 2 * len(points) and (count[rest] <= len(MARKERS)).all()
-    return [*ordered[:1], *rest] if is_grid else []
+    if x == "steps":
+        firsts = count.index.intersection(points.select_dtypes("number").columns, sort=False)[:1]
+    else:
+        firsts = [max(settings, key=lambda name: points.groupby(name)["cost"].mean().std())]
+    rest = count.drop(firsts)
+    is_grid = len(firsts) and count.prod() <= 2 * len(points) and (rest <= len(MARKERS)).all()
+    return [*firsts, *rest.index] if is_grid else []
 
 
 def draw_grid(points: DataFrame, names: list[str], metric: str, x: str) -> Figure:
@@ -140,15 +137,16 @@ def draw_grid(points: DataFrame, names: list[str], metric: str, x: str) -> Figur
             part = panel[panel[lines] == kind].sort_values("place")
             style: Any = {"color": f"C{number}", "marker": MARKERS[number], "elinewidth": 1}
             axes.errorbar(part["place"], part[metric], part["sd"], label=show(kind), **style)
-            for text, *place in part[[first, "place", metric]].to_numpy() if x != "steps" else ():
-                axes.annotate(show(text), place, (4, 4), textcoords="offset points", fontsize=8)
-        axes.set_title(", ".join(f"{name} {show(value)}" for name, value in zip(others, values, strict=True)))
+            for value, *place in zip(part[first], part["place"], part[metric], strict=True):
+                text = "" if x == "steps" else show(value)
+                axes.annotate(text, place, (4, 4), textcoords="offset points", fontsize=8)
+        axes.set_title(", ".join(map(" ".join, zip(others, map(show, values), strict=True))).strip())
         for name in points.columns.intersection([*REFERENCES]):
             axes.plot(panel["place"], panel[name], REFERENCES[name], markersize=9, zorder=4, label=name)
-    scale_x(grid[0, 0], points["place"])
+    scale_x(axes, points["place"])
     if x == "steps" and len(ticks := sorted(points[first].unique())) <= 8:
-        grid[0, 0].set_xticks(ticks, map(show, ticks))
-    grid[0, 0].set_ylim(without_diverged(points[metric]))
+        axes.set_xticks(ticks, map(show, ticks))
+    axes.set_ylim(without_diverged(points[metric]))
     figure.supxlabel(first if x == "steps" else f"{LABELS[x]} (along a line: {first})", fontsize=9)
     figure.supylabel(LABELS[metric], fontsize=9)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", title=lines, alignment="left")

@@ -155,7 +155,7 @@ class Sweep(Callback):
         """
         if not self.jobs:
             return
-        from gpt.analysis.report import report_line, table_of
+        from gpt.analysis import report_line, table_of
 
         # Hydra's; the runs have their own config.yaml
         (self.folder / "multirun.yaml").unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from matplotlib import pyplot
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import SQLAlchemyError
 
-from gpt.analysis.report import table_of as compare
+from gpt.analysis import table_of as compare
 from gpt.cli.main import CONF, compose_config
 from gpt.cli.names import name_settings, parse_overrides
 from gpt.cli.sweep import TimeLeft, describe_sweep, live_line
