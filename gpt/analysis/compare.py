@@ -15,20 +15,9 @@ from gpt.config import ModelConfig
 from gpt.errors import UserError, did_you_mean, one_line, shorten
 from gpt.run import Result, Run, TaskResult
 
-# The settings that decide a result, by how they begin. Callbacks other than these two only watch
-DECISIVE = (
-    "init",
-    "seed",
-    "model.",
-    "data.",
-    "optimizer.",
-    "scheduler.",
-    "trainer.",
-    "task.",
-    "finetune.",
-    "callbacks.ema.",
-    "callbacks.early_stopping.",
-)
+# The settings that decide a result. Callbacks other than these two only watch
+GROUPS = r"model|data|optimizer|scheduler|trainer|task|finetune|callbacks\.(ema|early_stopping)"
+DECISIVE = rf"^(init|seed|({GROUPS})\.(?!_target_).*)$"
 # Columns with results, and their names in result.json. Losses are in nats per character, of tasks per example
 NUMBERS = {"loss": "best_val_loss", "steps": "step", "seconds": "seconds", "parameters": "parameters"}
 NUMBERS |= {"chars_per_second": "chars_per_second", "accuracy": "test_accuracy"}
@@ -70,7 +59,7 @@ def compare_runs(folder: Path, baseline: str = "") -> Comparison:
     table = DataFrame(columns).join(lines[MEANS[metric]].mean())
     by, ascending = (["loss"], True) if metric == "loss" else (["task", "accuracy"], [True, False])
     table = table.sort_values(by, ascending=ascending, kind="stable")
-    table = add_differences(table, runs, metric, find_baselines(table, runs, list(settings), baseline))
+    table = add_differences(table, metric, find_baselines(table, runs, list(settings), baseline))
     return Comparison(table, runs, list(settings), metric, left_out)
 
 
@@ -124,28 +113,24 @@ def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], t
     return tasks.map(baselines)
 
 
-def add_differences(table: DataFrame, runs: DataFrame, metric: str, baselines: Series) -> DataFrame:
-    """The table with each line's difference to its baseline, its interval, and if it exceeds the noise."""
-    samples = runs.groupby("line")[metric].agg(list)
-    interval = [welch_interval(samples[line], samples[other]) for line, other in baselines.items()]
+def add_differences(table: DataFrame, metric: str, baselines: Series) -> DataFrame:
+    """The table with each line's difference to its baseline, its interval, and if it exceeds the noise.
+
+    The interval is half the 95 % confidence interval of a difference of means (Welch 1947).
+    """
+    from scipy.stats import t as student  # takes a second, and a single run's page needs none
+
+    variances = table["sd"] ** 2 / table["seeds"]  # of means
+    terms = variances**2 / (table["seeds"] - 1)
+    both = variances + variances[baselines].to_numpy()
+    freedom = both**2 / (terms + terms[baselines].to_numpy())
+    interval = (both**0.5 * student.ppf(0.975, freedom)).mask(both == 0, 0.0)
     difference = table[metric] - table[metric][baselines].to_numpy()
     noise = (difference.abs() > interval).map({True: "exceeds", False: "within"})
     table = table.assign(difference=difference, interval=interval, noise=noise)
-    table.loc[table["interval"].isna(), "noise"] = "unknown"
+    table.loc[interval.isna(), "noise"] = "unknown"
     table.loc[baselines == baselines.index, ["interval", "noise"]] = None
     return table.assign(bits_per_char=table["loss"] / math.log(2)) if metric == "loss" else table
-
-
-def welch_interval(values: Sequence[float], others: Sequence[float]) -> float:
-    """Half the 95 % confidence interval of a difference of means (Welch 1947), or nan for a single value."""
-    from scipy.stats import ttest_ind  # takes a second, and a single run's page needs none
-
-    if min(len(values), len(others)) < 2:
-        return math.nan
-    if len(set(values)) == len(set(others)) == 1:
-        return 0.0
-    low, high = ttest_ind(values, others, equal_var=False).confidence_interval()
-    return float(high - low) / 2
 
 
 def sort_table(table: DataFrame, column: str) -> DataFrame:
@@ -181,19 +166,19 @@ def read_run(folder: Path) -> dict[str, Any]:
     training took. problem is None, or says why there is no result: it is damaged, or has not finished.
     """
     row, file = {"problem": "not finished", "overrides": {}, "curve": Series(dtype=float)}, "error.txt"
+    has_ended = (folder / "result.json").exists()
     try:
-        if (folder / file).exists() and not (folder / "result.json").exists():
+        if (folder / file).exists() and not has_ended:
             return row | {"problem": shorten((folder / file).read_text().partition("\n")[0], 500)}
         file = "config.yaml"
         config = json_normalize(yaml.safe_load((folder / file).read_text(encoding="utf-8")))
-        settings = config.to_dict("records")[0].items()
-        row |= {key: value for key, value in settings if key.startswith(DECISIVE) and "_target_" not in key}
+        row |= config.filter(regex=DECISIVE).to_dict("records")[0]
         file = "run.json"
         row["overrides"] = Run(folder).origin.get("overrides", {})
         file = "metrics.csv"
         row["curve"] = read_metric(folder / file, "val/loss") if (folder / file).exists() else row["curve"]
         file = "result.json"
-        return row | read_result(Result.read(folder / file), row) if (folder / file).exists() else row
+        return row | read_result(Result.read(folder / file), row) if has_ended else row
     except Exception as error:  # of any kind, as damage is; the other runs are compared all the same
         reason = one_line(error).removeprefix(f"file = {folder / file}: ")
         return {"problem": f"damaged: {file}: {shorten(reason, 200)}"}
