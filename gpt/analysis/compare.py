@@ -70,12 +70,13 @@ def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
     stands for all that it sets: another setting is there only if lines differ in it that were typed alike.
     """
     settings = [key for key in runs if "." in key or key == "init"]
-    runs = runs.assign(line=as_text(runs[settings]).groupby(settings, sort=False).ngroup())
-    lines = runs.drop_duplicates("line").set_index("line")
+    texts = runs[settings].map(lambda value: json.dumps(value, default=str))  # 1 is neither true nor [1]
+    runs = runs.assign(line=texts.groupby(settings, sort=False).ngroup())
+    lines = runs.drop_duplicates("line")
     words = DataFrame(list(lines["overrides"]), lines.index, dtype=object)
     choices = words[[key for key in words if "." not in key and key.partition("/")[0] not in SILENT]]
-    lines = lines[settings].join(choices.map(lambda value: str(value) if value == value else "-"))
-    texts = as_text(lines).loc[:, lambda texts: texts.nunique() > 1]
+    choices = choices.map(lambda value: str(value) if value == value else "-")
+    texts = texts.loc[lines.index].join(choices).loc[:, lambda texts: texts.nunique() > 1]
     typed = [*words, *(texts if words.isna().all(axis=1).any() else ())]
     told, shown = Series("", lines.index), list[str]()
     for key in dict.fromkeys([*(key for key in typed if key in texts), *texts]):
@@ -84,13 +85,9 @@ def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
             told, shown = more, [*shown, key]
     ends = [re.split("[./]", key)[-1] for key in shown]  # n_head for model.n_head, where it is clear
     names = [end if ends.count(end) == 1 else key for key, end in zip(shown, ends, strict=True)]
-    values = lines[shown].map(lambda value: "null" if value in (None, "None") else value)
+    values = lines[[*settings, "line"]].join(choices).set_index("line")[shown]
+    values = values.map(lambda value: "null" if value in (None, "None") else value)
     return runs, dict(values.set_axis(names, axis=1).items())
-
-
-def as_text(frame: DataFrame) -> DataFrame:
-    """Texts by which values of any kind are told apart: 1, true, null, [1, 2]."""
-    return frame.map(lambda value: json.dumps(value, default=str))
 
 
 def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], text: str) -> Series:
