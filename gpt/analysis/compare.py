@@ -56,8 +56,8 @@ def compare_runs(folder: Path, baseline: str = "") -> Comparison:
     if metric == "accuracy":
         settings = {"task": lines["task.name"].first()} | settings
     columns = {"run": names} | settings | {"sd": lines[metric].std(), "seeds": lines.size()}
-    table = DataFrame(columns).join(lines[MEANS[metric]].mean())
     by, ascending = (["loss"], True) if metric == "loss" else (["task", "accuracy"], [True, False])
+    table = DataFrame(columns).join(lines[MEANS[metric]].mean())
     table = table.sort_values(by, ascending=ascending, kind="stable")
     table = add_differences(table, metric, find_baselines(table, runs, list(settings), baseline))
     return Comparison(table, runs, list(settings), metric, left_out)

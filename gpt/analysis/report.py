@@ -73,9 +73,8 @@ def choose_columns(found: Comparison) -> list[str]:
 def render(table: DataFrame) -> DataFrame:
     """The cells as text, with the digits that mean something, and blanks for errors that only others have."""
     metric = "loss" if "loss" in table else "accuracy"
-    spread = table["sd"][table["sd"] > 0].median()
-    is_known = metric == "loss" and not math.isnan(spread)
-    digits = min(4, max(2, 1 - math.floor(math.log10(spread)))) if is_known else 4
+    spread = table["sd"][table["sd"] > 0].median() if metric == "loss" else math.nan
+    digits = 4 if math.isnan(spread) else min(4, max(2, 1 - math.floor(math.log10(spread))))
 
     def write(name: str, form: str) -> Series:
         return table[name].map(lambda value: form.format(value) if value == value else "")
