@@ -33,7 +33,7 @@ def save(figure: Figure, kind: str) -> bytes:
 
 @OUR_STYLE
 def draw_pictures(found: Comparison, x: str = "steps") -> dict[str, Figure]:
-    """The pictures of a comparison that have something to show. `x` is as in `compare.compare`."""
+    """The pictures of a comparison that have something to show. `x` is as in `report.compare`."""
     points, settings = locate(found, x)
     figures, is_task = {}, found.metric == "accuracy"
     if not is_task and found.runs["curve"].map(len).any():
