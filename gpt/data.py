@@ -4,8 +4,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -24,7 +25,6 @@ from gpt.tokenizer import Tokenizer, tokenizer_class
 
 Ids = Tensor | np.ndarray  # (N,), integers
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), which are the inputs one position later
-
 VALIDATION_BATCH = 32  # windows; fixed, so that no setting changes the order in which losses are added
 IN_MEMORY = 2**26  # characters; the ids of a longer text are kept in a file
 
@@ -35,43 +35,38 @@ def batch_of(windows: np.ndarray) -> Batch:
     return ids[:, :-1], ids[:, 1:]
 
 
+@dataclass(eq=False)
 class ShuffledWindows:
     """Training batches number `start` to `length` - 1. Batch k depends on (seed, k) alone.
 
     Batches go through the text epoch by epoch: it is cut into adjacent windows, at another place each time,
-    and these are shuffled. So every character is read equally often. Windows from random places read some of
-    them again and again and others never: an eighth of the text after two epochs, which costs 0.03 nats
-    (docs/log.md, 2026-11-25).
+    and these are shuffled, so that every character is read equally often. Windows from random places never
+    read an eighth of the text in two epochs, which costs 0.03 nats (docs/log.md, 2026-11-25).
 
     Places and order are drawn from a counter-based generator (Philox, keyed by seed and epoch; Salmon et al.
     2011, "Parallel Random Numbers: As Easy as 1, 2, 3"), and each process takes its share of every batch.
     So any number of processes trains on the same windows, and training can be resumed at any step.
     """
 
-    def __init__(
-        self,
-        ids: Ids,
-        context_length: int,
-        batch_size: int,
-        seed: int,
-        length: int,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        # A view of shape (len(ids) - T, T + 1)
-        self.windows = sliding_window_view(np.asarray(ids), context_length + 1)
-        self.context_length, self.batch_size, self.seed = context_length, batch_size, seed
-        self.length, self.start, self.rank, self.world_size = length, start, rank, world_size
-        self.per_epoch = max(1, len(self.windows) // context_length)
+    ids: Ids
+    context_length: int
+    batch_size: int
+    seed: int
+    length: int
+    start: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.windows = sliding_window_view(np.asarray(self.ids), self.context_length + 1)  # (N - T, T + 1)
+        self.per_epoch = max(1, len(self.windows) // self.context_length)
         self.current = -1, np.empty(0, np.int64)  # the epoch that was used last, and its order
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        for k in range(self.start, self.length):
-            yield self.batch(k)
+        return map(self.batch, range(self.start, self.length))
 
     def batch(self, k: int) -> Batch:
         """This process's share of batch number k."""
@@ -101,7 +96,7 @@ class AllWindows:
         # The last target of a window is the first input of the next one
         windows = sliding_window_view(np.asarray(ids), context_length + 1)[::context_length]
         batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
-        # With fewer batches than processes each takes all: a process without any would make the others wait
+        # With fewer batches than processes each takes all: one without any would make the others wait
         self.batches = batches[rank::world_size] if len(batches) >= world_size else batches
 
     def __len__(self) -> int:
@@ -114,9 +109,9 @@ class AllWindows:
 def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The ids of the first `split` characters of a text and those of the rest, in the type of `id_type`.
 
-    Those of a long text are written into files once, which are mapped into memory. The files are below
-    `folder`, where they are found by the SHA-256 of text, tokenizer and split. Processes that need the same
-    files wait for the one that writes them. Raises UserError if they cannot be written.
+    Those of a long text are written once into files below `folder`, which are mapped into memory and found by
+    the SHA-256 of text, tokenizer and split. Processes that need the same files wait for the one that writes
+    them. Raises UserError if they cannot be written.
     """
     if len(text) <= IN_MEMORY:
         train, val = zip(*encode_parts(text, tokenizer, split), strict=True)
@@ -136,12 +131,12 @@ def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[
         dtype = id_type(tokenizer)
         return np.memmap(train_file, dtype, mode="r"), np.memmap(val_file, dtype, mode="r")
     except OSError as error:
-        reason = f"the text's ids cannot be kept there ({error.strerror}); make room, or set another folder"
+        reason = f"the text's ids cannot be kept there ({error.strerror}); set another folder"
         raise UserError(f"data.folder = {folder}: {reason}") from None
 
 
 def encode_parts(text: Text, tokenizer: Tokenizer, split: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read and encode a text part by part. Yields the ids (T,) that are for training, and those that are not.
+    """Read and encode a text part by part. Yields the ids (T,) for training and those for validation.
 
     If the text is long, a line on the terminal says how much of it is done. It is erased at the end.
     """
@@ -164,8 +159,10 @@ def id_type(tokenizer: Tokenizer) -> np.dtype:
 
 def open_text(config: DataConfig, raw: bool) -> Text:
     """The text that `config` names, as bytes if `raw`. Raises UserError if there is none."""
-    folder, path = Path(config.folder), config.path
-    return Text([tiny_shakespeare_file(folder)] if path is None else find_files(path), raw)
+    files = (
+        find_files(config.path) if config.path is not None else [tiny_shakespeare_file(Path(config.folder))]
+    )
+    return Text(files, raw)
 
 
 @rank_zero_only
@@ -189,9 +186,8 @@ class Data(L.LightningDataModule):
 class TextData(Data):
     """A text as ids, split in order into a training and a validation part.
 
-    Without a `tokenizer` the one that `config` asks for is made for the text.
-    Raises UserError if there is no such text, if its characters are not in the vocabulary, if it has fewer
-    than two different ones, or if a part is shorter than one window.
+    Without a `tokenizer` the one that `config` asks for is made for the text. Raises UserError if there is no
+    text, if it has unknown characters or fewer than two, or if a part is shorter than one window.
     """
 
     def __init__(
@@ -204,8 +200,8 @@ class TextData(Data):
         text = open_text(config, kind.reads_bytes)
         self.tokenizer = kind.fit(text, fraction, config.bpe_vocab_size) if tokenizer is None else tokenizer
         if len(self.tokenizer) < 2:
-            reason = f"only the character {self.tokenizer.decode([0])!r}, nothing to predict"
-            raise UserError(f"data.path = {name}: {reason}; give a text with more")
+            only = self.tokenizer.decode([0])
+            raise UserError(f"data.path = {name}: only the character {only!r}, nothing to predict")
         if self.tokenizer.remark:
             print_note(f"data.path = {name}: {self.tokenizer.remark}")
         split = int(len(text) * fraction)
@@ -220,13 +216,11 @@ class TextData(Data):
                 raise UserError(f"data.path = {name}: its {part} split has {few}; {advice}")
 
     def train_dataloader(self) -> ShuffledWindows:
-        trainer = self.trainer
-        assert trainer is not None
+        trainer = cast(L.Trainer, self.trainer)
         per_step = trainer.accumulate_grad_batches
         length, start = trainer.max_steps * per_step, trainer.global_step * per_step
-        share = trainer.global_rank, trainer.world_size
-        windows = self.train_ids, self.context_length, self.config.batch_size
-        return ShuffledWindows(*windows, self.seed, length, start, *share)
+        windows = self.train_ids, self.context_length, self.config.batch_size, self.seed
+        return ShuffledWindows(*windows, length, start, trainer.global_rank, trainer.world_size)
 
     def val_dataloader(self) -> AllWindows:
         return self.exact(self.val_ids)
