@@ -25,6 +25,7 @@ from gpt.tokenizer import Tokenizer, tokenizer_class
 
 Ids = Tensor | np.ndarray  # (N,), integers
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), which are the inputs one position later
+Share = tuple[int, int]  # of a process: its rank, and how many there are
 VALIDATION_BATCH = 32  # windows; fixed, so that no setting changes the order in which losses are added
 IN_MEMORY = 2**26  # characters; the ids of a longer text are kept in a file
 
@@ -54,8 +55,7 @@ class ShuffledWindows:
     seed: int
     length: int
     start: int = 0
-    rank: int = 0
-    world_size: int = 1
+    share: Share = (0, 1)
 
     def __post_init__(self) -> None:
         self.windows = sliding_window_view(np.asarray(self.ids), self.context_length + 1)  # (N - T, T + 1)
@@ -70,7 +70,8 @@ class ShuffledWindows:
 
     def batch(self, k: int) -> Batch:
         """This process's share of batch number k."""
-        numbers = np.arange(k * self.batch_size, (k + 1) * self.batch_size)[self.rank :: self.world_size]
+        rank, processes = self.share
+        numbers = np.arange(k * self.batch_size, (k + 1) * self.batch_size)[rank::processes]
         epochs, places = np.divmod(numbers, self.per_epoch)
         starts = [self.order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)]
         return batch_of(self.windows[np.concatenate(starts)])
@@ -90,14 +91,13 @@ class AllWindows:
     With several processes each gets whole batches, so that every batch has the same loss as with one process.
     """
 
-    def __init__(
-        self, ids: Ids, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, ids: Ids, context_length: int, batch_size: int, share: Share = (0, 1)) -> None:
         # The last target of a window is the first input of the next one
         windows = sliding_window_view(np.asarray(ids), context_length + 1)[::context_length]
         batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
         # With fewer batches than processes each takes all: one without any would make the others wait
-        self.batches = batches[rank::world_size] if len(batches) >= world_size else batches
+        rank, processes = share
+        self.batches = batches[rank::processes] if len(batches) >= processes else batches
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -107,16 +107,17 @@ class AllWindows:
 
 
 def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of the first `split` characters of a text and those of the rest, in the type of `id_type`.
+    """The ids of the first `split` characters of a text and those of the rest, in the tokenizer's type.
 
     Those of a long text are written once into files below `folder`, which are mapped into memory and found by
-    the SHA-256 of text, tokenizer and split. Processes that need the same files wait for the one that writes
-    them. Raises UserError if they cannot be written.
+    the SHA-256 of what they depend on. Processes that need the same files wait for the one that writes them.
+    Raises UserError if they cannot be written.
     """
     if len(text) <= IN_MEMORY:
         train, val = zip(*encode_parts(text, tokenizer, split), strict=True)
         return np.concatenate(train), np.concatenate(val)
-    key = hashlib.sha256(json.dumps([text.sha256, tokenizer.state, split]).encode()).hexdigest()
+    dtype = tokenizer.ids("").dtype
+    key = hashlib.sha256(json.dumps([text.sha256, tokenizer.state, split, dtype.str]).encode()).hexdigest()
     place = folder / ".ids" / key  # hidden, so that it is no part of a text in the same folder
     train_file, val_file = place / "train.ids", place / "val.ids"
     try:
@@ -128,7 +129,6 @@ def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[
                     for train, val in encode_parts(text, tokenizer, split):
                         train_ids.write(train.data)
                         val_ids.write(val.data)
-        dtype = id_type(tokenizer)
         return np.memmap(train_file, dtype, mode="r"), np.memmap(val_file, dtype, mode="r")
     except OSError as error:
         reason = f"the text's ids cannot be kept there ({error.strerror}); set another folder"
@@ -136,33 +136,22 @@ def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[
 
 
 def encode_parts(text: Text, tokenizer: Tokenizer, split: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read and encode a text part by part. Yields the ids (T,) for training and those for validation.
-
-    If the text is long, a line on the terminal says how much of it is done. It is erased at the end.
-    """
-    position, dtype = 0, id_type(tokenizer)
+    """Encode a text part by part: the ids (T,) for training and those for validation, with a progress bar."""
+    position = 0
     is_hidden = None if len(text) > IN_MEMORY else True  # None: if stderr is not a terminal
     shown = "encoding the text {percentage:.0f}% {bar} ETA {remaining}"
     with tqdm(total=len(text), disable=is_hidden, leave=False, dynamic_ncols=True, bar_format=shown) as line:
         for part in text:
             cut = min(max(split - position, 0), len(part))
             position += len(part)
-            train, val = tokenizer.ids(part[:cut]), tokenizer.ids(part[cut:])
-            yield train.astype(dtype, copy=False), val.astype(dtype, copy=False)
+            yield tokenizer.ids(part[:cut]), tokenizer.ids(part[cut:])
             line.update(len(part))
-
-
-def id_type(tokenizer: Tokenizer) -> np.dtype:
-    """One byte if that is enough for the vocabulary, else two. Files keep them, so all machines agree."""
-    return np.dtype("u1" if len(tokenizer) <= 2**8 else "<u2")
 
 
 def open_text(config: DataConfig, raw: bool) -> Text:
     """The text that `config` names, as bytes if `raw`. Raises UserError if there is none."""
-    files = (
-        find_files(config.path) if config.path is not None else [tiny_shakespeare_file(Path(config.folder))]
-    )
-    return Text(files, raw)
+    folder, path = Path(config.folder), config.path
+    return Text([tiny_shakespeare_file(folder)] if path is None else find_files(path), raw)
 
 
 @rank_zero_only
@@ -220,7 +209,7 @@ class TextData(Data):
         per_step = trainer.accumulate_grad_batches
         length, start = trainer.max_steps * per_step, trainer.global_step * per_step
         windows = self.train_ids, self.context_length, self.config.batch_size, self.seed
-        return ShuffledWindows(*windows, length, start, trainer.global_rank, trainer.world_size)
+        return ShuffledWindows(*windows, length, start, (trainer.global_rank, trainer.world_size))
 
     def val_dataloader(self) -> AllWindows:
         return self.exact(self.val_ids)
@@ -228,4 +217,4 @@ class TextData(Data):
     def exact(self, ids: np.ndarray) -> AllWindows:
         """The batches whose mean loss is that of `ids` (N,): every position once, shared among processes."""
         share = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return AllWindows(ids, self.context_length, VALIDATION_BATCH, *share)
+        return AllWindows(ids, self.context_length, VALIDATION_BATCH, share)

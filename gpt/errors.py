@@ -46,7 +46,7 @@ def one_line(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """A text for a terminal: control characters, which could command it, are escaped (not "\n" and "\t")."""
+    """A text for a terminal, whose control characters could command it: they are escaped, not line breaks."""
     control = {char for char in text if unicodedata.category(char) in ("Cc", "Cf")} - {"\n", "\t"}
     return text.translate({ord(char): ascii(char)[1:-1] for char in control})
 
@@ -108,7 +108,7 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # no file that was opened
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # of an output, not a file
             discard_output()
             fail(f"error: output = (standard output): {error.strerror}; write somewhere else", 2)
         traceback.print_exc()

@@ -63,11 +63,9 @@ def choose_compilation(device: str, precision: str, flops: float, has_masks: boo
 
 def has_compiler(device: str) -> bool:
     """Whether torch.compile finds its compiler: what CC or CXX names, or the usual ones of the system."""
-    if device == "cuda":
-        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    else:
-        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
-    return any(map(shutil.which, names))
+    c_plus_plus = "clang++" if sys.platform == "darwin" else "g++"
+    variable, usual = ("CC", ["gcc", "clang"]) if device == "cuda" else ("CXX", [c_plus_plus])
+    return any(map(shutil.which, [os.environ[variable]] if variable in os.environ else usual))
 
 
 def memory_size() -> float:

@@ -31,8 +31,8 @@ class Diverged(UserError):
 class GPTModule(L.LightningModule):
     """A GPT and how to train it. To validate one, `model` and `lengths` are enough.
 
-    `lengths` (2, V) holds the number of characters and of bytes in each token, by which losses compare
-    between tokenizers. None means that every token is one character of one byte.
+    `lengths` (2, V) are the characters and bytes in each token, by which losses compare between tokenizers.
+    None means that every token is one character of one byte.
     """
 
     lengths: Tensor
@@ -76,18 +76,14 @@ class GPTModule(L.LightningModule):
             raise self.diverged("train/grad_norm", self.grad_norm)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the step that has ended if Lightning is about to write it.
-
-        Logging every step would take a quarter of the time of model=tiny. Lightning writes one step in
-        `log_every_n_steps`, and the one at which something has told it to stop.
-        """
+        """Log the step if Lightning is about to write it. All steps would take a quarter of tiny's time."""
         if self.is_logged(batch_idx):
             self.log("train/loss", self.step_loss, prog_bar=True, sync_dist=True)
             self.log("train/grad_norm", self.grad_norm)
             self.log("lr", self.lr)  # of the first group: one schedule multiplies all rates
 
     def is_logged(self, batch_idx: int) -> bool:
-        """Whether this batch ends a step that Lightning is about to write."""
+        """Whether this batch ends a step that is written: one in `log_every_n_steps`, and a last one."""
         trainer = self.trainer
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0

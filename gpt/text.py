@@ -55,8 +55,8 @@ def find_files(path: str) -> list[Path]:
     In a pattern `**` stands for any number of folders, none of them a link. Hidden files are left out, and a
     file that several links lead to is listed once. Raises UserError if there is no file.
     """
-    folder = place = Path(path)
     found: dict[Path, Path] = {}
+    folder = place = Path(path)
     with contextlib.suppress(OSError, ValueError):  # a name that is too long; ** next to other characters
         if place.is_file():
             return [place]
@@ -75,8 +75,8 @@ def find_files(path: str) -> list[Path]:
 class Text:
     """The text of some files, one after the other. It is read in parts, again whenever it is iterated over.
 
-    The parts are strings: files are UTF-8, line endings stay, and a byte order mark that begins a file is left
-    out. With `raw` they are the bytes of the files as they are.
+    The parts are strings: files are UTF-8, line endings stay, and a byte order mark that begins a file does
+    not. With `raw` they are the bytes of the files as they are.
     """
 
     def __init__(self, files: list[Path], raw: bool = False) -> None:
@@ -109,8 +109,7 @@ def parts_of(path: Path, raw: bool) -> Iterator[Any]:
                     yield part
             except UnicodeDecodeError as error:  # which counts from the first byte of `error.object`
                 wrong = file.tell() - len(error.object) + error.start
-                advice = f"convert it: iconv -f latin1 -t utf-8 {path.name} > converted.txt"
-                reason = f"not UTF-8 at byte {wrong}; set data.tokenizer=byte, or {advice}"
-                raise UserError(f"data.path = {path}: {reason}") from None
+                advice = f"data.tokenizer=byte, or convert it: iconv -f latin1 -t utf-8 {path.name} > new.txt"
+                raise UserError(f"data.path = {path}: not UTF-8 at byte {wrong}; set {advice}") from None
     except OSError as error:
         raise UserError(f"data.path = {path}: {error.strerror}; give a file that can be read") from None

@@ -37,11 +37,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def ids(self, text: str) -> np.ndarray:
-        """The ids of a text (T,), in a small unsigned type. Raises UserError for unknown characters."""
+        """The ids of a text (T,), in one small unsigned type. Raises UserError for unknown characters."""
 
     def knows(self, char: str) -> bool:
-        """Whether a text that contains this character can be encoded."""
-        return True  # if all bytes are among the pieces
+        """Whether a text that contains this character can be encoded, as any can if all bytes are pieces."""
+        return True
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -72,7 +72,7 @@ class Tokenizer(ABC):
         """The numbers of characters and of bytes in each piece (2, V). A character counts where it begins."""
         # UTF-8 continues a character with bytes of the form 10xxxxxx
         characters = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
-        return torch.tensor([characters, [len(piece) for piece in self.pieces]])
+        return torch.tensor([characters, list(map(len, self.pieces))])
 
 
 class CharTokenizer(Tokenizer):
@@ -89,7 +89,7 @@ class CharTokenizer(Tokenizer):
         self.vocabulary = vocabulary
         self.pieces = [char.encode() for char in vocabulary]
         # The id of every Unicode code point. Characters outside the vocabulary have the id V
-        self.table = np.full(0x110000, len(vocabulary), dtype=np.uint16)
+        self.table = np.full(0x110000, len(vocabulary), np.uint8 if len(vocabulary) < 256 else np.uint16)
         self.table[[ord(char) for char in vocabulary]] = np.arange(len(vocabulary))
         control = [char for char in vocabulary if unicodedata.category(char) == "Cc" and char not in "\t\n\r"]
         if control:
@@ -117,10 +117,9 @@ class CharTokenizer(Tokenizer):
 
     def ids(self, text: str) -> np.ndarray:
         if text.isascii() and len(self) < 256:  # translating bytes is twice as fast as indexing with numpy
-            table = self.table[:256].astype(np.uint8).tobytes()
-            ids: np.ndarray = np.frombuffer(text.encode().translate(table), dtype=np.uint8)
+            ids: np.ndarray = np.frombuffer(text.encode().translate(self.table[:256].tobytes()), np.uint8)
         else:
-            ids = self.table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)]
+            ids = self.table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)]
         if ids.max(initial=0) == len(self):
             unknown = ", ".join(repr(char) for char in sorted(set(text)) if not self.knows(char))
             reason = f"{shorten(unknown)} not among the {len(self)} characters that the model knows"
@@ -154,7 +153,7 @@ def tokenizer_class(kind: str) -> type[Tokenizer]:
 
 
 def restore(state: Any) -> Tokenizer:
-    """The tokenizer that had this `state`, which may be anybody's. Raises UserError if it is damaged."""
+    """The tokenizer that had this `state`. Raises UserError if it is damaged, or needs a missing library."""
     kind = state.get("kind") if isinstance(state, Mapping) else None
     if kind not in KINDS:
         raise UserError(f"tokenizer = {shorten(kind)}: not one of {', '.join(KINDS)}; use another checkpoint")

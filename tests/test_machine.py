@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gpt.machine import choose_compilation, choose_precision, device_type, free_space, has_compiler
+from gpt.machine import choose_compilation, choose_precision, device_type, has_compiler
 
 
 @pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16"])
@@ -75,7 +75,3 @@ def test_device_type():
     assert device_type("cpu") == "cpu"
     if not torch.accelerator.is_available():
         assert device_type("auto") == "cpu"
-
-
-def test_free_space_of_a_folder_that_does_not_exist(tmp_path):
-    assert free_space(tmp_path / "a" / "b") > 0
