@@ -110,7 +110,7 @@ def user_errors() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno and error.filename is None:  # of an output, not a file
             discard_output()
-            fail(f"error: output = (standard output): {error.strerror}; write somewhere else", 2)
+            fail(f"error: output = (standard output): {error.strerror}; make room", 2)
         traceback.print_exc()
         fail("This is a bug of this project. Please report it with the lines above and the command.", 1)
 

@@ -11,7 +11,7 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -29,7 +29,7 @@ def device_type(accelerator: str) -> str:
     return "cpu" if accelerator == "cpu" or available is None else available.type
 
 
-def choose_precision(device: str) -> tuple[str, str]:
+def choose_precision(device: str) -> tuple[Literal["32-true", "bf16-mixed"], str]:
     """The training precision for `precision=auto`, and why.
 
     bfloat16 is chosen only where the hardware computes it: other CPUs emulate it at a hundredth of the speed.
