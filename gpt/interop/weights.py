@@ -1,6 +1,4 @@
-"""Starting from other weights (`init=`): a run of this project, a checkpoint, or a folder of Hugging Face's
-transformers.
-"""
+"""Starting from other weights (`init=`): a run, a checkpoint, or a folder of Hugging Face's transformers."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -33,16 +31,11 @@ class InitialWeights:
         return digest.hexdigest()
 
 
-# noqa: B008 - frozen
-
-
 def load_weights(place: str) -> InitialWeights:
-    """The language model that `init=place` names. Raises UserError, whose line names `init`, if there is
-    none.
-    """
+    """The language model that `init=place` names. Raises UserError, whose line names `init`, if there is none."""
     try:
         if (Path(place) / "config.json").is_file():
-            from gpt.interop.huggingface import from_hf, tokenizer_from_hf  # it imports transformers
+            from gpt.interop.huggingface import from_hf, tokenizer_from_hf  # of which few need
 
             model, tokenizer = from_hf(place), tokenizer_from_hf(Path(place))
         else:
@@ -82,8 +75,7 @@ def fit_to_weights(values: Mapping[str, Any], asked: Collection[str]) -> dict[st
 
 
 def starting_weights(config: RunConfig, run: Run) -> InitialWeights | None:
-    """The weights that a run begins with. None if it draws them, or has a checkpoint of its own, which is all
-    it needs.
+    """The weights that a run begins with. None if it draws them, or has a checkpoint of its own.
 
     Raises UserError if they do not fit the configuration, or are not those that the run began with.
     """
