@@ -32,7 +32,7 @@ class InitialWeights:
 
 
 def load_weights(place: str) -> InitialWeights:
-    """The language model that `init=place` names. Raises UserError, whose line names `init`, if there is none."""
+    """The language model that `init=place` names. Raises UserError, which names `init`, if there is none."""
     try:
         if (Path(place) / "config.json").is_file():
             from gpt.interop.huggingface import from_hf, tokenizer_from_hf  # of which few need
