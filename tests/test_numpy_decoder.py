@@ -41,7 +41,7 @@ def test_numpy_computes_what_torch_does_far_beyond_the_context(arch, norm, activ
     assert supports(model)
     cached = NumpyCachedModel(model, expected=35)
     torch.testing.assert_close(read(cached, ids), read(CachedModel(model), ids), rtol=1e-5, atol=1e-5)
-    assert cached.decoders
+    assert cached.members
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def test_numpy_computes_an_ensemble():
     ids = torch.randint(11, (2, 30), generator=torch.Generator().manual_seed(2))
     cached = NumpyCachedModel(ensemble)
     torch.testing.assert_close(read(cached, ids), read(CachedModel(ensemble), ids), rtol=1e-5, atol=1e-5)
-    assert len(cached.decoders) == 2
+    assert len(cached.members) == 2
 
 
 class Doubled(torch.nn.LayerNorm):
@@ -77,7 +77,7 @@ def test_what_numpy_does_not_know_is_sampled_by_torch(kind):
     assert supports(model) == (kind == "many rows")
     cached = NumpyCachedModel(model)
     assert torch.equal(read(cached, ids), read(CachedModel(model), ids))
-    assert not cached.decoders
+    assert not cached.members
 
 
 @pytest.mark.parametrize(
