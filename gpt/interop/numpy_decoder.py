@@ -2,7 +2,7 @@
 
 `gpt.model` is the reference, and tests compare this file with it. One position of a small model is some 400
 small operations. PyTorch takes longer to start each of them than to compute it, and numpy starts them faster
-(measured in docs/log.md, 2026-11-22). Whatever is not known here, torch computes.
+(measured in docs/log.md, 2026-11-22).
 
 All activations have the shape (B, 1, C), so that numpy multiplies one row at a time by each weight matrix.
 The results for a row therefore do not depend on the other rows, not even in the last bit.
@@ -19,10 +19,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from gpt.attention import Dropout, KVCache, fastest_attention
+from gpt.attention import KVCache
 from gpt.ensemble import Ensemble, average
 from gpt.generate import CachedModel
-from gpt.model import GPT, MLP, Block, CausalConv, SelfAttention
+from gpt.model import CausalConv, SelfAttention
 
 Array = np.ndarray
 
@@ -33,22 +33,23 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.square(np.maximum(x, 0)),
 }
-KNOWN: set[type] = {Ensemble, GPT, Block, SelfAttention, MLP, CausalConv, Dropout, nn.ModuleList}
-KNOWN |= {nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Identity}
 
 
 class NumpyCachedModel(CachedModel):
-    """A `CachedModel` that computes further positions in numpy if there are few rows and `supports(model)`.
+    """A `CachedModel` that computes further positions in numpy if there are few rows, in float32 on a CPU.
 
     What is drawn for a row then depends on this row and its generator alone, to the last bit. In torch,
     matrix products may round differently in other batches, so here even the prompt is read row by row.
     """
 
-    members: Sequence[Any] = ()  # the model, or all of an ensemble, as arrays; if there is none, torch computes
+    members: Sequence[
+        Any
+    ] = ()  # the model, or all of an ensemble, as arrays; if there is none, torch computes
 
     def begin(self, window: Tensor) -> Tensor:
         self.members = ()
-        if len(window) > FEW_ROWS or not supports(self.model):
+        weight = next(self.model.parameters())
+        if len(window) > FEW_ROWS or weight.device.type != "cpu" or weight.dtype != torch.float32:
             return super().begin(window)
         rows = [CachedModel(self.model, self.expected) for _ in window]
         logits = [row.begin(ids) for row, ids in zip(rows, window.split(1), strict=True)]
@@ -74,19 +75,8 @@ class NumpyCachedModel(CachedModel):
         return average(logits) if isinstance(self.model, Ensemble) else logits[0]
 
 
-def supports(model: GPT | Ensemble) -> bool:
-    """Whether everything that the model consists of is known here, and it is in float32 on a CPU."""
-    parts = list(model.modules())
-    return (
-        all(type(part) in KNOWN for part in parts)
-        and all(part.attend is fastest_attention for part in parts if isinstance(part, SelfAttention))
-        and all(part.activation in ACTIVATIONS for part in parts if isinstance(part, MLP))
-        and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in model.parameters())
-    )
-
-
 def as_arrays(module: nn.Module, cached: KVCache) -> Any:
-    """A module and its parts as plain objects, whose attributes take less time, in the tensors' own memory."""
+    """A module and its parts as plain objects, which take less time, in the memory of the tensors."""
     if isinstance(module, nn.ModuleList):
         return [as_arrays(part, cached) for part in module]
     tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
