@@ -120,21 +120,23 @@ def from_hf(source: Any) -> GPT:
     """
     theirs, wrong = source, {}
     if isinstance(source, (str, Path)):
-        auto, safe = load_transformers(), {"trust_remote_code": False}
+        auto, options = load_transformers(), {"trust_remote_code": False}
         try:
-            our_config(auto.AutoConfig.from_pretrained(source, **safe).to_dict())  # before memory is taken
-            safe |= {"use_safetensors": True, "output_loading_info": True}
-            theirs, wrong = auto.AutoModelForCausalLM.from_pretrained(source, **safe)
+            our_config(auto.AutoConfig.from_pretrained(source, **options).to_dict())
+            options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            theirs, wrong = auto.AutoModelForCausalLM.from_pretrained(source, **options)
         except Exception as error:  # of the network, of the file system, and of libraries
-            raise UserError(f"model = {source}: {shorten(error, 300)}") from None
+            raise UserError(f"model = {source}: {shorten(error, 200)}") from None
     ours = GPT(our_config(theirs.config.to_dict()))
-    matched = pairs(ours, theirs)
-    for our_tensor, their_tensor in matched.values():
+    found = pairs(ours, theirs)
+    for our_tensor, their_tensor in found.values():
         our_tensor.copy_(their_tensor)
-    odd = theirs.state_dict().keys() ^ matched.keys()
-    odd |= {name for name, (one, other) in matched.items() if not torch.equal(one, other.float())}  # not tied
-    if odd or any(wrong.values()):
-        raise UserError(f"tensors = {sorted(odd) or wrong}: missing, left over or of another shape")
+    odd = {str(name) for names in wrong.values() for name in names}  # which have been replaced or left out
+    odd |= {name for name, (one, other) in found.items() if not torch.equal(one, other.float())}  # not tied
+    odd |= theirs.state_dict().keys() ^ found.keys()
+    if odd:
+        tensors = shorten(", ".join(sorted(odd)), 200)
+        raise UserError(f"model = {shorten(source, 200)}: missing, left over or misshapen: {tensors}")
     return ours.eval()
 
 
