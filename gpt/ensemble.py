@@ -21,7 +21,7 @@ class Ensemble(nn.Module):
         self.config = members[0].config.model_copy(update={"context_length": shortest})
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Log probabilities (B, T, V), which softmax leaves as they are, for ids (B, T). All share a cache."""
+        """Log probabilities (B, T, V), which softmax leaves as they are, for ids (B, T)."""
         logits, start = [], cache.length if cache is not None else 0
         for member in self.members:
             if cache is not None:

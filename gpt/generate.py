@@ -47,8 +47,7 @@ def sample_next(
 ) -> Tensor:
     """Draw the next ids (B,) from logits (B, V), which are divided by `temperature`.
 
-    Temperature 0 always takes the best token, and so does one below 1e-30, by which logits could not be
-    divided without overflow.
+    Below 1e-30, by which they could not be divided without overflow, it always takes the best token.
     `top_k` keeps the k best tokens (Fan et al. 2018, *Hierarchical Neural Story Generation*, section 5.4).
     `top_p` keeps the fewest best tokens whose probabilities sum to at least p, a share of what `top_k` keeps,
     but always one (Holtzman et al. 2020, *The Curious Case of Neural Text Degeneration*, section 3.1).
@@ -91,10 +90,9 @@ def draw(probabilities: Tensor, generator: Generator) -> Tensor:
 class CachedModel:
     """A model that keeps what it has read, so that each further token costs one position and not a window.
 
-    It sees at most context_length positions. When they are full, it reads their later half again, as the
-    beginning of a new window: what is cached of a position depends on its place and on all before it.
-    `logits` (B, V) are those after the last position. `expected` is how many positions at most will follow
-    the first ids, so that a short text takes little memory.
+    When context_length positions are full, it reads their later half again, as the beginning of a new window:
+    what is cached of a position depends on its place and on all before it. `logits` (B, V) are the last ones.
+    `expected` positions at most will follow the first ids, so that a short text takes little memory.
     """
 
     def __init__(self, model: Model, expected: int = sys.maxsize) -> None:
@@ -106,15 +104,15 @@ class CachedModel:
         limit = self.model.config.context_length
         if self.window is None:
             self.logits = self.begin(ids[:, -limit:])
-        else:
-            self.expected -= ids.size(1)
-            self.window = torch.cat((self.window, ids), dim=1)
-            fits = self.window.size(1) <= limit
-            self.logits = self.proceed(ids) if fits else self.begin(self.window[:, -max(1, limit // 2) :])
+            return self.logits
+        self.expected -= ids.size(1)
+        self.window = torch.cat((self.window, ids), dim=1)
+        fits = self.window.size(1) <= limit
+        self.logits = self.proceed(ids) if fits else self.begin(self.window[:, -max(1, limit // 2) :])
         return self.logits
 
     def begin(self, window: Tensor) -> Tensor:
-        """Logits (B, V) after ids (B, T), read into a new cache. All of its memory is taken at once."""
+        """Logits (B, V) after ids (B, T), read into a new cache, which takes all of its memory at once."""
         self.window = window
         self.cache = KVCache(min(self.model.config.context_length, window.size(1) + self.expected))
         return self.proceed(window)
@@ -161,11 +159,10 @@ def generate_text(
     seed: int | None = None,
     **settings: Any,
 ) -> str:
-    """The prompt and the model's continuation of `max_new_tokens` tokens.
+    """The prompt and its continuation by temperature (0.8 by default), top_k and top_p, as in `sample_next`.
 
-    `settings` are temperature (0.8 by default), top_k and top_p as in `sample_next`. The same seed gives the
-    same text. Without one, PyTorch's global random numbers decide. Raises UserError for characters that the
-    tokenizer does not know, and for meaningless settings.
+    The same seed gives the same text. Without one, PyTorch's global random numbers decide. Raises UserError
+    for characters that the tokenizer does not know, and for meaningless settings.
     """
     device = next(model.parameters()).device
     generator = None if seed is None else generator_of_text(seed, 0, device)

@@ -1,13 +1,15 @@
-"""To Hugging Face's `transformers` and back: the same numbers under other names. It needs the extra hf.
+"""To Hugging Face's `transformers` and back: the same numbers under other names (extra hf). And to ONNX.
 
 The classes that compute the same as a model here:
     gpt1, post-norm with learned positions   OpenAIGPTLMHeadModel, whose model_type is openai-gpt
     gpt2, pre-norm with learned positions    GPT2LMHeadModel, whose model_type is gpt2
 """
 
+import logging
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +23,7 @@ from gpt.errors import UserError, shorten
 from gpt.files import read_json, write_json, write_text
 from gpt.interop import library
 from gpt.interop.bpe import BPETokenizer, byte_letters
-from gpt.interop.onnx import write_onnx
-from gpt.model import GPT
+from gpt.model import GPT, plain_attention
 from gpt.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
 KINDS = {"post": "openai-gpt", "pre": "gpt2"}  # by our norm_position
@@ -62,10 +63,7 @@ def hf_settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def our_config(settings: Mapping[str, Any]) -> ModelConfig:
-    """The configuration of the model that computes what one with these settings, of a config.json, does.
-
-    Raises UserError for another class, and for settings that models here do not have.
-    """
+    """The same model's configuration, from its config.json. Raises UserError if models here cannot be so."""
     kind = settings.get("model_type")
     if kind not in ACTIVATIONS:
         raise UserError(f"model_type = {shorten(kind)}: must be {' or '.join(ACTIVATIONS)}")
@@ -140,6 +138,20 @@ def from_hf(source: Any) -> GPT:
     return ours.eval()
 
 
+def write_onnx(model: GPT, path: Path) -> None:
+    """Write a model of any architecture: `ids` (B, T) give `logits` (B, T, V), B and T free (extra onnx)."""
+    library("onnxscript", "onnx")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
+    longest = model.config.context_length
+    sizes = {"ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("position", max=longest)}}
+    example = (torch.zeros(2, min(2, longest), dtype=torch.int64),)
+    names: dict[str, Any] = {"input_names": ["ids"], "output_names": ["logits"]}
+    # By its formula, attention has no choice between kernels that would depend on the sizes of the example
+    with plain_attention(model), warnings.catch_warnings(action="ignore"):
+        program = torch.onnx.export(model, example, dynamic_shapes=sizes, verbose=False, **names)
+    path.write_bytes(program.model_proto.SerializeToString())  # type: ignore[union-attr]
+
+
 def tokenizer_json(tokenizer: Tokenizer) -> str:
     """The tokenizer as the content of a tokenizer.json, with the same ids."""
     if isinstance(tokenizer, BPETokenizer):
@@ -202,7 +214,7 @@ def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -
         # Written by hand: version 4 of transformers cannot read what version 5 writes. And without a class,
         # AutoTokenizer would take the tokenizer that goes with the class of the model
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        settings |= {"model_max_length": model.config.context_length}
+        settings["model_max_length"] = model.config.context_length
         write_json(staged / "tokenizer_config.json", settings)
         write_text(staged / "tokenizer.json", tokenizer_json(tokenizer))
         if onnx:

@@ -45,8 +45,8 @@ def load_weights(place: str) -> InitialWeights:
 def fit_to_weights(values: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
     """The values of a configuration with the model and the tokenizer of its `init`, if it has one.
 
-    `asked` are the names of the settings that the user has typed or chosen. Raises UserError for one of the
-    model or the tokenizer that contradicts the weights. Dropout may differ: it changes no weight.
+    Raises UserError if one of the settings in `asked`, which the user has typed or chosen, contradicts the
+    weights. Dropout may differ: it changes no weight.
     """
     place = values.get("init")
     if not isinstance(place, str):
