@@ -42,9 +42,7 @@ class NumpyCachedModel(CachedModel):
     matrix products may round differently in other batches, so here even the prompt is read row by row.
     """
 
-    members: Sequence[
-        Any
-    ] = ()  # the model, or all of an ensemble, as arrays; if there is none, torch computes
+    members: Sequence[Any] = ()  # the model, or all of an ensemble, as arrays; if empty, torch computes
 
     def begin(self, window: Tensor) -> Tensor:
         self.members = ()
@@ -54,11 +52,10 @@ class NumpyCachedModel(CachedModel):
         rows = [CachedModel(self.model, self.expected) for _ in window]
         logits = [row.begin(ids) for row, ids in zip(rows, window.split(1), strict=True)]
         self.window, self.cache = window, rows[0].cache
-        for layer in self.cache.keys_values:
-            parts = [row.cache.keys_values[layer] for row in rows]
-            self.cache.keys_values[layer] = torch.cat(parts, dim=1)
-        for layer in self.cache.conv_inputs:
-            self.cache.conv_inputs[layer] = torch.cat([row.cache.conv_inputs[layer] for row in rows])
+        for kind, batch_axis in (("keys_values", 1), ("conv_inputs", 0)):
+            first, *others = (getattr(row.cache, kind) for row in rows)
+            for layer in first:
+                first[layer] = torch.cat([first[layer], *(other[layer] for other in others)], dim=batch_axis)
         members = self.model.members if isinstance(self.model, Ensemble) else [self.model]
         self.members = [as_arrays(member, self.cache) for member in members]
         return torch.cat(logits)

@@ -28,7 +28,7 @@ def load_weights(place: str) -> InitialWeights:
     """The language model that `init=place` names. Raises UserError about `init` if there is none."""
     try:
         if (Path(place) / "config.json").is_file():
-            from gpt.interop.huggingface import from_hf, tokenizer_from_hf  # it imports transformers
+            from gpt.interop.huggingface import from_hf, tokenizer_from_hf  # they need an extra
 
             model, tokenizer = from_hf(place), tokenizer_from_hf(Path(place))
         else:
