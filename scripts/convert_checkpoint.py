@@ -3,8 +3,8 @@
 python scripts/convert_checkpoint.py outputs/RUN
 python scripts/convert_checkpoint.py model.ckpt
 
-A run folder is converted whole, so that it can be resumed: its checkpoints, and the names in its config.yaml. What was
-there stays. Convert only your own files: reading one is the single place of this project that unpickles.
+A run folder is converted whole, so that it can be resumed: its checkpoints, and the names in its config.yaml.
+What was there stays. Convert only your own files: this is the one place of this project that unpickles.
 """
 
 from pathlib import Path
@@ -62,6 +62,8 @@ def convert(path: Path) -> Path:
         content["callbacks"]["early_stopping"] = state | {
             "patience": metadata["config"]["callbacks"]["early_stopping"]["patience"]
         }
+    if "current_model_state" in content:  # averaged weights, which every step has updated
+        content["callbacks"]["ema"] = {"latest_update_step": content["global_step"]}
     is_last = path.stem == "last"
     target = path.with_suffix(".safetensors")
     write(target, {"gpt": metadata, "state_dict": weights} | (content if is_last else {}))
@@ -106,6 +108,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(path)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

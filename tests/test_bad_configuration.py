@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import TINY
-from gpt.cli.names import parse_overrides
+from gpt.cli.overrides import parse_overrides
 from gpt.config import RunConfig
 from gpt.errors import UserError
 

@@ -16,7 +16,7 @@ from test_callbacks import fit
 
 from gpt.callbacks import HParams, LastCheckpoint, MetricsFile, TensorBoard
 from gpt.callbacks.loggers import writers
-from gpt.callbacks.watching import draw_attention
+from gpt.drawing import draw_attention
 
 # metrics.csv
 
