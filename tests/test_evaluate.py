@@ -13,7 +13,6 @@ import sample
 from conftest import make_model
 from gpt.ensemble import Ensemble
 from gpt.errors import UserError, user_errors
-from gpt.generate import generate
 
 ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+\n\Z")
 
@@ -90,18 +89,6 @@ def test_probabilities_are_averaged():
     ids = torch.randint(11, (2, 5))
     expected = (members[0](ids).softmax(-1) + members[1](ids).softmax(-1)) / 2
     torch.testing.assert_close(Ensemble(members)(ids).softmax(-1), expected)
-
-
-def test_ensemble_writes_what_it_expects_past_the_shortest_context():
-    members = [make_model("modern", context_length=16).eval(), make_model("gpt1", context_length=12).eval()]
-    ensemble, ids = Ensemble(members), torch.tensor([[1, 2, 3]])
-    window, expected = ids, []
-    for _ in range(20):
-        window = window[:, -6:] if window.size(1) > 12 else window
-        expected.append(ensemble(window)[:, -1].argmax(-1))
-        window = torch.cat((window, expected[-1][:, None]), dim=1)
-    drawn = list(generate(ensemble, ids, 20, temperature=0))
-    assert torch.equal(torch.stack(drawn), torch.stack(expected))
 
 
 def test_programs_average_several_runs(succeed, capsys):

@@ -9,6 +9,7 @@ import torch
 import gpt.generate
 from conftest import make_model
 from gpt.attention import KVCache
+from gpt.ensemble import Ensemble
 from gpt.errors import UserError
 from gpt.generate import generate, generate_text, generator_of_text, sample_next, until
 from gpt.model import GPT
@@ -40,6 +41,12 @@ def test_greedy_text_is_the_same_with_and_without_a_cache(arch, length):
     model.head.weight.data.mul_(20)  # so that the best token is clear of rounding
     ids = torch.randint(11, (2, length), generator=torch.Generator().manual_seed(2))
     assert torch.equal(generated(model, ids, 50, temperature=0), generated_without_cache(model, ids, 50))
+
+
+def test_ensemble_writes_what_it_expects_past_the_shortest_context():
+    ensemble = Ensemble([make_model("modern"), make_model("gpt1", context_length=12)])
+    found = generated(ensemble, max_new_tokens=20, temperature=0)
+    assert torch.equal(found, generated_without_cache(ensemble, PROMPT, 20))
 
 
 @torch.no_grad()
