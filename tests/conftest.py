@@ -212,11 +212,10 @@ def trained(call, text: Path, trained_once: Path) -> Path:
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """Name in the last lines what could not be checked on this machine, and why."""
-    reasons: dict[str, list[str]] = {}
+    reasons = {f"this is Python {platform.python_version()}": ["the other versions from 3.11 to 3.13"]}
     for report in terminalreporter.stats.get("skipped", ()):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reasons.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid)
-    reasons[f"this is Python {platform.python_version()}"] = ["the other versions from 3.11 to 3.13"]
     if not torch.cuda.is_available():
         reasons["no GPU"] = ["trainer=gpu, bfloat16 and torch.compile on a GPU"]
     machine = f"on a CPU with {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"

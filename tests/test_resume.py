@@ -16,7 +16,7 @@ from test_train import no_compiler
 
 from conftest import ARCHITECTURES, EXACT, ROOT, TINY, assert_same_run, history, read_checkpoint, read_result
 from gpt.callbacks import StepSeed
-from gpt.checkpoint import write
+from gpt.checkpoint import load, write
 from gpt.module import GPTModule
 from gpt.run import Run
 
@@ -110,8 +110,7 @@ def test_run_that_is_stopped_and_crashes_is_bit_identical(variant, succeed, smal
 
 def test_run_whose_last_checkpoint_is_missing_begins_again(succeed, trained):
     (trained / "checkpoints/last.safetensors").unlink()
-    result = trained / "result.json"
-    before = read_result(trained)
+    result, before = trained / "result.json", read_result(trained)
     result.unlink()
     same = ["data.path=../text.txt", "trainer.max_steps=4", "hydra.run.dir=run"]
     succeed(*same)
@@ -132,9 +131,6 @@ def test_more_steps_continue_a_finished_run_that_was_moved(succeed, trained):
     assert read_result(moved)["best_val_loss"] <= score
     assert [row["step"] for row in history(moved) if row["val/loss"]] == ["3", "5"]
     assert yaml.safe_load((moved / "config.yaml").read_text())["trainer"]["max_steps"] == 6
-    before = (moved / "result.json").read_bytes()
-    succeed("resume='moved run'")  # it has ended, and there is nothing to do
-    assert (moved / "result.json").read_bytes() == before
     assert not trained.exists()
     assert not list(Path("outputs").glob("*"))  # resuming makes no new folders
 
@@ -151,7 +147,10 @@ def test_early_stopping_after_a_kill_stops_at_the_same_step(succeed, small, monk
     settings = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer=adamw"]
     settings += ["optimizer.lr=1", "trainer.max_steps=50", "trainer.val_check_interval=2"]
     succeed(*settings, "hydra.run.dir=whole")
-    assert read_result("whole")["step"] < 50
+    result = read_result("whole")
+    assert result["best_step"] < result["step"] < 50
+    steps = [load(f"whole/checkpoints/{name}.safetensors")[2]["step"] for name in ("best", "last")]
+    assert steps == [result["best_step"], result["step"]]
     with monkeypatch.context() as patch:
         patch.setattr(Run, "finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         assert small(*settings, "hydra.run.dir=parts")[0] == 130
@@ -188,16 +187,6 @@ def test_override_that_makes_another_run_is_refused(given, refuse, trained):
     before = files_of(trained)
     said = REFUSED[given].replace("RUN", str(trained))
     assert refuse(*given.replace("RUN", str(trained)).split()).startswith(f"error: {said}"[:70])
-    assert files_of(trained) == before
-
-
-def test_stored_class_of_strangers_is_refused(refuse, trained):
-    values = yaml.safe_load((trained / "config.yaml").read_text())
-    values["logger"]["csv"] |= {"x": [{"y": {"_target_": "os.system"}}]}
-    (trained / "config.yaml").write_text(yaml.safe_dump(values))
-    before = files_of(trained)
-    line = "error: logger.csv = os.system: neither of this project nor of Lightning; if you trust it, add"
-    assert refuse("resume=run", "trainer.max_steps=6").startswith(line)
     assert files_of(trained) == before
 
 

@@ -71,14 +71,10 @@ def test_there_is_no_circle():
     assert list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
-def test_core_knows_few_libraries():
+def test_core_knows_few_libraries_and_the_model_its_configuration_alone():
     foreign = {name.partition(".")[0] for module in CORE for name in IMPORTS[module]}
-    standard = {*sys.stdlib_module_names, "gpt"}
-    assert foreign - standard <= LIBRARIES_OF_THE_CORE
-
-
-def test_model_needs_torch_and_its_configuration_alone():
-    assert {name for name in IMPORTS["gpt.model"] if name in SOURCES} == {"gpt.config", "gpt.attention"}
+    assert foreign - {*sys.stdlib_module_names, "gpt"} <= LIBRARIES_OF_THE_CORE
+    assert IMPORTS["gpt.model"] & SOURCES.keys() == {"gpt.config", "gpt.attention"}
     libraries = {name.partition(".")[0] for name in IMPORTS["gpt.model"] | IMPORTS["gpt.attention"]}
     assert libraries <= {"gpt", "torch", "math", "contextlib", "collections", "typing"}
 
@@ -94,9 +90,6 @@ def test_size_of_the_package_stays_within_its_budget():
     """THE SIZE BUDGET: what gpt/ may have in all. To add something large, find what it makes superfluous."""
     lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "gpt").rglob("*.py")]
     assert sum(lines) <= 5_900
-
-
-def test_train_script_reads_aloud():
     assert len(SOURCES["scripts.train"].read_text(encoding="utf-8").splitlines()) <= 20
 
 
