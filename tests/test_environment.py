@@ -82,8 +82,7 @@ def test_closed_streams_give_no_traceback_and_any_number_of_threads_trains(
 
 
 def test_interrupt_at_the_start_is_one_line_and_leaves_nothing(expected, tmp_path):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(expected[0], cwd=tmp_path, **pipes)
+    process = subprocess.Popen(expected[0], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (tmp_path / "run").exists():  # which it makes before it trains
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

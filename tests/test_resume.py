@@ -170,7 +170,6 @@ def test_run_that_its_time_limit_ended_continues(succeed):
 REFUSED = {
     "resume=RUN model.n_layer=1 optimizer.lr=0.1": "model.n_layer, optimizer.lr = 1, 0.1: the run in RUN has",
     "resume=RUN model=small": "model = small: not with resume",
-    "resume=RUN seed=3": "seed = 3: not with resume",
     "resume=RUN trainer.max_steps=3": "trainer.max_steps = 3: the run in RUN has taken 4 steps",
     "resume=RUN hydra.run.dir=other": "resume = RUN: it continues in the run's own folder",
     "resume=nowhere": "resume = nowhere: no run there",

