@@ -271,7 +271,6 @@ def test_storm_of_kills_changes_nothing(call, text):
         for name in ("best", "last"):  # at any moment there is either none or a whole one
             if (path := folder / f"checkpoints/{name}.safetensors").exists():
                 read_checkpoint(path)
-    print(f"{kills} kills")
     assert kills >= STEPS / 30
     assert_same_run(folder, "whole")
     assert not list(folder.glob("checkpoints/.*.tmp-*"))

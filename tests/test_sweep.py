@@ -32,7 +32,6 @@ def test_sweep_prints_a_line_for_each_job_ends_in_a_table_and_is_continued_by_th
     assert out.splitlines()[:2] == [f"sweep of 3 runs in {folder}", "  n_head = 2, 3, 4"]
     assert [line.split(": ")[0] for line in lines] == [f"{n} of 3  {job}" for n, job in enumerate(jobs, 1)]
     assert "failed: model.n_head = 3: n_embd = 16 is not divisible by it" in lines[1]
-    assert folder.name.startswith("tiny_n_head_")
     assert [path.name for path in sorted(folder.iterdir()) if path.is_dir()] == jobs
     files = {path.name for path in folder.iterdir() if path.is_file()}
     assert files == {"compare.md", "compare.csv", "curves.png", "axes.png"}  # and no multirun.yaml
@@ -78,7 +77,6 @@ def test_time_left_is_that_of_the_runs_which_were_trained(monkeypatch):
 REFUSED = {
     "seed=1,2 data.path=nowhere.txt": "data.path = nowhere.txt: no such file",
     "optimizer=adamw,adam": "optimizer = adam: no such file in conf/optimizer/",
-    "seed=1,2 name=../../x": "name = ../../x: ",
     "seed=interval(1,2)": "sweep = seed=interval(1,2): not a list of values",
     "seed=range(1,100000000)": "10,001 jobs or more",
     "seed=1,2 name=${nothing}": "Interpolation key 'nothing' not found",

@@ -35,7 +35,6 @@ def test_run_folder_explains_itself(trained):
     assert (result["step"], result["best_step"]) == (4, 4)
     assert result["best_val_loss"] == result["final_val_loss"]
     assert result["parameters"] == sum(parameter.numel() for parameter in load(trained)[0].parameters())
-    assert result["seconds"] > 0
     run = json.loads((trained / "run.json").read_text())
     assert run["versions"]["torch"] == torch.__version__
     assert len(run["text_sha256"]) == 64
