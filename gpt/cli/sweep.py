@@ -169,7 +169,7 @@ class Sweep(Callback):
             print(f"\n{table_of(self.folder)}\n{report_line(self.folder)}", flush=True)
         if errors:
             reason = f"{len(errors)} of {self.jobs} jobs failed; the same command tries them again"
-            raise UserError(f"sweep = {self.folder}: {reason}")
+            raise UserError(f"sweep = {os.path.relpath(self.folder)}: {reason}")
 
     def remove_empty(self) -> None:
         """Remove the folder if nothing was written there, and those on the way to it that did not exist."""
