@@ -139,6 +139,10 @@ def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | No
         last = parts.checkpoints.checkpoint_path(trainer, "last")
         where = f"; its last good checkpoint is {last}" if last.exists() else ""
         raise UserError(f"{error}{where}") from None
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning makes an exit code of 1
+            raise KeyboardInterrupt from None
+        raise
     if "val/loss" not in trainer.callback_metrics:  # all steps had been taken, only the result was missing
         trainer.loggers = []  # they have logged it
         trainer.validate(module, datamodule=data, verbose=False)

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from tensorboard.summary.writer import event_file_writer
 
-from gpt.checkpoint import read
+from gpt.checkpoint import read as read_checkpoint
 from gpt.cli.main import train
 from gpt.config import ModelConfig
 from gpt.model import GPT, CausalConv
@@ -26,20 +27,16 @@ from gpt.model import GPT, CausalConv
 ROOT = Path(__file__).parents[1]
 # Event files of one process and one second are read in the order of their numbers as texts: 10 before 9
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
-ARCHITECTURES = {
-    path.stem: dict(OmegaConf.load(path)) for path in sorted(ROOT.glob("conf/model/arch/*.yaml"))
-}
-ARCHITECTURES["rmsnorm"] = {"norm": "rmsnorm"}
-
-# The precision of all tests that do not name their own, so that they mean the same on every machine:
-# make test PRECISION=...
+FOUND = sorted(ROOT.glob("conf/model/arch/*.yaml"))
+ARCHITECTURES = {path.stem: dict(OmegaConf.load(path)) for path in FOUND} | {"rmsnorm": {"norm": "rmsnorm"}}
+# The precision of tests that do not name their own, on every machine: make test PRECISION=...
 PRECISION = os.environ.get("GPT_TEST_PRECISION", "32-true")
 # The smallest model and run, for tests that go through the whole script
 TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.accelerator=cpu"]
 TINY += ["callbacks.samples.tokens=20", f"trainer.precision={PRECISION}"]
 TINY += ["trainer.val_check_interval=500"]  # one validation, at the end
-
-read_checkpoint = read
+# What a result says that does not depend on the time that it took
+EXACT = ("best_val_loss", "best_step", "final_val_loss", "final_bits_per_char", "step", "stopped_early")
 
 
 def make_config(arch: str = "modern", **changes) -> ModelConfig:
@@ -87,15 +84,7 @@ def assert_same_run(parts: str | Path, whole: str | Path) -> None:
             content.get("callbacks", {}).pop("throughput", None)  # the time that it took
         assert same(one, other)
     one, other = (read_result(run) for run in (parts, whole))
-    for key in (
-        "best_val_loss",
-        "best_step",
-        "final_val_loss",
-        "final_bits_per_char",
-        "step",
-        "stopped_early",
-    ):
-        assert one[key] == other[key]
+    assert [one[key] for key in EXACT] == [other[key] for key in EXACT]
 
 
 @pytest.fixture(params=list(ARCHITECTURES))
@@ -135,9 +124,7 @@ def run_program(*arguments: str, main: Callable[[], None] = train, name: str = "
         mock.patch.dict(os.environ),  # undoes what Lightning sets there for processes that it starts
         mock.patch.object(sys, "path", [*sys.path]),  # where a callback of one's own is looked for
         mock.patch.object(sys, "argv", [name, *arguments]),
-        mock.patch.object(
-            logging.root, "handlers", [*logging.root.handlers]
-        ),  # --info and hydra.verbose add some
+        mock.patch.object(logging.root, "handlers", [*logging.root.handlers]),  # --info adds some
     ):
         try:
             main()
@@ -150,7 +137,7 @@ def run_program(*arguments: str, main: Callable[[], None] = train, name: str = "
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def call(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Call scripts/train.py with arguments, in an empty folder: the exit code, stdout and stderr."""
     folder = tmp_path / "work"
     folder.mkdir()
@@ -165,15 +152,39 @@ def call(tmp_path: Path, monkeypatch, capsys) -> Callable[..., tuple[int, str, s
 
 
 @pytest.fixture
-def succeed(call, text: Path) -> Callable[..., str]:
-    """Call scripts/train.py with the smallest settings, `text` and more. It must end well: returns stdout."""
+def small(call, text) -> Callable[..., tuple[int, str, str]]:
+    """`call` with the smallest settings and `text` in front of the others, unless a run is resumed."""
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str) -> tuple[int, str, str]:
         options = [argument for argument in arguments if argument.startswith("-")]
         settings = [argument for argument in arguments if not argument.startswith("-")]
-        code, out, err = call(*options, *TINY, f"data.path={text}", *settings)
+        is_new = not any(setting.startswith("resume=") for setting in settings)
+        return call(*options, *([*TINY, f"data.path={text}"] if is_new else []), *settings)
+
+    return run
+
+
+@pytest.fixture
+def succeed(small) -> Callable[..., str]:
+    """`small`, which must end well: returns stdout."""
+
+    def run(*arguments: str) -> str:
+        code, out, err = small(*arguments)
         assert code == 0, out + err
         return out
+
+    return run
+
+
+@pytest.fixture
+def refuse(small) -> Callable[..., str]:
+    """`small`, which must end with one line on stderr and exit code 2: returns that line."""
+
+    def run(*arguments: str) -> str:
+        code, out, err = small(*arguments)
+        assert code == 2, out + err
+        assert re.fullmatch(r"error: .+ = .*: .+\n", err), err
+        return err
 
     return run
 
@@ -201,11 +212,10 @@ def trained(call, text: Path, trained_once: Path) -> Path:
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """Name in the last lines what could not be checked on this machine, and why."""
-    reasons: dict[str, list[str]] = {}
+    reasons = {f"this is Python {platform.python_version()}": ["the other versions from 3.11 to 3.13"]}
     for report in terminalreporter.stats.get("skipped", ()):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reasons.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid)
-    reasons[f"this is Python {platform.python_version()}"] = ["the other versions from 3.11 to 3.13"]
     if not torch.cuda.is_available():
         reasons["no GPU"] = ["trainer=gpu, bfloat16 and torch.compile on a GPU"]
     machine = f"on a CPU with {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"

@@ -1,34 +1,37 @@
-"""Sweeps: their folders and lines, what is refused, and what continues."""
+"""Sweeps: their folders and lines, what is refused, what continues, and Hydra's launchers."""
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from conftest import TINY, read_result
+from conftest import ROOT, TINY, read_result
 from gpt.callbacks import StepSeed
 from gpt.cli.sweep import time_left
 
-SWEEP = ["-m", *TINY, "trainer.max_steps=2", "model.n_layer=1", "model.n_head=2,3,4"]
+SWEEP = ["-m", "trainer.max_steps=2", "model.n_layer=1"]
 
 
 def job_lines(out: str) -> list[str]:
     return [line for line in out.splitlines() if " of 3  " in line]
 
 
-def only_folder(parent: str = "outputs/sweeps") -> Path:
-    (folder,) = Path(parent).iterdir()
+def only_folder() -> Path:
+    (folder,) = Path("outputs/sweeps").iterdir()
     return folder
 
 
-def test_sweep_prints_a_line_for_each_job_and_ends_in_a_table(call, text):
-    code, out, err = call(*SWEEP, f"data.path={text}")
+def test_sweep_prints_a_line_for_each_job_ends_in_a_table_and_is_continued_by_the_same_command(small, text):
+    code, out, err = small(*SWEEP, "model.n_head=2,3,4")
     assert code == 2
-    lines, jobs = job_lines(out), ["n_head-2", "n_head-3", "n_head-4"]
+    lines, jobs, folder = job_lines(out), ["n_head-2", "n_head-3", "n_head-4"], only_folder()
+    assert out.splitlines()[:2] == [f"sweep of 3 runs in {folder}", "  n_head = 2, 3, 4"]
     assert [line.split(": ")[0] for line in lines] == [f"{n} of 3  {job}" for n, job in enumerate(jobs, 1)]
     assert "failed: model.n_head = 3: n_embd = 16 is not divisible by it" in lines[1]
-    folder = only_folder()
-    assert folder.name.startswith("tiny_n_head_")
     assert [path.name for path in sorted(folder.iterdir()) if path.is_dir()] == jobs
     files = {path.name for path in folder.iterdir() if path.is_file()}
     assert files == {"compare.md", "compare.csv", "curves.png", "axes.png"}  # and no multirun.yaml
@@ -39,21 +42,17 @@ def test_sweep_prints_a_line_for_each_job_and_ends_in_a_table(call, text):
     assert err.startswith("error: sweep = outputs/sweeps/tiny_n_head_")
     assert "1 of 3 jobs failed" in err
     assert err.count("\n") == 1
-    assert out.splitlines()[:2] == [f"sweep of 3 runs in {folder}", "  n_head = 2, 3, 4"]
 
-
-def test_same_command_continues_and_another_is_another_sweep(call, text):
-    call(*SWEEP, f"data.path={text}")
-    folder = only_folder()
     (folder / "n_head-4/result.json").unlink()
     kept = (folder / "n_head-2/result.json").read_bytes()
-    _, out, _ = call(*SWEEP, f"data.path={text}")
+    _, out, _ = small(*SWEEP, "model.n_head=2,3,4")
     assert ["done before" in line for line in job_lines(out)] == [True, False, False]
     assert (folder / "n_head-2/result.json").read_bytes() == kept
     assert (folder / "n_head-4/result.json").exists(), out
-    code, _, _ = call(*SWEEP[:-1], "model.n_head=2,4", f"data.path={text}", "optimizer.lr=1e-4")
-    assert code == 0
-    assert len(list(Path("outputs/sweeps").iterdir())) == 2
+    text.rename(text.with_name("moved.txt"))
+    _, _, err = small(*SWEEP, "model.n_head=2,3,4")
+    assert "3 of 3 jobs failed" in err
+    assert (folder / "n_head-2/result.json").read_bytes() == kept
 
 
 def test_terminal_shows_the_job_that_trains_and_when_all_will_be_done(succeed, monkeypatch):
@@ -73,109 +72,96 @@ def test_time_left_is_that_of_the_runs_which_were_trained(monkeypatch):
     assert time_left(started=100, trained=3, left=0) == ""
 
 
-REFUSED = [
-    ("seed=1,2 model.n_head=3", "model.n_head = 3: n_embd = 16 is not divisible by it"),
-    ("seed=1,2 data.path=nowhere.txt", "data.path = nowhere.txt: no such file"),
-    ("model.n_hed=1,2", "model.n_hed = 1,2: no such setting; did you mean model.n_head?"),
-    ("optimizer=adamw,adam", "optimizer = adam: no such file in conf/optimizer/"),
-    ("seed=1,2 name=../../x", "name = ../../x: "),
-    ("seed=1,2 resume=last", "resume = last: not for sweeps"),
-    ("seed=interval(1,2)", "sweep = seed=interval(1,2): not a list of values"),
-    ("seed=range(1,100000000)", "10,001 jobs or more"),
-    ("seed=1,2 name=${nothing}", "Interpolation key 'nothing' not found"),
-]
-
-
-@pytest.mark.parametrize(("overrides", "reason"), REFUSED, ids=[overrides for overrides, _ in REFUSED])
-def test_refused_sweep_is_one_line_and_leaves_what_was_there(call, text, overrides, reason):
-    Path("outputs/sweeps").mkdir(parents=True)
-    Path("outputs/mine").write_text("mine")
-    code, _, err = call("-m", *TINY, f"data.path={text}", "trainer.max_steps=1", *overrides.split())
-    assert code == 2
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert reason in err
-    assert sorted(map(str, Path().rglob("*"))) == ["outputs", "outputs/mine", "outputs/sweeps"]
-
-
-def test_sweep_that_has_results_keeps_them_when_it_is_refused(call, text):
-    sweep = ["-m", *TINY, f"data.path={text}", "trainer.max_steps=1", "seed=1,2"]
-    assert call(*sweep)[0] == 0
-    before = {path: path.read_bytes() for path in only_folder().glob("*/result.json")}
-    text.rename(text.with_name("moved.txt"))
-    code, _, err = call(*sweep)
-    assert (code, len(before)) == (2, 2)
-    assert "2 of 2 jobs failed" in err
-    assert {path: path.read_bytes() for path in only_folder().glob("*/result.json")} == before
-
-
-@pytest.mark.parametrize("step", [0, 1])
-def test_bug_in_a_job_keeps_its_traceback_unless_no_run_has_begun(call, text, monkeypatch, step):
-    def fail(self, trainer, *args):
-        if trainer.global_step == step:
-            raise RuntimeError("does not fit")
-
-    monkeypatch.setattr(StepSeed, "on_train_batch_start", fail)  # TensorBoard's file is open by then
-    code, out, err = call("-m", *TINY, f"data.path={text}", "trainer.max_steps=2", "seed=1,2")
-    assert code == 2
-    assert err.count("\n") == 1
-    if step == 0:
-        assert list(Path().iterdir()) == []
-    else:
-        assert "1 of 2  seed-1: failed: RuntimeError: does not fit" in out
-        error = (only_folder() / "seed-1/error.txt").read_text()
-        assert error.splitlines()[0] == "RuntimeError: does not fit"
-        assert "Traceback" in error
-
-
-def test_choices_of_groups_and_equal_names_make_folders_of_their_own(succeed):
-    succeed("-m", "trainer.max_steps=1", "model/arch=gpt1,gpt2", "seed=1,2")
-    folder = only_folder()
-    runs = {f"arch-{arch}_seed-{seed}" for arch in ("gpt1", "gpt2") for seed in (1, 2)}
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == runs
-    assert (folder / "compare.md").read_text().startswith("| arch |")
-
-
-VALUES = {
-    "paths": (
-        ["data.path=../text.txt,'../elsewhere/King Lear.txt'"],
-        ["path-text.txt", "path-King-Lear.txt"],
-    ),
-    "equal ends": (["data.path=../text.txt,../elsewhere/text.txt"], ["job-0", "job-1"]),
-    "lists": (["optimizer.betas=[0.9,0.95],[0.8,0.9]"], ["betas-0.9-0.95", "betas-0.8-0.9"]),
-    "dictionaries": (["model={n_layer:1},{n_layer:2}"], ["job-0", "job-1"]),
-    "typed again": (
-        ["experiment=sweep_arch", "model/arch=gpt2,modern", "seed=7"],
-        ["arch-gpt2", "arch-modern"],
-    ),
-    "subdir": (["seed=1,2", "hydra.sweep.subdir=${hydra.job.num}"], ["0", "1"]),
-    "chdir": (["seed=1,2", "data.path=../text.txt", "hydra.job.chdir=true"], ["seed-1", "seed-2"]),
-    "job name": (["seed=1,2", "hydra.job.name=x"], ["seed-1", "seed-2"]),
+REFUSED = {
+    "seed=1,2 data.path=nowhere.txt": "data.path = nowhere.txt: no such file",
+    "optimizer=adamw,adam": "optimizer = adam: no such file in conf/optimizer/",
+    "seed=interval(1,2)": "sweep = seed=interval(1,2): not a list of values",
+    "seed=range(1,100000000)": "10,001 jobs or more",
+    "seed=1,2 name=${nothing}": "Interpolation key 'nothing' not found",
 }
 
 
-@pytest.mark.parametrize("values", VALUES)
-def test_values_of_a_sweep_name_its_jobs(succeed, text, values):
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_refused_sweep_is_one_line_and_leaves_what_was_there(refuse, overrides):
+    Path("outputs/sweeps").mkdir(parents=True)
+    Path("outputs/mine").write_text("mine")
+    assert REFUSED[overrides] in refuse("-m", "trainer.max_steps=1", *overrides.split())
+    assert sorted(map(str, Path().rglob("*"))) == ["outputs", "outputs/mine", "outputs/sweeps"]
+
+
+def test_bug_in_a_job_keeps_its_traceback(small, monkeypatch):
+    def fail(self, trainer, *args):
+        if trainer.global_step == 1:
+            raise RuntimeError("does not fit")
+
+    monkeypatch.setattr(StepSeed, "on_train_batch_start", fail)
+    code, out, err = small("-m", "trainer.max_steps=2", "seed=1,2")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "1 of 2  seed-1: failed: RuntimeError: does not fit" in out
+    error = (only_folder() / "seed-1/error.txt").read_text()
+    assert error.startswith("RuntimeError: does not fit\n")
+    assert "Traceback" in error
+
+
+VALUES = {  # what is typed, and the names of the jobs
+    "-m data.path=../text.txt,'../elsewhere/King&Lear.txt'": "path-text.txt path-King-Lear.txt",
+    "-m data.path=../text.txt,../elsewhere/text.txt": "job-0 job-1",  # their names are equal
+    "-m optimizer.betas=[0.9,0.95],[0.8,0.9]": "betas-0.9-0.95 betas-0.8-0.9",
+    "-m model={n_layer:1},{n_layer:2}": "job-0 job-1",
+    "-m seed=1,2 hydra.sweep.subdir=${hydra.job.num}": "0 1",
+    "-m seed=1,2 data.path=../text.txt hydra.job.chdir=true hydra.job.name=x": "seed-1 seed-2",
+    "-m model/arch=gpt1,gpt2 seed=7,8": "arch-gpt1_seed-7 arch-gpt1_seed-8 arch-gpt2_seed-7 arch-gpt2_seed-8",
+    "experiment=sweep_arch model/arch=gpt2,modern seed=7": "arch-gpt2 arch-modern",
+}
+
+
+@pytest.mark.parametrize("typed", VALUES)
+def test_values_of_a_sweep_name_its_jobs(succeed, text, typed):
     other = text.parent / "elsewhere"
     other.mkdir()
-    for name in ("King Lear.txt", "text.txt"):
+    for name in ("King&Lear.txt", "text.txt"):
         (other / name).write_text(text.read_text())
-    settings, jobs = VALUES[values]
-    options = [] if values == "typed again" else ["-m"]
-    out = succeed(*options, "trainer.max_steps=1", *settings)
-    lines = [line.split(": ")[0] for line in out.splitlines() if " of 2  " in line]
-    assert lines == [f"{number} of 2  {job}" for number, job in enumerate(jobs, 1)]
-    assert sorted(path.parent.name for path in only_folder().glob("*/result.json")) == sorted(jobs)
-    assert all(read_result(only_folder() / job)["step"] == 1 for job in jobs)
+    jobs = VALUES[typed].split()
+    out = succeed("trainer.max_steps=1", *typed.split())
+    lines = [line.split(": ")[0] for line in out.splitlines() if f" of {len(jobs)}  " in line]
+    assert lines == [f"{number} of {len(jobs)}  {job}" for number, job in enumerate(jobs, 1)]
+    folder = only_folder()
+    assert sorted(path.parent.name for path in folder.glob("*/result.json")) == sorted(jobs)
+    assert all(read_result(folder / job)["step"] == 1 for job in jobs)
+    if "seed=7,8" in typed:  # the table has means over seeds
+        assert (folder / "compare.md").read_text().startswith("| arch |")
 
 
-def test_folder_of_another_run_is_left_alone(succeed, call, text):
-    settings = ["trainer.max_steps=2", "hydra.run.dir=run"]
-    succeed(*settings)
-    before = {path: path.read_bytes() for path in Path("run").rglob("*.*")}
-    code, _, err = call(*TINY, f"data.path={text}", *settings, "optimizer.lr=1e-4")
-    assert code == 2
-    assert err.startswith("error: optimizer.lr = 0.0001: the run in ")
-    assert {path: path.read_bytes() for path in Path("run").rglob("*.*")} == before
-    succeed(*settings)  # the same once more: nothing to do
-    assert {path: path.read_bytes() for path in Path("run").rglob("*.*")} == before
+LAUNCHERS = [
+    ("joblib", ["hydra.launcher.n_jobs=2"]),
+    pytest.param("submitit_local", [], marks=pytest.mark.slow),
+    pytest.param("ray", ["hydra.launcher.ray.init.num_cpus=2"], marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("launcher", "settings"), LAUNCHERS)
+def test_launcher_runs_a_sweep(launcher, settings, tmp_path, text):
+    extra = "ray" if launcher == "ray" else "sweep"
+    plugin = f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher"
+    pytest.importorskip(plugin, reason=f"extra {extra} is not installed")
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", f"hydra/launcher={launcher}", *settings]
+    command += [*TINY, "trainer.max_steps=2", f"data.path={text}", "model.n_head=2,3,4"]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "1 of 3 jobs failed" in done.stderr
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert [read_result(folder / name)["step"] for name in ("n_head-2", "n_head-4")] == [2, 2]
+    for name in ("n_head-3/error.txt", "compare.md"):
+        assert "model.n_head = 3" in (folder / name).read_text()
+    if launcher == "joblib":  # two jobs at once share the cores
+        threads = json.loads((folder / "n_head-2" / "run.json").read_text())["machine"]["threads"]
+        assert threads == max(1, os.cpu_count() // 2)
+
+
+def test_settings_for_slurm_exist():
+    """The most that can be tested without a cluster: the plugin knows each of our settings."""
+    plugin = "hydra_plugins.hydra_submitit_launcher.config"
+    known = pytest.importorskip(plugin, reason="extra sweep is not installed").SlurmQueueConf
+    ours = OmegaConf.load(ROOT / "conf" / "hydra" / "launcher" / "submitit_slurm.yaml")
+    assert set(ours) <= set(OmegaConf.structured(known))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt.analysis import report_line
 from gpt.checkpoint import SUFFIX, load
-from gpt.cli.overrides import quote_paths
+from gpt.cli.overrides import quote_override
 from gpt.config import RunConfig
 from gpt.errors import printable, shorten
 from gpt.finetune.predict import wilson_interval
@@ -110,7 +110,7 @@ def example_texts(config: RunConfig) -> str:
 
 def describe_resuming(folder: Path, config: RunConfig) -> str:
     """The command that continues a run, quoted for the shell."""
-    (override,) = quote_paths([f"resume={os.path.relpath(folder)}"])
+    override = quote_override("resume", os.path.relpath(folder))
     return f"To continue: {program('finetune' if config.task else 'train')} {shlex.quote(override)}"
 
 
