@@ -22,9 +22,8 @@ def block(title: str, language: str) -> str:
 def project(tmp_path: Path, text: Path, monkeypatch) -> Path:
     """A copy of the project, in which the test stands, with a text of one's own."""
     for folder in ("gpt", "conf", "scripts"):
-        shutil.copytree(
-            ROOT / folder, tmp_path / "project" / folder, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / "project" / folder, ignore=ignored)
     shutil.copy(text, tmp_path / "project/my.txt")
     monkeypatch.chdir(tmp_path / "project")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "project"))

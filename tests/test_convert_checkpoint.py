@@ -12,9 +12,11 @@ from conftest import assert_same_run, read_checkpoint, same
 from gpt.checkpoint import find
 from gpt.errors import UserError
 
-SETTINGS = (
-    ["callbacks=early_stopping", "callbacks.early_stopping.patience=4", "optimizer.lr=10"]
-)  # it gets worse
+SETTINGS = [
+    "callbacks=early_stopping",
+    "callbacks.early_stopping.patience=4",
+    "optimizer.lr=10",
+]  # it gets worse
 SETTINGS += ["trainer.max_steps=4", "trainer.val_check_interval=1", "hydra.run.dir=kept"]
 
 
