@@ -139,7 +139,7 @@ def with_absolute_paths(values: dict[str, Any], cwd: Path) -> dict[str, Any]:
         if (
             name in ("path", "folder", "init")
             and isinstance(place := node.get(name), str)
-            and place != "last"
+            and place not in ("last", "pretrained")
         ):
             node[name] = str(cwd / Path(place).expanduser())
     return values

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -22,8 +23,11 @@ def render(model: GPT, tokenizer: Tokenizer, title: str, facts: Mapping[str, str
     """The page. Its weights, in float16, and all that it needs are inside.
 
     `facts` are shown under the title. Raises UserError for weights that float16 cannot hold, and for a
-    tokenizer that the page does not know.
+    tokenizer or an activation that the page does not know.
     """
+    if not re.search(rf"^  {model.config.activation}: ", read("decoder.js"), re.MULTILINE):
+        reason = "the page has no formula for it; add one to ACTIVATIONS in gpt/interop/page/decoder.js"
+        raise UserError(f"model.activation = {model.config.activation}: {reason}")
     with np.errstate(over="ignore"):
         parameters = {name: value.detach().numpy() for name, value in model.named_parameters()}
         weights = {name: array.astype("<f2") for name, array in parameters.items()}
