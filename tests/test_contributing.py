@@ -57,6 +57,8 @@ def test_option_of_the_architecture(project):
     train("ablation=silu")
     assert "activation: silu" in (project / "run/config.yaml").read_text()
     assert run("scripts/sample.py", "run", "--prompt", "O", "--tokens", "5")
+    page = subprocess.run([sys.executable, "scripts/export_html.py", "run"], capture_output=True, text=True)
+    assert page.stderr.startswith("error: model.activation = silu: the page has no formula for it; add one to")
 
 
 def test_dataset(project):
