@@ -24,8 +24,9 @@ from gpt.callbacks.loggers import MetricsFile, RunLogger
 from gpt.callbacks.progress import ProgressBar, ProgressLines
 from gpt.callbacks.step_seed import ResumeAtStep, StepSeed
 from gpt.callbacks.stopping import EarlyStopping, GracefulStop, ValidateAtEnd
-from gpt.callbacks.watching import EMA, Samples, Throughput
+from gpt.callbacks.watching import Samples, Throughput
 from gpt.checkpoint import FORMAT
+from gpt.cli.main import compose_config
 from gpt.errors import UserError
 from gpt.machine import silence_lightning
 
@@ -93,51 +94,34 @@ def both() -> list[Callback]:
     return [BestCheckpoint(), LastCheckpoint()]
 
 
-GOOD = {
-    "Samples": {"prompt": "a", "tokens": 5, "temperatures": [1.0]},
-    "AttentionMaps": {"text": "a", "every": 1},
-    "ZeroShot": {"tasks": ["mark"], "examples": 5},
-    "EarlyStopping": {"patience": 1},
-    "EMA": {"decay": 0.9},
+REFUSED = {  # of what is typed, the last word, by the reason
+    "callbacks.samples.tokens=abc": "should be a valid integer",
+    "callbacks.samples.tokens=100001": "should be less",
+    "callbacks.samples.temperatures=[]": "should have at least 1 item",
+    "callbacks.samples.top_k=0": "should be greater",
+    "+callbacks.samples.token=5": "no such setting; did you mean",
+    "callbacks.attention.every=0": "should be greater",
+    "callbacks=early_stopping callbacks.early_stopping.patience=0": "should be greater",
+    "callbacks=ema callbacks.ema.decay=1.0": "should be less",
+    "callbacks=zero_shot callbacks.zero_shot.examples=0": "should be greater",
+    "callbacks=zero_shot callbacks.zero_shot.tasks=[marks]": "should be 'mark', 'reply'",
+    "+callbacks.x._target_=gpt.callbacks.Sample": "",
+    "+callbacks.x._target_=nowhere.Class": "No module named 'nowhere'",
+    "+callbacks.best.monitor=lr": "unexpected keyword argument 'monitor'",
+    "+callbacks.x.monitor=lr": "names no class; write callbacks.x._target_=module.Class, or callbacks.x=null",
+    "+callbacks.x._target_=5": "names no class",
 }
-REFUSED = [
-    ("Samples", "tokens", "abc", "tokens = abc: should be a valid integer"),
-    ("Samples", "tokens", 100_001, "tokens = 100001: should be less"),
-    ("Samples", "prompt", "x" * 10_001, "prompt = x"),
-    ("Samples", "temperatures", [], "temperatures = []: "),
-    ("Samples", "temperatures", [1.0] * 21, "temperatures = [1.0, "),
-    ("Samples", "temperatures", [1.0, -1.0], "temperatures.1 = -1.0: should be greater"),
-    ("Samples", "temperatures", [math.nan], "temperatures.0 = nan: should be"),
-    ("Samples", "top_k", 0, "top_k = 0: should be greater"),
-    ("Samples", "token", 5, "token = 5: no such setting"),
-    ("AttentionMaps", "every", 0, "every = 0: should be greater"),
-    ("AttentionMaps", "text", "a" * 1001, "text = a"),
-    ("EarlyStopping", "patience", 0, "patience = 0: should be greater"),
-    ("EMA", "decay", 1.0, "decay = 1.0: should be less"),
-    ("ZeroShot", "examples", 0, "examples = 0: should be greater"),
-    ("ZeroShot", "tasks", ["marks"], "tasks.0 = marks: should be 'mark', 'reply'"),
-]
-NODES = [
-    ({"_target_": f"gpt.callbacks.{kind}"} | GOOD[kind] | {name: value}, f".{why}")
-    for kind, name, value, why in REFUSED
-]
-NODES += [
-    ({"_target_": "gpt.callbacks.Sample"}, " = gpt.callbacks.Sample: "),
-    ({"_target_": "nowhere.Class"}, " = nowhere.Class: No module named 'nowhere'"),
-    ({"_target_": "gpt.callbacks.BestCheckpoint", "monitor": "lr"}, " = gpt.callbacks.BestCheckpoint: "),
-    ({"monitor": "lr"}, " = {'monitor': 'lr'}: names no class; write callbacks.x._target_=module.Class, or"),
-    ({"_target_": 5}, " = {'_target_': 5}: names no class"),
-]
 
 
-@pytest.mark.parametrize(("node", "message"), NODES)
-def test_refused_class_or_argument_is_named_in_one_line(node, message, tmp_path):
-    with pytest.raises(UserError) as error:
-        make_all("callbacks", {"x": node}, tmp_path)
-    line = str(error.value)
-    assert line.startswith(f"callbacks.x{message}")
-    assert line.isprintable()
-    assert len(line) < 400
+@pytest.mark.parametrize("typed", REFUSED)
+def test_refused_class_or_argument_is_named_in_one_line(typed, tmp_path):
+    words = typed.split()
+    nodes = compose_config(words).callbacks
+    with pytest.raises(UserError, match=rf"^{'.'.join(words[-1].strip('+').split('.')[:2])}") as error:
+        make_all("callbacks", nodes, tmp_path)
+    assert REFUSED[typed] in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 400
 
 
 def test_samples_keep_a_history_that_survives_resuming_and_stays_small(tmp_path, monkeypatch):
@@ -270,14 +254,6 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(tmp_path):
     trainer.global_step = 2
     stop.on_train_batch_end(trainer, SimpleNamespace(device="cpu"), None, None, 1)
     assert (stop.signal, stop.stopping) == (signal.SIGTERM, True)
-
-
-def test_averaged_weights_are_saved_in_addition_to_those_that_training_continues_with(tmp_path):
-    for folder, max_steps in (("whole", 40), ("parts", 20), ("parts", 40)):
-        fit(tmp_path / folder, max_steps, [LastCheckpoint(), EMA(decay=0.5)], accumulate=2)
-    for content in (read_last(tmp_path / run) for run in ("whole", "parts")):
-        assert content["state_dict"]["weight"] != content["current_model_state"]["model.weight"]
-        assert content["averaging_state"]["n_averaged"] == 40
 
 
 # What is shown

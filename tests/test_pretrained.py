@@ -62,17 +62,14 @@ def test_it_writes_a_play(capsys):
     assert set(names) <= set(re.findall(r"^([A-Z][A-Z ]+):$", tiny_shakespeare(Path("data")), re.MULTILINE))
 
 
-def test_programs_take_it(tmp_path, capsys, monkeypatch):
+def test_programs_take_it(text, capsys, monkeypatch):
     for given in ("--pretrained", str(PRETRAINED)):
         assert evaluate.parse([given]).checkpoint == [str(PRETRAINED)]
-    assert evaluate.parse([]).checkpoint is None
     with pytest.raises(UserError, match="argument --pretrained: not allowed with argument RUN"):
         evaluate.parse(["outputs/RUN", "--pretrained"])
-    text = tmp_path / "text.txt"
-    text.write_text("ROMEO:\nBut soft, what light through yonder window breaks?\n" * 200, encoding="utf-8")
     evaluate.main(["--pretrained", "--data", str(text)])
     assert "\nval  " in capsys.readouterr().out
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(text.parent)
     with pytest.raises(UserError, match=r"modern|rotary|transformers"):  # which transformers lacks
         export_hf.main(["--pretrained", "--out", "exported"])
 

@@ -1,6 +1,5 @@
 """A run that is resumed is one's own; this is promised all the same. For checkpoints, see test_checkpoint."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,7 @@ from gpt.cli.main import targets
 
 
 def test_classes_are_found_at_any_depth():
-    node = {"_target_": "a", "x": [{"y": {"_target_": "b"}}, "c"], "z": {"_target_": "d"}}
-    assert targets(node) == ["a", "b", "d"]
-    assert targets(None) == targets(["x"]) == []
+    assert targets({"_target_": "a", "x": [{"y": {"_target_": "b"}}, "c"], "z": None}) == ["a", "b"]
 
 
 DAMAGED = [b"", b"\xff\xfe", b"[1]", b"{}", b"a: !!python/object/apply:os.system [touch it_ran]"]
@@ -37,10 +34,10 @@ def test_a_terminal_is_not_commanded(call, trained):
 
 
 def test_a_run_that_has_ended_without_checkpoints_is_not_begun_again(call, trained):
-    result = json.loads((trained / "result.json").read_text())
+    result = (trained / "result.json").read_bytes()
     for path in (trained / "checkpoints").iterdir():
         path.unlink()
     code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
     assert code == 2
     assert "no checkpoint to continue from; begin again in another folder" in err
-    assert json.loads((trained / "result.json").read_text()) == result
+    assert (trained / "result.json").read_bytes() == result
