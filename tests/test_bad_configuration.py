@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import TINY
+from gpt.cli.main import targets
 from gpt.cli.names import parse_overrides
 from gpt.config import RunConfig
 from gpt.errors import UserError
@@ -161,14 +162,6 @@ def test_valid_but_unusual_configuration_is_accepted(call, text):
     assert "after 2 steps" in out
 
 
-def test_folder_of_another_run_is_refused(call, trained, text):
-    settings = [*TINY, f"data.path={text}", "trainer.max_steps=4"]
-    code, _, err = call(*settings, "model.n_layer=1", f"hydra.run.dir={trained}")
-    assert code == 2
-    assert "model.n_layer = 1: the run in" in err
-    assert ONE_LINE.match(err)
-
-
 def test_error_before_the_first_step_is_one_line_and_leaves_nothing(call, text, monkeypatch):
     def refuse(self) -> None:
         raise RuntimeError("this optimizer\ncannot be made")
@@ -193,7 +186,51 @@ def test_error_of_a_later_step_keeps_its_traceback(call, text, monkeypatch):
     code, _, err = call(*TINY, f"data.path={text}", "trainer.max_steps=4", "hydra.run.dir=run")
     assert code == 1
     assert "RuntimeError: a bug" in err
-    assert err.endswith(
-        "\nThis is a bug of this project. Please report it with the lines above and the command.\n"
-    )
+    assert err.endswith("Please report it with the lines above and the command.\n")
     assert Path("run/config.yaml").exists()
+
+
+# A folder with a run in it, which is one's own
+
+DAMAGED = [b"", b"\xff\xfe", b"[1]", b"{}", b"a: !!python/object/apply:os.system [touch it_ran]"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "result.json"])
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_file_of_a_run_is_one_line(call, trained, name, content):
+    (trained / name).write_bytes(content)
+    code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
+    assert code == 2
+    assert err.startswith("error: file = ")
+    assert ONE_LINE.match(err)
+    assert (trained / name).read_bytes() == content
+    assert not Path("it_ran").exists()
+
+
+def test_folder_of_another_run_is_refused(call, trained, text):
+    settings = [*TINY, f"data.path={text}", "trainer.max_steps=4"]
+    code, _, err = call(*settings, "model.n_layer=1", f"hydra.run.dir={trained}")
+    assert code == 2
+    assert "model.n_layer = 1: the run in" in err
+    assert ONE_LINE.match(err)
+
+
+def test_a_terminal_is_not_commanded(call, trained):
+    (trained / "sample.txt").write_text("fair \x1b]0;title\x07 Juliet")
+    code, out, _ = call(f"resume={trained}")  # it has ended, and is reported
+    assert code == 0
+    assert "fair \\x1b]0;title\\x07 Juliet" in out
+
+
+def test_a_run_that_has_ended_without_checkpoints_is_not_begun_again(call, trained):
+    result = (trained / "result.json").read_bytes()
+    for path in (trained / "checkpoints").iterdir():
+        path.unlink()
+    code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
+    assert code == 2
+    assert "no checkpoint to continue from; begin again in another folder" in err
+    assert (trained / "result.json").read_bytes() == result
+
+
+def test_classes_are_found_at_any_depth():
+    assert targets({"_target_": "a", "x": [{"y": {"_target_": "b"}}, "c"], "z": None}) == ["a", "b"]
