@@ -160,7 +160,7 @@ def test_best_checkpoint_has_the_lowest_loss_and_last_the_newest_also_in_a_folde
     assert read_last(here)["callbacks"]["best"] == {"score": 1.0, "step": 20}
     assert str(tmp_path) not in str(read_last(here)["callbacks"])  # no paths
     shutil.move(here, there)
-    trainer = fit(there, 45, both(), {35: 1.5, 45: 4.0}.get)
+    trainer = fit(there, 45, both(), {30: 1.5, 40: 1.2, 45: 4.0}.get)
     best = next(callback for callback in trainer.callbacks if isinstance(callback, BestCheckpoint))
     assert (best.score, best.step) == (1.0, 20)
     assert [read_last(there, name)["gpt"]["step"] for name in ("best", "last")] == [20, 45]
