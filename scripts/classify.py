@@ -49,9 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     from gpt.checkpoint import find
     from gpt.cli.newest import newest_run
-    from gpt.finetune.predict import load_answerer
+    from gpt.finetune.predict import Answerer
 
-    answerer = load_answerer(find(options.checkpoint or newest_run(fine_tuned=True)))
+    answerer = Answerer(find(options.checkpoint or newest_run(fine_tuned=True)))
     for text in read_texts(options):
         found = answerer.probabilities(text.replace("\\n", "\n").split("\t"))
         label = max(found, key=found.__getitem__)

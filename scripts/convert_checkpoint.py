@@ -62,6 +62,8 @@ def convert(path: Path) -> Path:
         content["callbacks"]["early_stopping"] = state | {
             "patience": metadata["config"]["callbacks"]["early_stopping"]["patience"]
         }
+    if "current_model_state" in content:  # averaged weights, which every step has updated
+        content["callbacks"]["ema"] = {"latest_update_step": content["global_step"]}
     is_last = path.stem == "last"
     target = path.with_suffix(".safetensors")
     write(target, {"gpt": metadata, "state_dict": weights} | (content if is_last else {}))

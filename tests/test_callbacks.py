@@ -1,4 +1,5 @@
 """What runs while a model is trained: each callback in a training of one weight."""
+# ruff: noqa: I001 - several names on a line
 
 import csv
 import math
@@ -18,13 +19,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from conftest import read_checkpoint
+from gpt.callbacks import MetricsFile, ProgressBar, ProgressLines, RunLogger, Samples, Throughput
 from gpt.callbacks import make_all, watching
-from gpt.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, StoreMetadata
-from gpt.callbacks.loggers import MetricsFile, RunLogger
-from gpt.callbacks.progress import ProgressBar, ProgressLines
-from gpt.callbacks.step_seed import ResumeAtStep, StepSeed
-from gpt.callbacks.stopping import EarlyStopping, GracefulStop, ValidateAtEnd
-from gpt.callbacks.watching import Samples, Throughput
+from gpt.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, EarlyStopping, GracefulStop
+from gpt.callbacks.checkpoints import LastCheckpoint, ResumeAtStep, StepSeed, StoreMetadata, ValidateAtEnd
 from gpt.checkpoint import FORMAT
 from gpt.cli.main import compose_config
 from gpt.errors import UserError
@@ -76,7 +74,7 @@ def fit(
         plugins=[AtomicCheckpointIO()],
         logger=loggers or False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_progress_bar=False,
     )
     for logger in loggers:
         logger.resume(read_checkpoint(last)["global_step"] if last.exists() else 0)
@@ -107,7 +105,7 @@ REFUSED = {  # of what is typed, the last word, by the reason
     "callbacks=zero_shot callbacks.zero_shot.tasks=[marks]": "should be 'mark', 'reply'",
     "+callbacks.x._target_=gpt.callbacks.Sample": "",
     "+callbacks.x._target_=nowhere.Class": "No module named 'nowhere'",
-    "+callbacks.best.monitor=lr": "unexpected keyword argument 'monitor'",
+    "+callbacks.best.monitor=lr": "BestCheckpoint() takes no arguments",
     "+callbacks.x.monitor=lr": "names no class; write callbacks.x._target_=module.Class, or callbacks.x=null",
     "+callbacks.x._target_=5": "names no class",
 }
@@ -219,7 +217,7 @@ class SendSignal(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+    def on_before_zero_grad(self, trainer, *args) -> None:
         if trainer.global_step == self.step - 1:
             signal.raise_signal(signal.SIGTERM)
 
@@ -245,15 +243,15 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(tmp_path):
         stop.signal = stop.signal or signal.SIGUSR1
         return torch.tensor(received.pop(0))
 
-    values = dict(world_size=2, global_step=1, max_steps=9, val_check_batch=1)
-    trainer = SimpleNamespace(
-        **values, strategy=SimpleNamespace(reduce=reduce), checkpoint_callbacks=[LastCheckpoint()]
-    )
-    stop.on_train_batch_end(trainer, SimpleNamespace(device="cpu"), None, None, 0)
+    strategy = SimpleNamespace(reduce=reduce)
+    trainer = SimpleNamespace(world_size=2, global_step=1, accumulate_grad_batches=1, strategy=strategy)
+    trainer.fit_loop, trainer.default_root_dir = SimpleNamespace(batch_idx=0), tmp_path
+    trainer.is_global_zero, trainer.save_checkpoint = True, lambda path: None
+    module, stop.first_step = SimpleNamespace(device="cpu"), 0
+    stop.on_train_batch_start(trainer, module)
     assert (stop.signal, stop.stopping) == (signal.SIGUSR1, False)
-    trainer.global_step = 2
-    stop.on_train_batch_end(trainer, SimpleNamespace(device="cpu"), None, None, 1)
-    assert (stop.signal, stop.stopping) == (signal.SIGTERM, True)
+    with pytest.raises(SystemExit, match="143"):
+        stop.on_train_batch_start(trainer, module)
 
 
 # What is shown
@@ -263,16 +261,14 @@ def test_throughput_counts_training_alone(monkeypatch):
     now, logged = [100.0], []
     monkeypatch.setattr(watching, "perf_counter", lambda: now[0])
     callback = Throughput()
-    trainer = SimpleNamespace(world_size=2, log_every_n_steps=2, accumulate_grad_batches=1, global_step=0)
-    trainer.datamodule = SimpleNamespace(characters_per_id=1.0)
+    trainer = SimpleNamespace(world_size=2, datamodule=SimpleNamespace(characters_per_id=1.0))
     module = SimpleNamespace(log=lambda name, value, prog_bar: logged.append((name, value)))
+    module.is_logged = lambda batch_idx: batch_idx % 2 == 1
     batch = (torch.zeros(3, 5), None)
-    callback.on_train_start(trainer, module)
     now[0] += 1000  # before the first batch
     for step in range(4):
         callback.on_train_batch_start(trainer, module, batch, step)
         now[0] += 0.5
-        trainer.global_step += 1
         callback.on_train_batch_end(trainer, module, None, batch, step)
         if step == 2:
             callback.on_validation_start(trainer, module)
@@ -306,19 +302,19 @@ def test_progress_bar_is_one_line_that_counts_all_steps(tmp_path, capsys, monkey
 
 
 def test_narrow_progress_bar_leaves_out_numbers_and_is_erased_if_asked(tmp_path, capsys, monkeypatch):
-    set_width(monkeypatch, 50)
+    set_width(monkeypatch, 44)
     monkeypatch.setattr(ProgressBar, "ending", lambda self, trainer: "all done in 1:00")
     fit(tmp_path, 10, [ProgressBar("1 of 2  ", leave=False)], every=5)
     *lines, erased, end = capsys.readouterr().out.split("\r")
     assert lines[-1].startswith("1 of 2  10/10 ")
     assert lines[-1].endswith("  all done in 1:00")
-    assert len(lines[-1]) == 49
+    assert len(lines[-1]) == 43
     assert (erased.strip(), end) == ("", "")
 
 
 def test_progress_bar_ends_before_a_stopped_run_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        fit(tmp_path, 20, [SendSignal(3), GracefulStop("continue"), ProgressBar()])
+        fit(tmp_path, 20, [SendSignal(3), ProgressBar(), GracefulStop("continue")])
     *_, line, stopped, advice = capsys.readouterr().out.splitlines()
     assert line.split("\r")[-1].startswith("3/20 ")
     assert (stopped[:13], advice) == ("stopped after", "continue")

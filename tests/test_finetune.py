@@ -1,6 +1,7 @@
 """Fine-tuning: its sequences, the model and its losses, runs from start to end, and what is refused."""
 
 import json
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -12,15 +13,13 @@ import torch.nn.functional as F
 from test_finetune_tasks import play
 
 import sample
-from conftest import PRECISION, make_config, make_model
+from conftest import PRECISION, make_config, make_model, read_result, same
 from gpt.checkpoint import read
 from gpt.cli import main
 from gpt.config import AdamWConfig, SchedulerConfig
-from gpt.finetune.data import ExampleBatches
-from gpt.finetune.inputs import Inputs, collate, to_sequences
-from gpt.finetune.model import Classifier, build_classifier, extra_parameters
-from gpt.finetune.module import ClassifierModule, language_loss
-from gpt.finetune.task import Example
+from gpt.finetune.model import Classifier, Inputs, collate, extra_parameters, to_sequences
+from gpt.finetune.module import ClassifierModule, ExampleBatches, language_loss
+from gpt.finetune.tasks import Example
 from gpt.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer.from_text("abcdefghijk")  # a is 0
@@ -49,8 +48,7 @@ def test_texts_become_sequences(kind, texts, sequences):
 def test_batch_is_padded_at_the_end_and_knows_the_extract_tokens():
     examples = [Example(("ab", "c"), 1), Example(("d", "abc"), 0)]
     inputs = collate([(to_sequences(one, "similarity", TOKENIZER, 20), one.label) for one in examples])
-    assert inputs.ids.shape == (4, 7)
-    assert inputs.labels.tolist() == [1, 0]
+    assert (inputs.ids.shape, inputs.labels.tolist()) == ((4, 7), [1, 0])
     assert inputs.ids[torch.arange(4), inputs.extract].tolist() == [EXTRACT] * 4
     assert inputs.ids[0].tolist() == [START, 0, 1, DELIMITER, 2, EXTRACT, 0]
     # Given the longest length, batches are padded to one of few lengths, but never beyond it
@@ -69,14 +67,13 @@ def make_classifier(kind: str, arch: str = "modern") -> Classifier:
     return model.eval()
 
 
-def make_batch(kind: str, examples: int = 4) -> Inputs:
-    generator = torch.Generator().manual_seed(1)
+def make_batch(kind: str) -> Inputs:
+    draw = random.Random(1)
 
     def sequence() -> list[int]:
-        length = int(torch.randint(2, 12, (), generator=generator))
-        return [START, *torch.randint(V, (length,), generator=generator).tolist(), EXTRACT]
+        return [START, *draw.choices(range(V), k=draw.randint(2, 11)), EXTRACT]
 
-    return collate([([sequence() for _ in range(KINDS[kind])], number % 3) for number in range(examples)])
+    return collate([([sequence() for _ in range(KINDS[kind])], number % 3) for number in range(4)])
 
 
 def scores_of(model: Classifier, batch: Inputs) -> torch.Tensor:
@@ -103,12 +100,11 @@ def test_neither_padding_nor_the_size_of_a_batch_changes_a_score(kind, arch):
 @pytest.mark.parametrize(("kind", "answers"), [("choice", 1), ("entailment", 3)])
 def test_the_language_model_inside_is_the_one_that_was_taken_over(kind, answers, arch):
     source, ids = make_model(arch, seed=7), torch.arange(10)[None]
-    task = {"kind": kind, "labels": ["a", "b", "c"]}
-    model = build_classifier(task, source.config).eval()
+    model = Classifier(source.config, kind, labels=3).eval()
     model.take_over(source, None)
     torch.testing.assert_close(model(ids), source.eval()(ids), atol=0, rtol=0)
     extra = sum(p.numel() for p in model.parameters()) - source.config.parameter_count()
-    assert extra == (3 + answers) * 16 == extra_parameters(task, source.config)  # the only new ones
+    assert extra == (3 + answers) * 16 == extra_parameters(source.config, kind, 3)  # the only new ones
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
@@ -120,14 +116,12 @@ def test_layers_are_taken_over_from_the_bottom(layers):
     drawn = {name for name, it in model.state_dict().items() if torch.equal(before[name], it)}
     for number in range(2):
         name = f"blocks.{number}.mlp.fc.weight"
-        assert (name in taken) == (number < layers)
-        assert (name in drawn) == (number >= layers)
+        assert (name in taken, name in drawn) == (number < layers, number >= layers)
     assert "tokens.weight" in taken
 
 
 def module_of(model: Classifier, lm_weight: float) -> ClassifierModule:
-    lengths = torch.ones(2, V, dtype=torch.int64)
-    return ClassifierModule(model, AdamWConfig(), SchedulerConfig(), lengths, lm_weight=lm_weight)
+    return ClassifierModule(model, AdamWConfig(), SchedulerConfig(), TOKENIZER.lengths, lm_weight=lm_weight)
 
 
 def test_weight_zero_is_plain_classification():
@@ -148,7 +142,7 @@ def test_language_loss_is_over_the_texts_own_tokens():
 
 
 def test_batches_of_any_texts_give_every_layer_few_shapes():
-    """A shape that is new costs memory for good (gpt.finetune.data.ExampleBatches)."""
+    """A shape that is new costs memory for good (gpt.finetune.module.ExampleBatches)."""
     examples = [([[START, *[n % V] * n, EXTRACT]], n % 3) for n in range(1, 15)]
     model, shapes = make_classifier("classification"), set()
     for layer in model.modules():
@@ -157,9 +151,7 @@ def test_batches_of_any_texts_give_every_layer_few_shapes():
     module = module_of(model, 0.5)
     for batch in ExampleBatches(examples, 3, seed=1, length=20, longest=model.config.context_length):
         module.loss(batch).backward()
-    layers = {layer for layer, _ in shapes}
-    assert len(layers) > 2 * model.config.n_layer
-    assert len(shapes) == len(layers)
+    assert len(shapes) == len({layer for layer, _ in shapes}) > 2 * model.config.n_layer
 
 
 @pytest.mark.parametrize("lm_weight", [0.0, 0.5])
@@ -182,14 +174,10 @@ def play_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("pretrained") / "pre"
-
-
 @pytest.fixture
-def pretrained(call, play_file: Path, store: Path) -> Path:
+def pretrained(call, play_file: Path, tmp_path_factory) -> Path:
     """A language model that has taken four steps on the play, trained once and copied for each test."""
+    store = tmp_path_factory.getbasetemp() / "pretrained"
     if not store.exists():
         settings = "trainer.max_steps=4", "callbacks.samples=null", f"hydra.run.dir={store}"
         code, _, err = call(*SIZES, *MACHINE, f"data.path={play_file}", *settings)
@@ -198,14 +186,12 @@ def pretrained(call, play_file: Path, store: Path) -> Path:
 
 
 @pytest.fixture
-def tune(call, play_file: Path, monkeypatch):
+def tune(call, play_file: Path):
     """Call scripts/finetune.py, as `call` calls scripts/train.py."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         fixed = [] if any("resume=" in word for word in arguments) else [f"data.path={play_file}", *MACHINE]
-        with monkeypatch.context() as patch:
-            patch.setattr(main, "train", main.finetune)
-            return call(*arguments, *fixed)
+        return call(*arguments, *fixed, main=main.finetune, name="finetune.py")
 
     return run
 
@@ -215,31 +201,32 @@ def answers(capsys, *arguments: str) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_fine_tuning_learns_and_classify_needs_the_checkpoint_alone(
-    pretrained, play_file, tune, capsys, tmp_path
-):
-    code, out, err = tune(
-        "init=pre", "task=mark", "finetune.epochs=12", "optimizer.lr=5e-3", "hydra.run.dir=tuned"
-    )
+def test_fine_tuning_learns_and_classify_needs_the_checkpoint_alone(pretrained, play_file, tune, capsys):
+    longer = "finetune.epochs=12", "optimizer.lr=5e-3"
+    code, out, err = tune("init=pre", "task=mark", *longer, "hydra.run.dir=tuned")
     assert code == 0, err
-    result = json.loads(Path("tuned/result.json").read_text())
+    result = read_result("tuned")
     assert result["test_accuracy"] > 0.9 > result["majority_accuracy"]
-    assert f"accuracy        {result['test_accuracy']:.4f}  (" in out
-    assert "95 % interval" in out
-    assert "classify.py tuned --text" in out
+    for line in (
+        f"accuracy        {result['test_accuracy']:.4f}  (",
+        "95 % interval",
+        "classify.py tuned --text",
+    ):
+        assert line in out
     assert len(json.loads(Path("tuned/run.json").read_text())["init_sha256"]) == 64
 
-    alone = Path("tuned/checkpoints/best.safetensors").rename(tmp_path / "alone.safetensors")
+    alone = Path("tuned/checkpoints/best.safetensors").rename("alone.safetensors")
     play_file.unlink()
     (answer,) = answers(capsys, str(alone), "--text", "we say 7, or what")
     assert answer["label"] == "?"
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
-    with pytest.raises(ValueError, match="is about one text; separate several by tabs"):
-        classify.main([str(alone), "--text", "we\tsay"])
-    with pytest.raises(ValueError, match="fine-tuned for a task, not a language model"):
-        sample.main([str(alone)])
-    with pytest.raises(ValueError, match="answers no questions"):
-        classify.main(["pre", "--text", "x"])
+    for program, arguments, message in (
+        (classify, [str(alone), "--text", "we\tsay"], "is about one text; separate several by tabs"),
+        (sample, [str(alone)], "fine-tuned for a task, not a language model"),
+        (classify, ["pre", "--text", "x"], "answers no questions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            program.main(arguments)
 
 
 @pytest.mark.parametrize("task", ["reply", "same_speaker", "next_speech"])
@@ -253,16 +240,10 @@ def test_every_kind_of_task_trains(task, pretrained, tune, capsys):
 
 @pytest.mark.parametrize("lm_weight", [0.0, 0.5])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(lm_weight, pretrained, tune, monkeypatch):
-    whole = [
-        "init=pre",
-        "task=mark",
-        "finetune.epochs=2",
-        "trainer.val_check_interval=3",
-        "model.dropout=0.1",
-    ]
-    whole.append(f"finetune.lm_weight={lm_weight}")
+    whole = ["init=pre", "task=mark", "finetune.epochs=2", f"finetune.lm_weight={lm_weight}"]
+    whole += ["trainer.val_check_interval=3", "model.dropout=0.1"]
     assert tune(*whole, "hydra.run.dir=whole")[0] == 0
-    steps = json.loads(Path("whole/result.json").read_text())["step"]
+    steps = read_result("whole")["step"]
     training_step = ClassifierModule.training_step
 
     def stop_at_the_second(self, batch, batch_idx):
@@ -278,20 +259,19 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(lm_weight, pretrained, 
     Path("pre").rename("moved")  # a run that has begun needs its own checkpoint alone
     code, _, err = tune("resume=parts")
     assert code == 0, err
-    assert json.loads(Path("parts/result.json").read_text())["step"] == steps
-    ends = [read(Path(run, "checkpoints", "last.safetensors"))["state_dict"] for run in ("whole", "parts")]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert read_result("parts")["step"] == steps
+    one, other = (read(Path(run, "checkpoints/last.safetensors"))["state_dict"] for run in ("whole", "parts"))
+    assert same(one, other)
 
 
 def test_a_sweep_ends_with_a_table_and_a_picture(pretrained, tune):
     short = "trainer.max_steps=1"
     code, out, err = tune("-m", "init=./pre,null", *SIZES, short, "seed=1,2", "hydra.sweep.dir=sweep")
     assert code == 0, err
-    rows = [line.split() for line in out.splitlines() if line.startswith("mark")]
-    assert {row[1] for row in rows} == {"pre", "null"}
-    assert all("±" in row for row in rows)
+    rows = [line for line in out.splitlines() if " mark " in line and "±" in line]
+    assert sorted("null" in row for row in rows) == [False, True]
     runs = {path.parent.name for path in Path("sweep").glob("*/result.json")}
-    assert runs == {"init-pre_seed-1", "init-pre_seed-2", "init-null_seed-1", "init-null_seed-2"}
+    assert runs == {f"init-{init}_seed-{seed}" for init in ("pre", "null") for seed in (1, 2)}
     assert Path("sweep/tasks.png").stat().st_size > 1000
     code, out, err = tune("-m", "init=pre", "finetune.layers=0,2", short, "hydra.sweep.dir=layers")
     assert code == 0, err
@@ -322,13 +302,9 @@ def test_train_starts_from_other_weights(call, pretrained, play_file, tmp_path):
     still = "optimizer=adamw", "optimizer.lr=1e-9", "trainer.max_steps=1", "callbacks.samples=null"
     code, _, err = call("init=pre", f"data.path={play_file}", *MACHINE, *still, "hydra.run.dir=new")
     assert code == 0, err
-    first, second = (
-        read(Path(run, "checkpoints", "last.safetensors"))["state_dict"] for run in ("pre", "new")
-    )
+    first, second = (read(Path(run, "checkpoints/last.safetensors"))["state_dict"] for run in ("pre", "new"))
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
     other = tmp_path / "other.txt"
     other.write_text("été " * 500)
     code, _, err = call("init=pre", f"data.path={other}", *MACHINE, "hydra.run.dir=refused")
-    assert code == 2
-    assert "'é'" in err
-    assert not Path("refused").exists()
+    assert (code, "'é'" in err, Path("refused").exists()) == (2, True, False)

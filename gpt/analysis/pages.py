@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 
 from gpt.analysis import compare, plots, runs
 from gpt.checkpoint import find, load, read
+from gpt.drawing import draw_attention
+from gpt.errors import UserError, one_line, printable
 from gpt.files import write_text
 from gpt.model import attention_weights
 from gpt.run import Result
-from gpt.errors import UserError, one_line, printable
 
 TEXT = "ROMEO:\nO, speak again, bright angel"  # what attention is shown on, if the tokenizer knows it
 MOST_TOKENS, MOST_LAYERS, MOST_HEADS, MOST_SAMPLES = 24, 12, 16, 12
@@ -100,4 +101,4 @@ def draw_layers(folder: Path) -> list[str]:
     ids = tokenizer.encode(known)[None, : min(MOST_TOKENS, model.config.context_length)]
     tokens = [printable(tokenizer.decode(ids[:, n])) for n in range(ids.size(1))]
     weights = attention_weights(model, ids)[:MOST_LAYERS, 0, :MOST_HEADS].detach().float()
-    return [embed(plots.draw_attention(layer, tokens, "")) for layer in weights]
+    return [embed(draw_attention(layer, tokens, "")) for layer in weights]

@@ -1,4 +1,4 @@
-"""Pictures of runs: the losses of one, what settings do to the results of many, what a model attends to."""
+"""Pictures of runs: the losses of one, and what settings do to the results of many."""
 
 import io
 import math
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from pandas import DataFrame, Series, concat
@@ -17,8 +16,6 @@ from pandas import DataFrame, Series, concat
 from gpt.analysis.runs import read_metric, show
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gpt.analysis.compare import Comparison
 
 OUR_STYLE = matplotlib.style.context(["default", "gpt.style"])
@@ -201,33 +198,3 @@ def scale_x(axes: Axes, places: Series) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: show(float(value)))
-
-
-@OUR_STYLE
-def draw_attention(weights: "Tensor", tokens: Sequence[str], title: str) -> Figure:
-    """Draw one layer's weights (H, T, T), a panel for each head. Rows attend to columns, dark is much."""
-    heads, size = weights.shape[:2]
-    columns = math.ceil(math.sqrt(heads))
-    rows = math.ceil(heads / columns)
-    names = [token.replace("\n", "\u23ce").replace(" ", "\u2423") for token in tokens]
-    panel = 0.14 * size  # inches: a line of 8 points for each token
-    figure = Figure(figsize=(panel * columns + 1.6, panel * rows + 0.4 * rows + 0.9), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for head, axes in enumerate(panels.flat):
-        if head >= heads:
-            axes.set_visible(False)
-            continue
-        # The square root brings out small weights, such as those of a head that looks at many tokens
-        image = axes.imshow(weights[head].numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-        axes.set_title(f"head {head + 1}")
-        turned = 90 if max(map(len, names)) > 1 else 0
-        axes.set_xticks(range(size), names, family="DejaVu Sans Mono", rotation=turned)
-        axes.set_yticks(range(size), names, family="DejaVu Sans Mono")
-        axes.tick_params(length=0, labelbottom=head + columns >= heads)
-        axes.grid(visible=False)
-    ticks = [0, 0.01, 0.1, 0.5, 1]
-    figure.colorbar(image, ax=panels, ticks=ticks, format="%g", label="attention weight", aspect=40)
-    figure.suptitle(title)
-    figure.supxlabel("attended to", fontsize=9)
-    figure.supylabel("attending", fontsize=9)
-    return figure

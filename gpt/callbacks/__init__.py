@@ -4,6 +4,7 @@ Any other callback or logger of Lightning's kind can be added, its arguments nex
 
     +callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor
 """
+# ruff: noqa: F401, I001 - names that are imported from here, several on a line
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,43 +15,26 @@ from hydra.utils import instantiate
 from pydantic import ValidationError
 
 from gpt.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, StoreMetadata
+from gpt.callbacks.checkpoints import EMA, EarlyStopping, GracefulStop, ResumeAtStep, StepSeed, ValidateAtEnd
 from gpt.callbacks.loggers import HParams, MetricsFile, RunLogger, TensorBoard
-from gpt.callbacks.progress import ProgressBar, ProgressLines
-from gpt.callbacks.step_seed import ResumeAtStep, StepSeed
-from gpt.callbacks.stopping import EarlyStopping, GracefulStop, ValidateAtEnd
-from gpt.callbacks.watching import EMA, AttentionMaps, Samples, Throughput
-from gpt.callbacks.zero_shot import ZeroShot
+from gpt.callbacks.watching import AttentionMaps, ProgressBar, ProgressLines, Samples, Throughput, ZeroShot
 from gpt.errors import UserError, explain, one_line, shorten
-
-__all__ = ["EMA", "AtomicCheckpointIO", "AttentionMaps", "BestCheckpoint", "EarlyStopping", "GracefulStop"]
-__all__ += [
-    "HParams",
-    "LastCheckpoint",
-    "MetricsFile",
-    "ProgressBar",
-    "ProgressLines",
-    "ResumeAtStep",
-    "RunLogger",
-]
-__all__ += ["Samples", "StepSeed", "StoreMetadata", "TensorBoard", "Throughput", "ValidateAtEnd", "ZeroShot"]
 
 
 def make_all(group: str, nodes: Mapping[str, Mapping[str, Any]], run_dir: Path) -> list[Any]:
-    """The objects that the `_target_` of each node names, in their order. A save_dir of null is the run's
-    folder.
+    """The objects that each node names by its `_target_`. A save_dir of null is the run's folder.
 
     Raises UserError for a class that cannot be found, and for arguments that it does not take.
     """
     made = []
     for name, node in nodes.items():
-        place, arguments = f"{group}.{name}", {**node}
-        if not isinstance(target := node.get("_target_"), str):
+        place, target = f"{group}.{name}", node.get("_target_")
+        if not isinstance(target, str):
             advice = f"write {place}._target_=module.Class, or {place}=null to leave it out"
             raise UserError(f"{place} = {shorten(node)}: names no class; {advice}")
-        if arguments.get("save_dir", "") is None:
-            arguments["save_dir"] = str(run_dir)
+        lacks_folder = node.get("save_dir", "") is None
         try:
-            made.append(instantiate(arguments))
+            made.append(instantiate({**node} | ({"save_dir": str(run_dir)} if lacks_folder else {})))
         except InstantiationException as error:
             cause: BaseException = error
             while cause.__cause__ is not None:

@@ -1,20 +1,26 @@
-"""The checkpoints of a run: its best, its last, and what each of them says about its run.
+"""How a run is saved, continued and ended. One that was resumed equals, bit for bit, one never interrupted.
 
 Lightning's ModelCheckpoint is not used: it forgets the best score when the run's folder has moved.
 """
 
-import os
+import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.io import CheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from lightning.pytorch.loggers import Logger
+from pydantic import Field, validate_call
 
-from gpt.callbacks.loggers import RunLogger
 from gpt.checkpoint import SUFFIX, read, refusal, write
 from gpt.module import is_training
+
+State = dict[str, Any]
 
 PREFIX = "model."  # of the names that Lightning has for the weights: they are attributes of GPTModule.model
 NOT_STORED = ("epoch", "pytorch-lightning_version", "loops", "lr_schedulers")  # they follow from the step
@@ -24,9 +30,7 @@ WEIGHTS_ALONE = "weights_alone"  # a storage option: leave out what only trainin
 class AtomicCheckpointIO(CheckpointIO):
     """Has Lightning write and read checkpoints in the format of `gpt.checkpoint`, whole at any time."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: Any = None) -> None:
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
         content = {"gpt": checkpoint["gpt"], "state_dict": weights}
         if storage_options != WEIGHTS_ALONE:
@@ -36,16 +40,13 @@ class AtomicCheckpointIO(CheckpointIO):
         except TypeError as error:  # the state of somebody's callback
             raise refusal(Path(path), f"not written, {error}", "let its state be plain values") from None
 
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """What Lightning continues from. Its counters and schedules follow from the step: see ResumeAtStep."""
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> State:
+        """What Lightning continues from, but for its counters and schedules: see ResumeAtStep."""
         content = read(Path(path))
-        weights = {PREFIX + name: tensor for name, tensor in content["state_dict"].items()}
-        expected = {"pytorch-lightning_version": L.__version__, "loops": None, "lr_schedulers": []}
-        return content | expected | {"state_dict": weights}
+        content["state_dict"] = {PREFIX + name: tensor for name, tensor in content["state_dict"].items()}
+        return content | {"pytorch-lightning_version": L.__version__, "loops": None, "lr_schedulers": []}
 
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
@@ -54,23 +55,28 @@ def checkpoint_path(trainer: L.Trainer, name: str) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints" / f"{name}{SUFFIX}"
 
 
-class BestCheckpoint(Checkpoint):
+class Stateful(Callback):
+    """A callback of whose attributes checkpoints hold those that `kept` names, under its `state_key`."""
+
+    kept: tuple[str, ...]
+
+    def state_dict(self) -> State:
+        return {name: getattr(self, name) for name in self.kept}
+
+    def load_state_dict(self, state_dict: State) -> None:
+        for name in self.kept:
+            setattr(self, name, state_dict[name])
+
+
+class BestCheckpoint(Stateful, Checkpoint):
     """Writes checkpoints/best.safetensors after each validation that finds a new lowest `val/loss`.
 
     `score` is that loss, None before the first validation, and `step` how many steps had been taken by then.
     """
 
-    state_key = "best"
-
-    def __init__(self) -> None:
-        self.score: float | None = None
-        self.step = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "step": self.step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score, self.step = state_dict["score"], state_dict["step"]
+    state_key, kept = "best", ("score", "step")
+    score: float | None = None
+    step = 0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not is_training(trainer):
@@ -85,11 +91,26 @@ class BestCheckpoint(Checkpoint):
 class LastCheckpoint(Checkpoint):
     """Writes checkpoints/last.safetensors after each validation: this is where a run continues."""
 
-    state_key = "last"
-
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if is_training(trainer):
             trainer.save_checkpoint(checkpoint_path(trainer, "last"))
+
+
+class RunLogger(Logger):
+    """A logger that writes into the run's folder, and continues where a checkpoint was taken."""
+
+    name = version = ""  # type: ignore[assignment]
+
+    def resume(self, step: int) -> None:
+        """Drop what was logged after the first `step` steps. Is called before anything else is logged."""
+        raise NotImplementedError
+
+    def write(self) -> None:
+        """Put everything that was logged on disk. Is called before each checkpoint is written."""
+        self.save()
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml has them, and HParams shows them."""
 
 
 class StoreMetadata(Callback):
@@ -101,10 +122,162 @@ class StoreMetadata(Callback):
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: State) -> None:
         checkpoint["gpt"] = dict(self.metadata) | {"step": trainer.global_step}
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.write()
+
+
+class EMA(EMAWeightAveraging):
+    """Validates, samples and saves an exponential moving average of the weights.
+
+    average <- decay * average + (1 - decay) * weights. A checkpoint also holds the weights that are trained.
+    """
+
+    state_key = "ema"
+
+    @validate_call
+    def __init__(self, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
+        super().__init__(decay=decay, use_buffers=False)  # the buffers are constants
+
+
+class StepSeed(Callback):
+    """Seeds torch before each batch, so that dropout depends on (seed, number of the batch, rank) alone.
+
+    step            ... 98        99        100       101 ...
+    uninterrupted       seed(98)  seed(99)  seed(100) seed(101)
+    killed, resumed     seed(98)  seed(99) |seed(99)  seed(100) ...     by a checkpoint of step 99
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        # The step that loggers see. Lightning saves it before it increases it, so a resumed run would lag
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        accumulate = trainer.accumulate_grad_batches
+        # batch_idx itself starts again from 0 where a finished run continues with more steps
+        number = trainer.global_step * accumulate + trainer.fit_loop.batch_idx % accumulate
+        seed = (self.seed * 1_000_003 + number) * 1_009 + trainer.global_rank
+        # torch.manual_seed visits every kind of device: 100 times slower
+        torch.default_generator.manual_seed(seed)
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+
+class ResumeAtStep(Callback):
+    """Makes a resumed run begin at the step of its checkpoint, with the rates of its configuration there.
+
+    Rates depend on the step and on `max_steps`, which may have been raised: of what Lightning restores of the
+    optimizer, only its moments stay.
+    """
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: State) -> None:
+        """Give Lightning its counters as they are after that step, and no schedule."""
+        step = checkpoint["global_step"]
+        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # the one epoch
+        batches = counted(step * trainer.accumulate_grad_batches) | {"is_last_batch": False}
+        steps = {"optimizer": {"step": counted(step), "zero_grad": counted(step)}}
+        loops = {"epoch_progress": {"total": begun, "current": begun}, "epoch_loop.batch_progress": batches}
+        loops["epoch_loop.automatic_optimization.optim_progress"] = steps
+        checkpoint |= {"loops": {"fit_loop": loops}, "lr_schedulers": []}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the configured values of each parameter group, which Lightning restores after this hook."""
+        groups = trainer.optimizers[0].param_groups
+        self.configured = [{key: group[key] for key in group if key != "params"} for group in groups]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        schedule: Any = trainer.lr_scheduler_configs[0].scheduler  # a LambdaLR
+        schedule.last_epoch, schedule._step_count = trainer.global_step, trainer.global_step + 1
+        groups = zip(trainer.optimizers[0].param_groups, self.configured, schedule.lr_lambdas, strict=True)
+        for group, configured, multiplier in groups:
+            group.update(configured, lr=configured["initial_lr"] * multiplier(trainer.global_step))
+
+
+def counted(number: int) -> State:
+    """The state of one of Lightning's counters after `number` events, all of them over."""
+    counters = dict.fromkeys(("ready", "started", "processed", "completed"), number)
+    return {"total": counters, "current": counters}
+
+
+class ValidateAtEnd(Callback):
+    """Makes the last step end in a validation, even if `val_check_interval` does not divide `max_steps`.
+
+    Setting `trainer.should_stop` would do so too, but also make Lightning log the previous values once more.
+    """
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step >= trainer.max_steps:  # Lightning validates after batches that this divides:
+            trainer.val_check_batch = trainer.fit_loop.batch_idx + 1
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Ends a run after `patience` validations in a row without a new lowest `val/loss`.
+
+    A run that was killed when it had met its patience, but had no result yet, stops at once when resumed.
+    """
+
+    state_key = "early_stopping"
+
+    @validate_call
+    def __init__(self, patience: Annotated[int, Field(ge=1)]) -> None:
+        super().__init__("val/loss", patience=patience, check_on_train_epoch_end=False)
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the run no longer improves."""
+        return self.wait_count >= self.patience
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.is_met
+
+
+class GracefulStop(Callback):
+    """Lets SIGINT, SIGTERM and SIGUSR1 finish the step and save, then ends with exit code 128 + the signal.
+
+    If the step is one that logs or validates, that still happens. A second Ctrl-C ends the process at once.
+    `advice` tells how to continue the run. This callback comes last: it prints when a progress bar has ended.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self.advice, self.signal, self.stopping = advice, 0, False
+        self.previous_handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.first_step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():  # no other may set signal handlers
+            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+                if number := getattr(signal, name, None):  # Windows lacks SIGUSR1
+                    self.previous_handlers[number] = signal.signal(number, self.note)
+
+    def note(self, number: int, frame: Any) -> None:
+        """Remember the signal until the step ends. From now on, Ctrl-C interrupts at once."""
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        is_within_step = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches > 0
+        if is_within_step or trainer.global_step == self.first_step:  # before which no folder is written to
+            return
+        number = self.signal
+        if trainer.world_size > 1:  # a signal to any process stops them all
+            own = torch.tensor(number, device=pl_module.device)
+            number = int(trainer.strategy.reduce(own, reduce_op="max"))
+        if number:
+            trainer.save_checkpoint(checkpoint_path(trainer, "last"))
+            self.stopping = True
+            # Lightning kills its first process if another one that it started ends with anything but 0
+            raise SystemExit(128 + number if trainer.is_global_zero else 0)
+
+    def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
+        self.teardown()
+        if self.stopping and trainer.is_global_zero:
+            done = f"stopped after {trainer.global_step:,} steps; everything is saved."
+            print(f"{done}\n{self.advice}", flush=True)
+
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        """Give signals back to whoever handled them before this run."""
+        while self.previous_handlers:
+            signal.signal(*self.previous_handlers.popitem())

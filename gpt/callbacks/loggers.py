@@ -1,73 +1,41 @@
-"""Loggers that write into the run's folder: TensorBoard's event files, and metrics.csv, which a spreadsheet
-opens.
+"""Loggers that write into the run's folder: metrics.csv, which a spreadsheet opens, and TensorBoard's files.
 
 | name in TensorBoard | what it shows | written by |
 | --- | --- | --- |
 | train/loss, val/loss, lr, ... | what is logged, a chart for each | the run itself |
 | loss | training and validation loss in one chart | the run itself, and a run called train within it |
 | val/perplexity | e to the validation loss | the run itself |
-| HParams | settings, and the best result so far | a run called best within it |
+| HParams | settings, and the best result so far | a run called best within it, by `HParams` |
 """
 
 import csv
 import io
 import math
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from gpt.callbacks.checkpoints import RunLogger, Stateful
 from gpt.errors import shorten
 from gpt.files import write_text
 from gpt.module import is_training
 
-# Of which a file can be chosen. A group that nobody chose from has a "-", or TensorBoard would not see that
-# it differs
-CHOICES = (
-    "ablation",
-    "callbacks",
-    "data",
-    "experiment",
-    "model",
-    "model/arch",
-    "optimizer",
-    "scheduler",
-    "trainer",
-)
-# by the run, within a run, that draws them in the chart called loss
-LOSSES = {"train/loss": "train", "val/loss": ""}
-
-
-class RunLogger(Logger):
-    """A logger that writes into the run's folder, and continues where a checkpoint was taken."""
-
-    def resume(self, step: int) -> None:
-        """Drop what an earlier process has logged after the first `step` steps. Is called before anything is
-        logged.
-        """
-        raise NotImplementedError
-
-    def write(self) -> None:
-        """Put everything that was logged on disk. Is called before each checkpoint is written."""
-        raise NotImplementedError
+# Groups of which a file can be chosen. Without a choice they are "-", or TensorBoard would see no difference
+CHOICES = ["ablation", "callbacks", "data", "experiment", "model", "model/arch"]
+CHOICES += ["optimizer", "scheduler", "trainer"]
 
 
 class MetricsFile(RunLogger):
     """metrics.csv: a row for each call of `log`, with empty cells for other metrics. Steps count from 0.
 
-    Lightning's CSVLogger deletes what it finds in its file. This one continues, and writes it whole each
-    time.
+    Lightning's CSVLogger deletes what it finds in its file. This one continues, and rewrites it whole.
     """
-
-    name = version = None  # type: ignore[assignment]
 
     def __init__(self, save_dir: str) -> None:
         super().__init__()
@@ -81,7 +49,6 @@ class MetricsFile(RunLogger):
             kept = (row for row in rows if int(row["step"]) < step)
             self.rows = [{name: cell for name, cell in row.items() if cell} for row in kept]
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.rows.append({"step": step} | {name: value for name, value in metrics.items() if name != "epoch"})
 
@@ -94,48 +61,39 @@ class MetricsFile(RunLogger):
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         if self.rows:
             self.write()
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: config.yaml has them."""
 
 
 class LateWriter(SummaryWriter):
     """Makes its file when it first writes: Lightning asks for it before the first step, which may fail."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.may_write = False
-        super().__init__(*args, **kwargs)
-        self.may_write = True
-
     def _get_file_writer(self) -> Any:
-        return super()._get_file_writer() if self.may_write else None
+        is_made = hasattr(self, "default_bins")  # which the constructor sets last
+        return super()._get_file_writer() if is_made else None
 
 
-class TensorBoard(TensorBoardLogger, RunLogger):
-    """Lightning's logger for TensorBoard, straight in the run's folder and without hparams.yaml.
+class TensorBoard(RunLogger):
+    """TensorBoard's event files, straight in the run's folder.
 
-    TensorBoard sorts its charts by the first word of their names, and draws two lines in one chart only if
-    they come from two runs. So the losses are written once more under the name "loss": the training loss by a
-    run called train.
+    TensorBoard sorts charts by the first word of their names, and draws two lines in one only if they come
+    from two runs. So the losses are written again as "loss", the training loss by a run called train.
     """
 
     def __init__(self, save_dir: str) -> None:
-        super().__init__(save_dir, name="", version="", default_hp_metric=False)
+        super().__init__()
+        self.folder, self.first_step = Path(save_dir), 0
         self.writers: dict[str, SummaryWriter] = {}  # of this run, called "", and of the runs within it
-        self.resume(0)
 
     def resume(self, step: int) -> None:
-        # TensorBoard hides what earlier files hold of this step and later ones
-        self._kwargs["purge_step"] = step
+        self.first_step = step
 
     def writer(self, name: str) -> SummaryWriter:
         """The writer of a run within this one, or of this one for ""."""
         if name not in self.writers:
-            self.writers[name] = LateWriter(str(Path(self.log_dir, name)), **self._kwargs)
+            # TensorBoard hides what earlier files hold of the step to purge and of later ones
+            self.writers[name] = LateWriter(str(self.folder / name), purge_step=self.first_step)
         return self.writers[name]
 
     @property
@@ -145,36 +103,31 @@ class TensorBoard(TensorBoardLogger, RunLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
-        for name in LOSSES.keys() & metrics.keys():
-            self.writer(LOSSES[name]).add_scalar("loss", metrics[name], step)
+        for name, value in metrics.items():
+            if name != "epoch":
+                self.experiment.add_scalar(name, value, step)
+            if name in ("train/loss", "val/loss"):
+                self.writer("train" if name == "train/loss" else "").add_scalar("loss", value, step)
         # the mean over the whole split; the mean of each batch's perplexity would differ
-        if "val/loss" in metrics:
-            loss = metrics["val/loss"]
+        if (loss := metrics.get("val/loss")) is not None:
             self.experiment.add_scalar("val/perplexity", math.exp(loss) if loss < 700 else math.inf, step)
 
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: HParams shows them."""
-
-    @property
-    def log_dir(self) -> str:
-        return self.save_dir  # Lightning would expand ~ and $NAMES in it
-
-    @rank_zero_only
-    def write(self) -> None:
+    def save(self) -> None:
         for writer in self.writers.values():
             writer.flush()
 
-    def save(self) -> None:
-        self.write()
-
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         for writer in self.writers.values():
             writer.close()
 
 
-class HParams(Callback):
+def writers(trainer: L.Trainer, name: str = "") -> Iterator[SummaryWriter]:
+    """The writer `name` of the TensorBoard logger, if there is one, in the first process of a training."""
+    loggers = trainer.loggers if trainer.is_global_zero and is_training(trainer) else ()
+    yield from (logger.writer(name) for logger in loggers if isinstance(logger, TensorBoard))
+
+
+class HParams(Stateful):
     """TensorBoard's HParams tab: `settings`, the choices among `overrides`, and the best result so far.
 
     That is `val/best_bits_per_char`, the fewest, or for a run that is fine-tuned `val/best_accuracy`, the
@@ -184,50 +137,29 @@ class HParams(Callback):
     ("experiment") itself. The number is logged after each validation, so a run that was killed has one too.
     """
 
-    state_key = "hparams"
+    state_key, kept = "hparams", ("best",)
+    best: float | None = None  # the lowest val/loss, in nats per token
+    has_settings = False  # whether this process has written them
 
     def __init__(self, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-        # TensorBoard shows the first five that differ, in the order of their names: arch comes before what it
-        # sets
+        # TensorBoard shows the first five that differ, by their names: arch comes before what it sets
         shown = {key.rpartition("/")[2]: overrides.get(key, "-") for key in CHOICES} | dict(settings)
         self.settings = {key: v if isinstance(v, (int, float)) else shorten(v) for key, v in shown.items()}
-        self.best: float | None = None  # the lowest val/loss, in nats per token
-        self.has_settings = False  # whether this process has written them
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
-        accuracy, is_lowest = (
-            trainer.callback_metrics.get("val/accuracy"),
-            self.best is None or loss < self.best,
-        )
-        if accuracy is not None and not is_lowest:
+        accuracy = trainer.callback_metrics.get("val/accuracy")
+        if self.best is None or loss < self.best:
+            self.best = loss
+        elif accuracy is not None:
             return
-        self.best = loss if self.best is None else min(self.best, loss)
-        for logger in tensorboards(trainer):
-            writer = logger.writer("best")
+        if accuracy is None:  # a text has the same number of characters in each validation
+            name, best = "val/best_bits_per_char", self.best * bits / loss if loss else 0.0
+        else:
+            name, best = "val/best_accuracy", accuracy.item()
+        for writer in writers(trainer, "best"):
             if not self.has_settings:
                 _, start, _ = hparams(self.settings, {})
                 writer._get_file_writer().add_summary(start)
-            if accuracy is None:  # a text has the same number of characters in each validation
-                name, best = "val/best_bits_per_char", self.best * bits / loss if loss else 0.0
-            else:
-                name, best = "val/best_accuracy", accuracy.item()
             writer.add_scalar(name, best, trainer.global_step - 1)  # Lightning counts from 0 too
         self.has_settings = True
-
-
-def tensorboards(trainer: L.Trainer) -> Iterator[TensorBoard]:
-    """The run's TensorBoard logger, if it has one, in the first process of a training run."""
-    if trainer.is_global_zero and is_training(trainer):
-        yield from (logger for logger in trainer.loggers if isinstance(logger, TensorBoard))
-
-
-def writers(trainer: L.Trainer) -> Iterator[SummaryWriter]:
-    """The writer of the run's TensorBoard logger, as `tensorboards` gives it."""
-    yield from (logger.experiment for logger in tensorboards(trainer))

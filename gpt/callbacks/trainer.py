@@ -11,7 +11,6 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -20,20 +19,17 @@ from gpt.checkpoint import FORMAT
 from gpt.config import RunConfig
 from gpt.data import Data
 from gpt.errors import UserError, did_you_mean, one_line, shorten
-from gpt.machine import describe_origin, device_type, memory_size
+from gpt.machine import describe_origin, memory_size
 from gpt.run import Run
 
 # Settings of a run that are Lightning's arguments of the same name
-SAME = ("accelerator", "num_nodes", "precision", "max_steps", "max_time", "log_every_n_steps")
-SAME += ("accumulate_grad_batches", "deterministic", "detect_anomaly")
+SAME = ["accelerator", "num_nodes", "precision", "max_steps", "max_time", "log_every_n_steps", "profiler"]
+SAME += ["accumulate_grad_batches", "deterministic", "detect_anomaly"]
 # Lightning's arguments that a run sets by itself, and what to use in their place
-INSTEAD = {
-    "callbacks": "use callbacks.NAME",
-    "logger": "use logger=NAME",
-    "fast_dev_run": "use trainer=debug",
-}
-INSTEAD |= {"max_epochs": "use trainer.max_steps", "enable_checkpointing": "use callbacks.last=null"}
-INSTEAD |= dict.fromkeys(("default_root_dir", "plugins", "use_distributed_sampler"), "leave it out")
+INSTEAD = dict.fromkeys(("default_root_dir", "plugins", "use_distributed_sampler"), "leave it out")
+INSTEAD |= {"callbacks": "use callbacks.NAME", "enable_checkpointing": "use callbacks.last=null"}
+INSTEAD |= {"logger": "use logger=NAME", "fast_dev_run": "use trainer=debug"}
+INSTEAD |= {"max_epochs": "use trainer.max_steps"}
 
 
 @dataclass(frozen=True)
@@ -54,14 +50,11 @@ def make_trainer(
 
     Raises UserError for settings that do not fit this machine.
     """
-    check_memory(config)
-    metadata = {
-        "format": FORMAT,
-        "model": config.model.model_dump(mode="json"),
-        "tokenizer": data.tokenizer.state,
-    }
+    sizes, tokenizer = config.model.model_dump(mode="json"), data.tokenizer.state
+    metadata = {"format": FORMAT, "model": sizes, "tokenizer": tokenizer}
     metadata |= {"text_sha256": data.sha256, "config": config.to_dict(), **data.metadata}
     typed = {"command": list(options.command), "overrides": dict(options.overrides)}
+    progress = parts.ProgressBar() if sys.stdout.isatty() else parts.ProgressLines()
     callbacks = [
         BeginRun(run, config, {**typed, "text_sha256": data.sha256, **origin}),
         *parts.make_all("callbacks", config.callbacks, run.folder),
@@ -69,13 +62,13 @@ def make_trainer(
         parts.ResumeAtStep(),
         parts.HParams(config.flat(), options.overrides),
         parts.StoreMetadata(metadata),
-        parts.GracefulStop(options.resume_hint),
-        *([] if options.quiet else [parts.ProgressBar() if sys.stdout.isatty() else parts.ProgressLines()]),
+        *([] if options.quiet else [progress]),
         *options.callbacks,
         parts.ValidateAtEnd(),
+        parts.GracefulStop(options.resume_hint),
     ]
     trainer = build_trainer(config, run, callbacks)
-    check_processes(config, trainer, in_sweep=options.quiet)
+    check_machine(config, trainer, in_sweep=options.quiet)
     return trainer
 
 
@@ -86,17 +79,15 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
     for name, value in more.items():
         if advice := INSTEAD.get(name) or (did_you_mean(name, known) if name not in known else None):
             raise UserError(f"trainer.{name} = {shorten(value)}: not a setting of a run; {advice}")
-    per_step = settings.accumulate_grad_batches
-    interval = min(settings.val_check_interval or settings.max_steps, settings.max_steps) * per_step
+    interval = min(settings.val_check_interval or settings.max_steps, settings.max_steps)
     # Buffers are constants, which need not be sent from process to process
     ddp = DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
     arguments = {name: getattr(settings, name) for name in SAME} | {
         "devices": int(settings.devices) if settings.devices.isdigit() else settings.devices,
         "strategy": ddp if settings.strategy == "ddp" else "auto",
         "max_epochs": -1,
-        "val_check_interval": interval,
+        "val_check_interval": interval * settings.accumulate_grad_batches,
         "gradient_clip_val": settings.gradient_clip_val or None,
-        "profiler": make_profiler(settings.profiler),
         "default_root_dir": run.folder,
         "callbacks": callbacks,
         "logger": parts.make_all("logger", config.logger, run.folder),
@@ -104,28 +95,19 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
         "use_distributed_sampler": False,  # our batches know their rank
         "num_sanity_val_steps": 0,
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
-        "enable_progress_bar": any(isinstance(callback, parts.ProgressBar) for callback in callbacks),
+        "enable_progress_bar": False,  # there is ours
         "enable_model_summary": False,
     }
     try:
-        return L.Trainer(**(arguments | more))
+        trainer = L.Trainer(**(arguments | more))
     except (MisconfigurationException, ValueError, TypeError) as error:
-        given = f"trainer.accelerator, devices = {settings.accelerator}, {settings.devices}"
-        given = (
-            f"trainer.{', '.join(more)} = {shorten(', '.join(map(str, more.values())))}" if more else given
-        )
-        raise UserError(
-            f"{given}: {one_line(error).rstrip('.;')}; try trainer=cpu trainer.devices=1"
-        ) from None
-
-
-def make_profiler(name: str | None) -> Profiler | None:
-    """Lightning's profiler, which prints its table although Lightning's other messages are left out."""
-    if name is None:
-        return None
-    profiler = SimpleProfiler() if name == "simple" else AdvancedProfiler()
-    profiler._rank_zero_info = rank_zero_only(print)  # type: ignore[method-assign]
-    return profiler
+        given = more or {"accelerator": settings.accelerator, "devices": settings.devices}
+        values, reason = shorten(", ".join(map(str, given.values()))), one_line(error).rstrip(".;")
+        advice = "try trainer=cpu trainer.devices=1"
+        raise UserError(f"trainer.{', '.join(given)} = {values}: {reason}; {advice}") from None
+    # Its table is wanted, although Lightning's other messages are left out
+    trainer.profiler._rank_zero_info = rank_zero_only(print)  # type: ignore[attr-defined]
+    return trainer
 
 
 class BeginRun(Callback):
@@ -137,44 +119,35 @@ class BeginRun(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.run.has_begun:
             return
-        is_new = not self.run.origin
-        self.run.begin(self.with_identities(trainer), {**describe_origin(trainer), **self.origin})
+        nodes = {name: dict(node) for name, node in self.config.logger.items()}
+        for node, logger in zip(nodes.values(), trainer.loggers, strict=True):
+            # What a tracker calls this run, so that the same one continues on resume
+            node |= {key: logger.version for key in ("id", "run_id") if node.get(key, "") is None}
+        config, is_new = self.config.model_copy(update={"logger": nodes}), not self.run.origin
+        self.run.begin(config, {**describe_origin(trainer), **self.origin})
         for logger in trainer.loggers if is_new else ():
             logger.log_hyperparams(self.config.flat())
 
-    def with_identities(self, trainer: L.Trainer) -> RunConfig:
-        """The configuration with what trackers call this run, so that the same one continues on resume."""
-        nodes = {name: dict(node) for name, node in self.config.logger.items()}
-        for node, logger in zip(nodes.values(), trainer.loggers, strict=True):
-            for key in ("id", "run_id"):
-                if key in node and node[key] is None and trainer.is_global_zero:
-                    node[key] = logger.version
-        return self.config.model_copy(update={"logger": nodes})
 
+def check_machine(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> None:
+    """Raises UserError for more processes or memory than there are, or processes that a job would start.
 
-def check_processes(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> None:
-    """Raises UserError for processes without a core or a share of the batch, or that a job would start."""
-    count, cores, size = trainer.num_devices, os.cpu_count() or 1, config.data.batch_size
-    if isinstance(trainer.accelerator, CPUAccelerator) and count > cores:
-        raise UserError(f"trainer.devices = {count}: more processes than the {cores} cores here; set fewer")
+    The memory is that of weights, gradients, one moment of them, and the inputs of the matrix products.
+    """
+    model, size, tokens = config.model, config.data.batch_size, config.tokens_per_batch
+    count, cores, memory = trainer.num_devices, os.cpu_count() or 1, memory_size()
+    is_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+    bytes_per_number = 2 if config.trainer.precision == "bf16-mixed" else 4
+    needed = 12 * model.parameter_count() + bytes_per_number * 12 * model.n_layer * model.n_embd * tokens
+    if is_cpu and needed > memory:
+        sizes = f"{model.parameter_count():,} parameters, {tokens:,} tokens a batch"
+        reason = f"at least {needed / 2**30:,.0f} GiB of memory, where there are {memory / 2**30:,.0f}"
+        raise UserError(f"model, data.batch_size = {sizes}: {reason}; reduce the model or the batch")
+    if is_cpu and count > cores:
+        raise UserError(f"trainer.devices = {count}: more processes than the {cores} cores here")
     if size % trainer.world_size:
-        reason = f"not divisible among {trainer.world_size} processes"
-        raise UserError(f"data.batch_size = {size}: {reason}; set a multiple")
+        raise UserError(f"data.batch_size = {size}: not divisible among {trainer.world_size} processes")
     environment = getattr(trainer.strategy, "cluster_environment", None)
     starts_them = environment is not None and not environment.creates_processes_externally  # as Slurm does
     if in_sweep and trainer.world_size > 1 and starts_them:
         raise UserError(f"trainer.devices = {count}: a job of a sweep uses one device; use Slurm for more")
-
-
-def check_memory(config: RunConfig) -> None:
-    """Raises UserError if a run on CPUs needs more memory than there is.
-
-    Counted are weights, gradients, one moment of them, and the inputs of the blocks' matrix products.
-    """
-    parameters, tokens = config.model.parameter_count(), config.tokens_per_batch
-    bytes_per_number = 2 if config.trainer.precision == "bf16-mixed" else 4
-    needed = 12 * parameters + bytes_per_number * 12 * config.model.n_layer * config.model.n_embd * tokens
-    if needed > (available := memory_size()) and device_type(config.trainer.accelerator) == "cpu":
-        sizes = f"{parameters:,} parameters, {tokens:,} tokens a batch"
-        memory = f"at least {needed / 2**30:,.0f} GiB of memory, where there are {available / 2**30:,.0f}"
-        raise UserError(f"model, data.batch_size = {sizes}: {memory}; reduce the model or the batch")

@@ -1,126 +1,158 @@
-"""What watches a training, or changes what is seen of it: speed, samples, attention, averaged weights."""
+"""What watches a training and shows how it goes: progress, speed, samples, attention, tasks."""
 
-import math
-import warnings
-from collections.abc import Sequence
+import sys
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from pydantic import Field, validate_call
-from torch import Tensor
+from lightning.pytorch.callbacks import Callback
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from tqdm import tqdm
 
+from gpt.callbacks.checkpoints import Stateful
 from gpt.callbacks.loggers import writers
 from gpt.data import Batch
+from gpt.drawing import draw_attention
+from gpt.finetune.predict import zero_shot_accuracy
+from gpt.finetune.tasks import TASKS, Task, make_examples, shuffled
 from gpt.generate import generate
 from gpt.model import attention_weights
 from gpt.module import data_of, is_training, model_of
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MOST_KEPT = 100  # texts in the history of samples, which is part of every checkpoint
 MOST_TOKENS = 24  # of a picture of attention; more of them could not be read
+SEED = 0  # of the examples of ZeroShot, which are the same in every run
+STRICT = ConfigDict(extra="forbid")  # refuse an argument that a callback does not have
 
 
-class Throughput(Callback):
-    """Logs `perf/chars_per_second`: characters trained on by all processes, per second, since it was last
-    logged.
+class ProgressBar(Callback):
+    """A run on one line of the terminal: optimizer steps of all of it, ETA, losses and speed.
+
+    `prefix` stands before the line. It stays when the run ends if `leave` is set, and is erased otherwise.
+    """
+
+    def __init__(self, prefix: str = "", leave: bool = True) -> None:
+        self.prefix, self.leave = prefix, leave
+        self.first_step, self.line = 0, tqdm(disable=True)  # until training starts
+
+    def ending(self, trainer: L.Trainer) -> str:
+        """What stands after the bar: the time that is left, judged by all steps, validations included."""
+        return "ETA {remaining}"
+
+    def line_format(self, trainer: L.Trainer) -> str:
+        """The counts, the bar, its ending, and as many of the numbers known by now as there is room for."""
+        metrics, splits = trainer.callback_metrics, ("train", "val")
+        losses = [f"{split} {metrics[f'{split}/loss']:.3f}" for split in splits if f"{split}/loss" in metrics]
+        facts = [self.ending(trainer), *losses]
+        if (speed := metrics.get("perf/chars_per_second")) is not None:
+            facts.append(f"{speed / 1000:,.0f}k chars/s" if speed >= 1000 else f"{speed:.0f} chars/s")
+        counts = f"{self.prefix}{trainer.max_steps:,}/{trainer.max_steps:,} "
+        room = (self.line.format_dict["ncols"] or 80) - len(counts) - 5  # for the bar itself
+        while len(facts) > 1 and len("  ".join(facts)) > room:
+            facts.pop()
+        return f"{{desc}}{{n:,}}/{{total:,}} {{bar}}  {'  '.join(facts)}"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.first_step = trainer.global_step  # where this process began
+        steps: Any = {"initial": trainer.global_step, "total": trainer.max_steps, "miniters": 1}
+        shown: Any = {"bar_format": self.line_format(trainer), "file": sys.stdout, "dynamic_ncols": True}
+        shown |= {"desc": self.prefix, "leave": self.leave, "disable": not trainer.is_global_zero}
+        self.line = tqdm(**steps, **shown, smoothing=0)  # by the mean speed of all steps so far
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.line.update(trainer.global_step - self.line.n):  # it was drawn
+            self.line.bar_format = self.line_format(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.line.bar_format = self.line_format(trainer)
+        self.line.refresh()
+
+    def on_train_end(self, *args: Any) -> None:
+        """Leave the cursor at the beginning of a line. From now on nothing is drawn."""
+        self.line.close()
+
+    on_exception = on_train_end  # type: ignore[assignment]
+
+
+class ProgressLines(Callback):
+    """Plain progress lines when stdout is not a terminal: one per validation."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and is_training(trainer):
+            metrics = trainer.callback_metrics
+            losses = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
+            print(f"step {trainer.global_step:,} of {trainer.max_steps:,}  {'  '.join(losses)}", flush=True)
+
+
+class Throughput(Stateful):
+    """Logs `perf/chars_per_second`: characters that all processes train on, per second, since the last time.
 
     The time for validation, samples and checkpoints does not count. If tokens are not characters, the mean
     number of characters per token is used. `characters` and `seconds` are the totals of the whole run.
     """
 
-    state_key = "throughput"
+    state_key, kept = "throughput", ("characters", "seconds", "elapsed")
+    characters, seconds = 0.0, 0.0
+    counted_until: float | None = None  # None: the clock is stopped until the next batch
 
     def __init__(self) -> None:
-        self.characters, self.seconds = 0.0, 0.0
         self.start = perf_counter()
-        self.running_since: float | None = None  # None: the clock is stopped until the next batch
-        self.new_characters = 0.0  # of this process, since running_since
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run began, validation included, without the time between a stop and a resumption."""
+        """Seconds since the run began, validations included, without the time in which it was stopped."""
         return perf_counter() - self.start
+
+    @elapsed.setter
+    def elapsed(self, seconds: float) -> None:
+        self.start = perf_counter() - seconds
 
     @property
     def mean(self) -> float | None:
         """Characters per second over the whole run. None if nothing was measured."""
         return round(self.characters / self.seconds, 1) if self.seconds else None
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"characters": self.characters, "seconds": self.seconds, "elapsed": self.elapsed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.characters, self.seconds = state_dict["characters"], state_dict["seconds"]
-        self.start = perf_counter() - state_dict["elapsed"]
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.running_since, self.new_characters = None, 0.0
-
     def on_train_batch_start(self, *args: Any) -> None:
-        if self.running_since is None:
-            self.running_since = perf_counter()
+        if self.counted_until is None:
+            self.counted_until, self.logged = perf_counter(), (self.characters, self.seconds)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Batch, *args: Any
     ) -> None:
-        self.new_characters += batch[0].numel() * data_of(trainer).characters_per_id
-        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if is_step and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            pl_module.log("perf/chars_per_second", self.count(trainer), prog_bar=True)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.running_since is not None:
-            self.count(trainer)
-            self.running_since = None
-
-    def count(self, trainer: L.Trainer) -> float:
-        """Add what is new to the totals, and return its rate in characters per second."""
-        assert self.running_since is not None
+        assert self.counted_until is not None
         now = perf_counter()
-        characters, seconds = self.new_characters * trainer.world_size, now - self.running_since
-        self.characters, self.seconds = self.characters + characters, self.seconds + seconds
-        self.running_since, self.new_characters = now, 0.0
-        return characters / seconds if seconds > 0 else 0.0
+        self.seconds, self.counted_until = self.seconds + now - self.counted_until, now
+        self.characters += batch[0].numel() * data_of(trainer).characters_per_id * trainer.world_size
+        if pl_module.is_logged(*args):
+            speed = (self.characters - self.logged[0]) / (self.seconds - self.logged[1])
+            pl_module.log("perf/chars_per_second", speed, prog_bar=True)
+            self.logged = self.characters, self.seconds
+
+    def on_validation_start(self, *args: Any) -> None:
+        self.counted_until = None
 
 
-class Samples(Callback):
+@dataclass(config=STRICT, eq=False)
+class Samples(Stateful):
     """After each validation, has the model continue `prompt` by `tokens` tokens at each of `temperatures`.
 
-    `history` holds the steps taken and the texts at the first temperature. Of more than 100 texts, every
-    second one is dropped. Prompt and random numbers are the same each time, so that samples can be compared.
-    The random numbers come from generators of their own, so that training is not affected.
+    `history` holds [step, text at the first temperature]. Of more than 100, every second one is dropped.
+    Prompt and random numbers, which training does not share, are the same each time, for comparison.
     """
 
-    state_key = "samples"
-
-    @validate_call
-    def __init__(
-        self,
-        prompt: Annotated[str, Field(max_length=10_000)],
-        tokens: Annotated[int, Field(ge=0, le=100_000)],
-        temperatures: Annotated[
-            list[Annotated[float, Field(ge=0, le=1e6)]], Field(min_length=1, max_length=20)
-        ],
-        top_k: Annotated[int, Field(ge=1)] | None = None,
-    ) -> None:
-        self.prompt, self.tokens, self.temperatures, self.top_k = prompt, tokens, temperatures, top_k
-        self.history: list[tuple[int, str]] = []
+    state_key, kept = "samples", ("history",)
+    prompt: Annotated[str, Field(max_length=10_000)]
+    tokens: Annotated[int, Field(ge=0, le=100_000)]
+    temperatures: Annotated[list[Annotated[float, Field(ge=0, le=1e6)]], Field(min_length=1, max_length=20)]
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    history: list[Any] = Field(default_factory=list, init=False)
 
     @property
     def latest(self) -> str:
         """The newest text, which is empty before the first validation."""
         return self.history[-1][1] if self.history else ""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = [(step, text) for step, text in state_dict["history"]]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not (trainer.is_global_zero and is_training(trainer)):
@@ -131,59 +163,44 @@ class Samples(Callback):
             markdown = "    " + text.replace("\n", "\n    ")
             for writer in writers(trainer):  # at the step that losses have
                 writer.add_text(f"sample/temperature {temperature:g}", markdown, trainer.global_step - 1)
-        self.history.append((trainer.global_step, texts[0]))
+        self.history.append([trainer.global_step, texts[0]])
         if len(self.history) > MOST_KEPT:
             del self.history[1::2]
 
     def sample(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]:
-        """The prompt and its continuation at each temperature, drawn as one batch.
-
-        Characters of the prompt that the tokenizer does not know are left out.
-        """
+        """The prompt, without characters that the tokenizer does not know, continued at each temperature."""
         tokenizer, device, rows = data_of(trainer).tokenizer, pl_module.device, len(self.temperatures)
         prompt = tokenizer.drop_unknown(self.prompt) or tokenizer.default_prompt
         ids = tokenizer.encode(prompt)[None].expand(rows, -1).to(device)
         generators = [torch.Generator(device).manual_seed(0) for _ in range(rows)]
-        temperatures = torch.tensor(self.temperatures, device=device)
-        drawn = generate(
-            model_of(pl_module), ids, self.tokens, temperatures, self.top_k, generator=generators
-        )
+        settings = torch.tensor(self.temperatures, device=device), self.top_k
+        drawn = generate(model_of(pl_module), ids, self.tokens, *settings, generator=generators)
         columns = [column.tolist() for column in drawn]
         return [prompt + tokenizer.decode(column[row] for column in columns) for row in range(rows)]
 
 
-class AttentionMaps(Callback):
+@dataclass(config=STRICT, eq=False)
+class AttentionMaps(Stateful):
     """Draws the attention weights of each layer and head on the first tokens of `text`, for TensorBoard.
 
-    Drawing takes seconds, so it happens after one validation in `every`, and after the last one. It needs
-    matplotlib (the extra called analysis); without it, there are no pictures.
+    It takes seconds, so it is done after one validation in `every` and the last one, if matplotlib is there.
     """
 
-    state_key = "attention"
-
-    @validate_call
-    def __init__(
-        self, text: Annotated[str, Field(max_length=1_000)], every: Annotated[int, Field(ge=1)]
-    ) -> None:
-        self.text, self.every = text, every
-        self.validations = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"validations": self.validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.validations = state_dict["validations"]
+    state_key, kept = "attention", ("validations",)
+    text: Annotated[str, Field(max_length=1_000)]
+    every: Annotated[int, Field(ge=1)]
+    validations = 0
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validations += 1
         if self.validations % self.every and trainer.global_step < trainer.max_steps:
             return
         tokenizer, model = data_of(trainer).tokenizer, model_of(pl_module)
-        ids = tokenizer.encode(tokenizer.drop_unknown(self.text))[None]
-        ids = ids[:, : min(model.config.context_length, MOST_TOKENS)]
-        tokens = [tokenizer.decode([id]) for id in ids[0].tolist()]
+        ids = tokenizer.encode(tokenizer.drop_unknown(self.text))
+        ids = ids[: min(model.config.context_length, MOST_TOKENS)]
+        tokens = [tokenizer.decode([id]) for id in ids.tolist()]
         for writer in writers(trainer) if tokens else ():
-            weights = attention_weights(model, ids.to(pl_module.device))[:, 0].cpu()
+            weights = attention_weights(model, ids[None].to(pl_module.device))[:, 0].cpu()
             for layer, heads in enumerate(weights, start=1):
                 try:
                     figure = draw_attention(heads, tokens, f"layer {layer}")
@@ -193,62 +210,26 @@ class AttentionMaps(Callback):
                 writer.add_figure(f"weights/attention_layer_{layer}", figure, trainer.global_step - 1)
 
 
-def draw_attention(weights: Tensor, tokens: Sequence[str], title: str) -> "Figure":
-    """One layer's weights (H, T, T), a panel for each head. A row is the token that attends; darker means
-    more.
+@dataclass(config=STRICT, eq=False)
+class ZeroShot(Callback):
+    """Logs zero_shot/TASK at each validation: accuracy without fine-tuning ([G] section 5, figure 2, right).
 
-    Raises ImportError without matplotlib.
-    """
-    import matplotlib.style
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
-    warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a text may have any characters
-    heads, size = weights.shape[:2]
-    columns = math.ceil(math.sqrt(heads))
-    rows = math.ceil(heads / columns)
-    names = [token.replace("\n", "\u23ce").replace(" ", "\u2423") for token in tokens]
-    ticks = {"ticks": range(size), "labels": names, "family": "DejaVu Sans Mono"}
-    panel = 0.14 * size  # inches: a line of 8 points for each token
-    with matplotlib.style.context(["default", "gpt.style"]):
-        figure = Figure((panel * columns + 1.6, panel * rows + 0.4 * rows + 0.9), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for axes in panels.flat[heads:]:
-            axes.set_visible(False)
-        for head, axes in enumerate(panels.flat[:heads]):
-            # The square root brings out small weights, such as those of a head that looks at many tokens
-            image = axes.imshow(weights[head].numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-            axes.set_title(f"head {head + 1}")
-            axes.set_xticks(**ticks, rotation=90 if max(map(len, names)) > 1 else 0)
-            axes.set_yticks(**ticks)
-            axes.tick_params(length=0, labelbottom=head + columns >= heads)
-            axes.grid(visible=False)
-        marks = [0, 0.01, 0.1, 0.5, 1]
-        figure.colorbar(image, ax=panels, ticks=marks, format="%g", label="attention weight", aspect=40)
-        figure.suptitle(title)
-        figure.supxlabel("attended to", fontsize=9)
-        figure.supylabel("attending", fontsize=9)
-    return figure
-
-
-class EMA(EMAWeightAveraging):
-    """Validates, samples and saves an exponential moving average of the weights.
-
-    average <- decay * average + (1 - decay) * weights. Training continues with the weights themselves, which
-    a checkpoint holds in addition to the average.
+    The examples are made from the validation split, which has to be a play.
+    [G] is Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*.
     """
 
-    state_key = "ema"
+    tasks: list[Literal[*TASKS]]  # type: ignore[valid-type]
+    examples: Annotated[int, Field(ge=1)]
 
-    @validate_call
-    def __init__(self, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
-        super().__init__(decay=decay, use_buffers=False)  # the buffers are constants
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the examples. Raises UserError for a text that is not a play."""
+        data: Any = data_of(trainer)  # a TextData
+        text, self.asked = data.tokenizer.decode(data.val_ids), []
+        for name in self.tasks:
+            examples = shuffled(make_examples(name, text, [SEED, 1]), SEED, self.examples)
+            self.asked.append(Task(name, *TASKS[name][:2], train=[], test=examples))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._latest_update_step = trainer.global_step  # every step updates the average
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for task in self.asked if is_training(trainer) else ():
+            model, tokenizer = model_of(pl_module), data_of(trainer).tokenizer
+            pl_module.log(f"zero_shot/{task.name}", zero_shot_accuracy(model, tokenizer, task))

@@ -10,7 +10,7 @@ from gpt.checkpoint import SUFFIX, load
 from gpt.cli.names import quote_paths
 from gpt.config import RunConfig
 from gpt.errors import printable, shorten
-from gpt.finetune.baselines import wilson_interval
+from gpt.finetune.predict import wilson_interval
 from gpt.generate import generate_text
 from gpt.run import Result, TaskResult
 from gpt.tokenizer import tokenizer_class

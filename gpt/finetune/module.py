@@ -1,23 +1,156 @@
-"""A classifier as Lightning fine-tunes it: L3 = L2 + lm_weight * L1 ([G] section 3.2)."""
+"""What a run that fine-tunes is made of: its data, and a classifier that learns L3 = L2 + lm_weight * L1."""
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.checkpoint import read
-from gpt.finetune.baselines import majority_accuracy, naive_bayes_accuracy
-from gpt.finetune.data import AllExamples, TaskData
-from gpt.finetune.inputs import Inputs
-from gpt.finetune.model import Classifier
+from gpt.config import RunConfig
+from gpt.data import VALIDATION_BATCH, Data, open_text, print_note
+from gpt.errors import UserError, shorten
+from gpt.finetune.model import Classifier, Encoded, Inputs, collate, to_sequences
+from gpt.finetune.predict import majority_accuracy, naive_bayes_accuracy
+from gpt.finetune.tasks import Example, make_task
+from gpt.model import GPT
 from gpt.module import GPTModule
 from gpt.run import Result, TaskResult
+from gpt.tokenizer import Tokenizer, tokenizer_class
 
+BATCHES_SORTED = 16  # so many batches at a time have their examples sorted by length: less padding
 IGNORED = -100  # a target that has no part in a loss
+
+
+def size(example: Encoded) -> int:
+    """The number of tokens of an example's longest sequence."""
+    return max(map(len, example[0]))
+
+
+@dataclass
+class ExampleBatches:
+    """Training batches number `start` to `length` - 1. Batch k depends on (seed, k) alone, as in `gpt.data`.
+
+    An epoch is a permutation of the examples without a last, smaller batch. Processes share each batch. Few
+    lengths occur: in bfloat16 on a CPU, oneDNN keeps megabytes for each new one (docs/log.md, 2026-11-25).
+    """
+
+    examples: Sequence[Encoded]
+    batch_size: int  # at most the number of examples
+    seed: int
+    length: int
+    longest: int  # tokens, which no sequence exceeds
+    start: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Inputs]:
+        per_epoch = len(self.examples) // self.batch_size
+        for epoch, numbers in groupby(range(self.start, self.length), key=lambda k: k // per_epoch):
+            batches = self.epoch(epoch)
+            for k in numbers:
+                rows = batches[k % per_epoch][self.rank :: self.world_size]
+                yield collate([self.examples[row] for row in rows], self.longest)
+
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """The rows of each batch of an epoch, in an order of its own. Those of a batch are similarly long."""
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, number]))
+        rows, many = generator.permutation(len(self.examples)), BATCHES_SORTED * self.batch_size
+        batches: list[np.ndarray] = []
+        for some in np.split(rows, range(many, len(rows), many)):
+            by_size = some[np.argsort([size(self.examples[row]) for row in some], kind="stable")]
+            batches += np.split(by_size, range(self.batch_size, len(by_size) + 1, self.batch_size))[:-1]
+        return [batches[n] for n in generator.permutation(len(batches))]
+
+
+class AllExamples:
+    """Every example once, in batches of examples of similar length. No setting changes what is in a batch."""
+
+    def __init__(self, examples: Sequence[Encoded]) -> None:
+        self.examples = sorted(examples, key=size)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.examples) / VALIDATION_BATCH)
+
+    def __iter__(self) -> Iterator[Inputs]:
+        for start in range(0, len(self.examples), VALIDATION_BATCH):
+            yield collate(self.examples[start : start + VALIDATION_BATCH])
+
+
+class TaskData(Data):
+    """A task as sequences of ids for training, for choosing the checkpoint, and for testing.
+
+    Those that choose are drawn from the training examples, by the seed. The test part has no say in anything.
+    Raises UserError for a text or table that is missing, makes no task, or has unknown characters.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__()
+        task, finetune, source = config.task, config.finetune, config.data
+        assert task is not None  # RunConfig has both or none
+        assert finetune is not None
+        kind, is_table = tokenizer_class(source.tokenizer), task.name == "csv"
+        play = "" if is_table else "".join(open_text(source, raw=False))
+        split = int(len(play) * (1 - source.val_fraction))  # where pre-training splits it
+        self.task = make_task(task, play[:split], play[split:], config.seed)
+        source = source.model_copy(update={"path": task.path}) if is_table else source
+        text = open_text(source, kind.reads_bytes)
+        if tokenizer is None:
+            tokenizer = kind.fit(text, 1 - source.val_fraction, source.bpe_vocab_size)
+        self.tokenizer, self.unit, self.sha256 = tokenizer, tokenizer.unit, text.sha256
+        self.max_length = min(config.model.context_length, task.max_length)
+        self.drop_unknown, self.dropped, name = finetune.drop_unknown, set[str](), self.task.name
+        train, self.test = (list(map(self.encode, part)) for part in (self.task.train, self.task.test))
+        held_out = max(1, round(finetune.val_fraction * len(train)))
+        if held_out >= len(train):
+            raise UserError(f"task = {name}: {len(train)} training examples, too few; give more")
+        order = np.random.Generator(np.random.Philox(key=[config.seed, 2**63])).permutation(len(train))
+        self.val, self.train = ([train[n] for n in part] for part in np.split(order, [held_out]))
+        if self.dropped:
+            names = shorten(", ".join(map(repr, sorted(self.dropped))))
+            print_note(f"task = {name}: left out {names}, which the tokenizer does not know")
+        ids = np.concatenate([np.concatenate(sequences) for sequences, _ in self.val])
+        lengths = tokenizer.lengths[0].numpy()[ids[ids < len(tokenizer)]]
+        self.characters_per_id = int(lengths.sum()) / max(len(lengths), 1)
+        self.seed, self.batch_size = config.seed, min(source.batch_size, len(self.train))
+        self.max_steps = max(1, round(finetune.epochs * (len(self.train) // self.batch_size)))
+        rest = f"{len(self.val):,} to choose the checkpoint, {len(self.test):,} for the test"
+        self.description = f"{len(self.train):,} examples for training, {rest}"
+        answers = {"kind": self.task.kind, "labels": list(self.task.labels)}
+        self.metadata = {"task": {"name": name, **answers, "max_length": self.max_length}}
+
+    def encode(self, example: Example) -> Encoded:
+        """Raises UserError for characters that the tokenizer does not know, unless they may be dropped."""
+        if self.drop_unknown:
+            known = tuple(map(self.tokenizer.drop_unknown, example.texts))
+            self.dropped |= set("".join(example.texts)) - set("".join(known))
+            example = example._replace(texts=known)
+        try:
+            return to_sequences(example, self.task.kind, self.tokenizer, self.max_length), example.label
+        except UserError as error:
+            advice = "set finetune.drop_unknown=true to leave them out, or pre-train with data.tokenizer=byte"
+            raise UserError(f"{str(error).rpartition(';')[0]}; {advice}") from None
+
+    def train_dataloader(self) -> ExampleBatches:
+        trainer = self.trainer
+        assert trainer is not None
+        per_step = trainer.accumulate_grad_batches
+        length, start = trainer.max_steps * per_step, trainer.global_step * per_step
+        share = start, trainer.global_rank, trainer.world_size
+        return ExampleBatches(self.train, self.batch_size, self.seed, length, self.max_length, *share)
+
+    def val_dataloader(self) -> AllExamples:
+        return AllExamples(self.val)
 
 
 class ClassifierModule(GPTModule):
@@ -26,20 +159,23 @@ class ClassifierModule(GPTModule):
     model: Classifier
 
     def __init__(self, model: Classifier, *training: Any, lm_weight: float) -> None:
-        """`training` stands for the optimizer, scheduler and lengths of GPTModule."""
-        super().__init__(model, *training)
+        super().__init__(model, *training)  # its optimizer, scheduler and lengths
         self.lm_weight = lm_weight
         self.step_parts: dict[str, Tensor] = {}  # of the latest batch, for the log
 
+    def measure(self, batch: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """The activations (N, T, C) of a batch, L2 in nats per example, and the share of right answers."""
+        activations = self.model.activations(batch.ids)
+        scores = self.model.scores(activations, batch).float()
+        accuracy = (scores.argmax(dim=-1) == batch.labels).float().mean()
+        return activations, F.cross_entropy(scores, batch.labels), accuracy
+
     def loss(self, batch: Inputs) -> Tensor:  # type: ignore[override]
         """L3 of a batch in nats: the mean over examples, and lm_weight times the mean over tokens."""
-        activations = self.model.activations(batch.ids)
-        scores = self.model.scores(activations, batch)
-        task_loss = F.cross_entropy(scores.float(), batch.labels)
-        self.step_parts = {"task_loss": task_loss.detach(), "accuracy": accuracy(scores, batch.labels)}
+        activations, task_loss, accuracy = self.measure(batch)
+        self.step_parts = {"task_loss": task_loss.detach(), "accuracy": accuracy}
         if not self.lm_weight:
-            # A gradient of zero for the output head, so that the optimizer has a state of every parameter: a
-            # resumed run needs them all, and so do several processes
+            # The output head's gradient is zero, not none: resuming, and several processes, need every state
             return task_loss + 0 * self.model.head.weight.sum()
         lm_loss, _ = language_loss(self.model, activations, batch)
         self.step_parts["lm_loss"] = lm_loss.detach()
@@ -48,21 +184,18 @@ class ClassifierModule(GPTModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.is_logged(batch_idx):
-            for name, value in self.step_parts.items():
-                self.log(f"train/{name}", value, sync_dist=True)
+            self.log_dict({f"train/{name}": it for name, it in self.step_parts.items()}, sync_dist=True)
 
     def validation_step(self, batch: Inputs, batch_idx: int) -> None:  # type: ignore[override]
         with torch.autocast(batch.ids.device.type, enabled=False):
-            activations = self.model.activations(batch.ids)
-            scores = self.model.scores(activations, batch)
+            activations, loss, accuracy = self.measure(batch)
             lm_loss, targets = language_loss(self.model, activations, batch)
-        loss = F.cross_entropy(scores, batch.labels)
         if not loss.isfinite():  # raised before the weights can become a checkpoint
             raise self.diverged("val/loss", loss)
         examples, characters = len(batch.labels), max(int(self.lengths[0, targets].sum()), 1)
         average = partial(self.log, on_epoch=True, sync_dist=True)
         average("val/loss", loss, prog_bar=True, batch_size=examples)
-        average("val/accuracy", accuracy(scores, batch.labels), prog_bar=True, batch_size=examples)
+        average("val/accuracy", accuracy, prog_bar=True, batch_size=examples)
         average("val/lm_loss", lm_loss, batch_size=len(targets))
         bits = lm_loss / math.log(2) * (len(targets) / characters)
         average("val/bits_per_char", bits, batch_size=characters)
@@ -71,32 +204,54 @@ class ClassifierModule(GPTModule):
         """The result with what the test part says of the checkpoint `best`, or else of the last weights."""
         if best is not None:
             self.model.load_state_dict(read(best)["state_dict"])
-        self.model.eval()
-        scored = [(self.model.exact_scores(batch), batch.labels) for batch in AllExamples(data.test)]
-        scores, labels = (torch.cat(part) for part in zip(*scored, strict=True))
         return TaskResult(
             **result.model_dump(),
-            test_accuracy=int((scores.argmax(dim=1) == labels).sum()) / len(labels),
+            test_accuracy=count_correct(self.model.eval(), AllExamples(data.test)) / len(data.test),
             test_examples=len(data.test),
             majority_accuracy=majority_accuracy(data.task),
             naive_bayes_accuracy=naive_bayes_accuracy(data.task),
         )
 
 
-def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
-    return (scores.argmax(dim=-1) == labels).float().mean()
+def count_correct(model: Classifier, batches: Iterable[Inputs]) -> int:
+    """How many examples the model, in eval mode, answers correctly."""
+    return sum(int((model.exact_scores(batch).argmax(dim=1) == batch.labels).sum()) for batch in batches)
 
 
 def language_loss(model: Classifier, activations: Tensor, batch: Inputs) -> tuple[Tensor, Tensor]:
-    """L1, the mean cross-entropy in nats per token ([G] equation 1), and the tokens (M,) that it covers.
-
-    These are the texts' own. The three special tokens are not in the output head, and padding is none at all.
-    """
+    """L1, the mean cross-entropy in nats per token ([G] equation 1), and the texts' own tokens (M,)."""
     targets = batch.ids[:, 1:]
     positions = torch.arange(targets.size(1), device=targets.device)
+    # The three special tokens are not in the output head, and padding is no token at all
     is_text = (targets < model.config.known_vocab_size()) & (positions + 1 < batch.extract[:, None])
-    # Logits of all positions, since their number depends on the batch's shape alone (see gpt.finetune.data)
+    # Logits of all positions, since their number depends on the batch's shape alone (see ExampleBatches)
     logits = model.head(activations[:, :-1])  # (N, T - 1, V)
     masked = targets.masked_fill(~is_text, IGNORED).flatten()
     loss = F.cross_entropy(logits.flatten(0, 1).float(), masked, ignore_index=IGNORED)
     return loss, targets[is_text]
+
+
+def finetuning_parts(
+    config: RunConfig, source: GPT | None, tokenizer: Tokenizer | None
+) -> tuple[TaskData, Callable[[RunConfig], ClassifierModule]]:
+    """The data of a run, and what makes its module once resolved. Raises UserError for wrong settings."""
+    finetune = config.finetune
+    assert finetune is not None
+    layers, has = finetune.layers, config.model.n_layer
+    if layers is not None and (layers > has or config.init is None):
+        reason = f"the model has {has} layers" if layers > has else "there are none; set init=outputs/RUN"
+        raise UserError(f"finetune.layers = {layers}: {reason}")
+    if config.trainer.compile:
+        raise UserError("trainer.compile = true: not for sequences of many lengths")
+    for name in sorted({"samples", "attention", "zero_shot"} & config.callbacks.keys()):
+        raise UserError(f"callbacks.{name} = (set): it is for language models; set callbacks=finetune")
+    data = TaskData(config, tokenizer)
+
+    def make_module(resolved: RunConfig) -> ClassifierModule:
+        model = Classifier(resolved.model, data.task.kind, len(data.task.labels), finetune.dropout)
+        if source is not None:
+            model.take_over(source, layers)
+        training = resolved.optimizer, resolved.scheduler, data.tokenizer.lengths
+        return ClassifierModule(model, *training, lm_weight=finetune.lm_weight)
+
+    return data, make_module
