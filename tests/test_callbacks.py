@@ -97,7 +97,7 @@ REFUSED = {  # of what is typed, the last word, by the reason
     "callbacks.samples.tokens=100001": "should be less",
     "callbacks.samples.temperatures=[]": "should have at least 1 item",
     "callbacks.samples.top_k=0": "should be greater",
-    "+callbacks.samples.token=5": "no such setting; did you mean",
+    "+callbacks.samples.token=5": "no such setting",
     "callbacks.attention.every=0": "should be greater",
     "callbacks=early_stopping callbacks.early_stopping.patience=0": "should be greater",
     "callbacks=ema callbacks.ema.decay=1.0": "should be less",
