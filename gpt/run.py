@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpt.checkpoint import SUFFIX
 from gpt.config import RunConfig
-from gpt.errors import UserError, shorten
+from gpt.errors import UserError
 from gpt.files import read_json, remove_staged, write_json, write_text
 from gpt.machine import is_first_process
 
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def last(self) -> Path | None:
-        """The checkpoint to continue from. None if there is none yet: then the run begins at its first step."""
+        """The checkpoint to continue from. Without one (None), the run begins at its first step."""
         return path if (path := self.checkpoint("last")).exists() else None
 
     @property
@@ -136,7 +136,7 @@ class Run:
             remove_staged(folder)
         (self.folder / "result.json").unlink(missing_ok=True)  # it describes a shorter run
         if (path := self.folder / "run.json").exists():
-            os.utime(path)  # by this time, resume=last finds the newest run
+            os.utime(path)  # by this time, the newest run is found
         else:
             write_json(path, origin)
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
@@ -158,7 +158,7 @@ class Run:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The plain values of a run's config.yaml. Raises UserError if it is damaged, or of an earlier version."""
+    """The plain values of a run's config.yaml. Raises UserError if it is damaged, or from an old version."""
     path = folder / "config.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -169,22 +169,3 @@ def read_config(folder: Path) -> dict[str, Any]:
         advice = f"python scripts/convert_checkpoint.py {folder} converts the run"
         raise UserError(f"file = {path}: written by an earlier version; {advice}")
     return dict(content)
-
-
-def find_run(place: str) -> Path:
-    """The folder meant by `resume=place`; `last` is the newest run under outputs/ that has not ended.
-
-    Raises UserError if there is no such run.
-    """
-    if place != "last":
-        if (Path(place) / "config.yaml").is_file():
-            return Path(place)
-        raise UserError(f"resume = {shorten(place)}: no run there; give a run folder, such as outputs/RUN")
-    begun = sorted(Path("outputs").glob("**/run.json"), key=lambda path: path.stat().st_mtime)
-    ended = ("result.json", "error.txt")
-    folders = [path.parent for path in begun if not any((path.parent / name).exists() for name in ended)]
-    if not folders:
-        raise UserError(
-            "resume = last: no run under outputs/ that has not ended; name one: resume=outputs/RUN"
-        )
-    return folders[-1]

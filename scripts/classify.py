@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from gpt.cli.options import Parser
+from gpt.cli.options import Parser, newest_run
 from gpt.errors import UserError, printable, user_errors
 
 
@@ -48,7 +48,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
     from gpt.checkpoint import find
-    from gpt.cli.newest import newest_run
     from gpt.finetune.predict import Answerer
 
     answerer = Answerer(find(options.checkpoint or newest_run(fine_tuned=True)))
@@ -62,6 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(printable(f"{label}  ({odds})"), flush=True)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

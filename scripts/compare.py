@@ -32,11 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--csv", action="store_true", help="print the whole table as CSV, and write nothing")
     options = parser.parse_args(arguments)
     try:
-        from gpt.analysis.compare import (
-            compare,
-            compare_runs,
-            sort_table,
-        )  # after --help, which needs no extra
+        # after --help, which needs no extra
+        from gpt.analysis.compare import compare, compare_runs, sort_table
     except ImportError as error:
         raise UserError(
             f'extra = analysis: {error.name} is not installed; pip install -e ".[analysis]"'
@@ -54,6 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(compare(options.folder, options.x, options.sort, columns, options.baseline))
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

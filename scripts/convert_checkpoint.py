@@ -3,8 +3,8 @@
 python scripts/convert_checkpoint.py outputs/RUN
 python scripts/convert_checkpoint.py model.ckpt
 
-A run folder is converted whole, so that it can be resumed: its checkpoints, and the names in its config.yaml. What was
-there stays. Convert only your own files: reading one is the single place of this project that unpickles.
+A run folder is converted whole, so that it can be resumed: its checkpoints, and the names in its config.yaml.
+What was there stays. Convert only your own files: this is the one place of this project that unpickles.
 """
 
 from pathlib import Path
@@ -108,6 +108,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(path)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

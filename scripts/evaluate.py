@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gpt.cli.options import Parser, add_checkpoint, whole_number
+from gpt.cli.options import Parser, add_checkpoint, load_models, whole_number
 from gpt.errors import UserError, user_errors
 
 
@@ -54,7 +54,6 @@ def main(arguments: list[str] | None = None) -> None:
     if options.data is not None and not options.data.strip():
         raise UserError("--data = (empty): not a text; give a file, or leave it out for the run's own text")
 
-    from gpt.cli.newest import load_models
     from gpt.evaluate import evaluate
     from gpt.machine import keep_freed_memory
 

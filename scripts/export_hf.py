@@ -6,7 +6,7 @@ python scripts/export_hf.py outputs/RUN --out exported
 import argparse
 from pathlib import Path
 
-from gpt.cli.options import Parser, add_checkpoint
+from gpt.cli.options import Parser, add_checkpoint, find_checkpoint
 from gpt.errors import user_errors
 
 
@@ -24,7 +24,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
 
     from gpt.checkpoint import load
-    from gpt.cli.newest import find_checkpoint
     from gpt.interop.huggingface import export
 
     model, tokenizer, _ = load(find_checkpoint(options.checkpoint))

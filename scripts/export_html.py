@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.cli.options import Parser, add_checkpoint
+from gpt.cli.options import Parser, add_checkpoint, find_checkpoint
 from gpt.errors import UserError, user_errors
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"--out = {options.out}: {advice}")
 
     from gpt.checkpoint import load
-    from gpt.cli.newest import find_checkpoint
     from gpt.files import write_text
     from gpt.interop.page import render
 

@@ -22,6 +22,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(write_report(options.folder))
 
 
-if __name__ == "__main__":
+def cli() -> None:
     with user_errors():
         main()
+
+
+if __name__ == "__main__":
+    cli()

@@ -12,7 +12,7 @@ import torch
 
 from conftest import TINY
 from gpt.cli.main import targets
-from gpt.cli.names import parse_overrides
+from gpt.cli.overrides import parse_overrides
 from gpt.config import RunConfig
 from gpt.errors import UserError
 from gpt.module import GPTModule

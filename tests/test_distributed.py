@@ -16,7 +16,7 @@ from test_resume import begin, wait_for_step
 
 from conftest import PRECISION, ROOT, TINY, history, read_result
 from gpt.checkpoint import load
-from gpt.cli.names import quote_override
+from gpt.cli.overrides import quote_override
 from gpt.evaluate import evaluate
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core, and two processes need two")

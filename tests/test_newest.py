@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt.cli.newest import age, find_checkpoint, list_runs, newest_run
+from gpt.cli.options import find_checkpoint, newest_run
 from gpt.errors import UserError
+from sample import age, list_runs
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,7 @@ def test_checkpoints_that_no_run_here_wrote_are_passed_over():
     run = Path("outputs/a/checkpoints/last.safetensors")  # not validated yet, so nothing else is known of it
     run.parent.mkdir()
     run.touch()
+    Path("outputs/a/config.yaml").touch()
     assert find_checkpoint(None) == run
 
 

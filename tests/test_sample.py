@@ -13,11 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import gpt.cli.sample
 import sample
 from conftest import ROOT
-from gpt.cli.sample import SEPARATOR, up_to_line_end
 from gpt.errors import UserError, user_errors
+from sample import SEPARATOR, up_to_line_end
 
 ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+; [^\n]+\n\Z")
 COMMAND = f"{sys.executable} {ROOT / 'scripts' / 'sample.py'} --seed 0 --exact"
@@ -112,7 +111,7 @@ def test_text_is_at_most_a_fifth_longer_and_otherwise_the_same(write):
 
 
 def test_texts_do_not_depend_on_how_many_there_are(write, monkeypatch):
-    monkeypatch.setattr(gpt.cli.sample, "TEXTS_AT_ONCE", 4)  # so that seven texts take more than one batch
+    monkeypatch.setattr(sample, "TEXTS_AT_ONCE", 4)  # so that seven texts take more than one batch
 
     def texts(count: int) -> list[str]:
         out, _ = write("--prompt", "O", "--tokens", "40", "--seed", "4", "--num-samples", str(count))

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import TINY, read_result
 from gpt.callbacks import StepSeed
-from gpt.cli.sweep import TimeLeft
+from gpt.cli.sweep import time_left
 
 SWEEP = ["-m", *TINY, "trainer.max_steps=2", "model.n_layer=1", "model.n_head=2,3,4"]
 
@@ -67,12 +67,10 @@ def test_terminal_shows_the_job_that_trains_and_when_all_will_be_done(succeed, m
 
 def test_time_left_is_that_of_the_runs_which_were_trained(monkeypatch):
     monkeypatch.setattr("time.time", lambda: 130.0)
-    assert str(TimeLeft(started=100, trained=0, left=3)) == ""  # nothing is known yet
-    left = TimeLeft(started=100, trained=1, left=3)
-    assert str(left) == "all done in 0:01:30"
-    left.share = 0.5  # of the present run
-    assert str(left) == "all done in 0:00:50"
-    assert str(TimeLeft(started=100, trained=3, left=0)) == ""
+    assert time_left(started=100, trained=0, left=3) == ""  # nothing is known yet
+    assert time_left(started=100, trained=1, left=3) == "all done in 0:01:30"
+    assert time_left(started=100, trained=1.5, left=2.5) == "all done in 0:00:50"  # half of the present run
+    assert time_left(started=100, trained=3, left=0) == ""
 
 
 REFUSED = [

@@ -15,7 +15,7 @@ import sample
 from conftest import ROOT, TINY, history, read_checkpoint, read_result
 from gpt.checkpoint import load
 from gpt.cli.main import compose_config
-from gpt.cli.names import name_run, parse_overrides, quote_paths
+from gpt.cli.overrides import name_run, parse_overrides, quote_paths
 from gpt.cli.summary import next_commands, program
 from gpt.cli.sweep import Sweep
 from gpt.config import RunConfig
@@ -278,10 +278,7 @@ def test_default_folder_has_the_date_in_front_and_is_resumed_by_its_name(succeed
 
 def test_folder_that_is_taken_gets_a_number(tmp_path):
     taken = tmp_path / "new" / "run"
-    sweeps = [Sweep(), Sweep()]
-    for sweep in sweeps:
-        sweep.begin(taken, must_be_new=True)
-    assert [sweep.folder for sweep in sweeps] == [taken, tmp_path / "new" / "run-2"]
+    assert [Sweep().begin(taken, must_be_new=True) for _ in range(2)] == [taken, tmp_path / "new" / "run-2"]
 
 
 def test_runs_started_together_have_their_own_folders(tmp_path, text):

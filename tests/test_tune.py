@@ -13,7 +13,6 @@ from conftest import ROOT, TINY
 from gpt.errors import UserError
 
 optuna = pytest.importorskip("optuna", reason="extra tune is not installed")
-from gpt.cli import tune as search  # noqa: E402
 
 SHORT = ["trainer.max_steps=4", "trainer.val_check_interval=1", "~callbacks.attention", "~callbacks.samples"]
 SPACE = ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "model.n_head=1,2"]
@@ -44,8 +43,8 @@ def start(*arguments: str) -> subprocess.Popen:
 def tried(line: str, count: int = 40) -> set[str]:
     """What a search tries for one setting, chosen at random."""
     probe = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    space = search.read_overrides([line])
-    return {search.suggest(probe.ask(), space)[0].partition("=")[2] for _ in range(count)}
+    space = tune.read_overrides([line])
+    return {tune.suggest(probe.ask(), space)[0].partition("=")[2] for _ in range(count)}
 
 
 GRAMMAR = {
@@ -74,13 +73,13 @@ def test_interval_is_searched_evenly_and_with_tag_log_by_its_logarithm(interval,
 
 
 def test_file_is_searched_if_nothing_else_is_and_what_was_typed_replaces_its_lines():
-    default = search.read_overrides(["seed=1"])
+    default = tune.read_overrides(["seed=1"])
     assert {"seed", "model.n_layer"} <= default.keys()
     assert default["optimizer.lr"].input_line == "optimizer.lr=tag(log, interval(1e-3, 3e-2))"
-    named = search.read_overrides(["hparams_search=default", "model.n_head=2", "model.n_embd=32,64"])
+    named = tune.read_overrides(["hparams_search=default", "model.n_head=2", "model.n_embd=32,64"])
     assert named["model.n_head"].value() == 2
     assert {"optimizer.lr", "model.n_embd"} <= named.keys()
-    assert list(search.read_overrides(["model.n_head=1,2"])) == ["model.n_head"]
+    assert list(tune.read_overrides(["model.n_head=1,2"])) == ["model.n_head"]
 
 
 def test_two_processes_and_then_a_third_work_on_one_study_which_ends_in_a_table_and_pictures(shared, capsys):
@@ -118,7 +117,7 @@ def test_trial_of_a_killed_process_is_taken_over_and_its_run_continues(shared):
 def test_run_that_falls_behind_is_dropped_at_a_real_step(shared, monkeypatch):
     rates = [1e-2] * 6 + [1e-12]  # one that is checked, as many as the pruner waits for, and a useless one
     lines = (["optimizer.muon_lr=1e-12", f"optimizer.lr={rate}"] for rate in rates)
-    monkeypatch.setattr(search, "suggest", lambda trial, space: next(lines))
+    monkeypatch.setattr(tune, "suggest", lambda trial, space: next(lines))
     tune.main([*shared, "--trials", "6"])
     assert states() == ["COMPLETE"] * 5 + ["PRUNED"]
     assert list(trials()[-1].intermediate_values) == [1]  # of four steps
@@ -127,7 +126,7 @@ def test_run_that_falls_behind_is_dropped_at_a_real_step(shared, monkeypatch):
 
 def test_combination_that_makes_no_model_does_not_end_the_study(shared, monkeypatch, capsys):
     heads = iter((1, 3, 1, 3))
-    monkeypatch.setattr(search, "suggest", lambda trial, space: [f"model.n_head={next(heads)}"])
+    monkeypatch.setattr(tune, "suggest", lambda trial, space: [f"model.n_head={next(heads)}"])
     tune.main([*shared, "--trials", "3"])
     assert states() == ["PRUNED", "COMPLETE", "PRUNED"]
     assert "0000  model.n_head=3: model.n_head = 3: " in capsys.readouterr().out
@@ -135,7 +134,7 @@ def test_combination_that_makes_no_model_does_not_end_the_study(shared, monkeypa
 
 REFUSED = {
     "--study ../x": "--study = ../x: not a plain name",
-    "hparams_search=nowhere": "hparams_search = nowhere: no such file; choose one of default",
+    "hparams_search=nowhere": "hparams_search = nowhere: no such file in conf/hparams_search/; choose one of default",
     "model.n_hed=1,2": "did you mean model.n_head?",
     "model.n_head=interval(a,b)": "interval(a,b)",
     "model.n_head=interval(3,1)": "model.n_head=interval(3,1): `low <= high` must hold",

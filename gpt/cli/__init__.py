@@ -1,1 +1,1 @@
-"""Between the command line and a run: Hydra, sweeps, tables, and what is printed. The programs in scripts/ use it."""
+"""Between the command line and a run: Hydra, sweeps, and what is printed. The programs in scripts/ use it."""

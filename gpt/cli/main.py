@@ -6,7 +6,7 @@ What Hydra composes begins with the defaults of `gpt.config`, registered here, a
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +18,33 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gpt.cli.mistakes import hydra_errors
-from gpt.cli.names import CONF, PATHS, parse_overrides, quote_paths
-from gpt.cli.sweep import Sweep
+from gpt.cli.overrides import CONF, FILES, hydra_errors, parse_overrides, quote_paths
+from gpt.cli.sweep import Sweep, live_line
 from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig
 from gpt.errors import UserError, shorten, user_errors
 
 TRUSTED = ("gpt.callbacks.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
-OF_FINE_TUNING = {"task": TaskConfig().model_dump(), "finetune": FinetuneConfig().model_dump()}
 
-store = ConfigStore.instance()
+store = ConfigStore.instance().store
 chosen = {"name", "optimizer", "task", "finetune"}  # which have no default
-store.store("run_defaults", RunConfig().model_dump(mode="json", exclude=chosen) | {"resume": None})
-store.store("finetune_defaults", OF_FINE_TUNING)
-store.store("adamw_defaults", AdamWConfig().model_dump(mode="json"), group="optimizer")
-store.store("muon_defaults", MuonConfig().model_dump(mode="json"), group="optimizer")
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def train_main(cfg: DictConfig) -> float | None:
-    return run_job(cfg)
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="finetune")
-def finetune_main(cfg: DictConfig) -> float | None:
-    return run_job(cfg)
+store("run_defaults", RunConfig().model_dump(mode="json", exclude=chosen) | {"resume": None})
+store("finetune_defaults", {"task": TaskConfig().model_dump(), "finetune": FinetuneConfig().model_dump()})
+store("adamw_defaults", AdamWConfig().model_dump(mode="json"), group="optimizer")
+store("muon_defaults", MuonConfig().model_dump(mode="json"), group="optimizer")
 
 
 def train() -> None:
     """scripts/train.py, and the command gpt-train."""
-    run_program(train_main)
+    run_program("train")
 
 
 def finetune() -> None:
     """scripts/finetune.py, and the command gpt-finetune."""
-    run_program(finetune_main)
+    run_program("finetune")
 
 
-def run_program(main: Callable[[], Any]) -> None:
-    """Run one of the two functions above on the command line. A sweep ends with a comparison of its jobs."""
+def run_program(config_name: str) -> None:
+    """Do what was typed, with conf/CONFIG_NAME.yaml. A sweep ends with a comparison of its jobs."""
     with user_errors(), hydra_errors():
         options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
         if unknown := sorted(options - get_args_parser()._option_string_actions.keys()):
@@ -66,57 +54,56 @@ def run_program(main: Callable[[], Any]) -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, to be told in one line
         Sweep.started_here = None
         try:
-            main()
-            if Sweep.started_here:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run_job)()
+            if Sweep.started_here and Sweep.started_here.jobs:
                 Sweep.started_here.conclude()
         finally:
             if Sweep.started_here:
                 Sweep.started_here.remove_empty()
 
 
-def run_job(cfg: DictConfig) -> float | None:
+def run_job(cfg: DictConfig) -> float:
     """Train as Hydra has composed, a single run or a job of a sweep, and return the loss by which to choose.
 
     Mistakes end a single run here, because Hydra would add a line of its own.
     """
-    is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    settings = HydraConfig.get()
+    is_sweep = settings.mode == RunMode.MULTIRUN
     with contextlib.nullcontext() if is_sweep else user_errors(), hydra_errors():
-        return train_job(plain(cfg), HydraConfig.get(), is_sweep)
+        # this imports torch and Lightning, which --help can do without
+        from gpt.cli.summary import describe_resuming, summarise
+        from gpt.machine import is_first_process
+        from gpt.train import RunOptions, train
+
+        folder, cwd = Path(settings.runtime.output_dir), Path(settings.runtime.cwd)
+        if str(cwd) not in sys.path:
+            sys.path.append(str(cwd))  # where a callback of the user's own may be
+        values = plain(cfg, cwd if settings.job.chdir else None)
+        typed = parse_overrides(settings.overrides.task)
+        if values.pop("resume") is None:
+            config = RunConfig.from_dict(with_init(values, typed, cwd))
+        else:
+            del typed["resume"]
+            config = stored_config(folder, typed, values)
+        options = RunOptions(sys.argv[:], describe_resuming(folder, config), typed)
+        if is_sweep:
+            number, sweep = settings.job.num + 1, Sweep.started_here
+            live = live_line(f"{number} of {sweep.jobs}", folder.name, *sweep.progress()) if sweep else []
+            options = RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)
+        result = train(config, folder, options)
+        if not is_sweep and is_first_process():
+            os.chdir(cwd)
+            summarise(folder, result, config)
+        return result.loss
 
 
-def train_job(values: dict[str, Any], settings: Any, is_sweep: bool) -> float:
-    """Train the run that `values` describe, or continue the one that they resume. `settings` are Hydra's."""
-    # this imports torch and Lightning, which --help can do without
-    from gpt.callbacks.trainer import RunOptions
-    from gpt.cli.summary import describe_resuming, summarise
-    from gpt.machine import is_first_process
-    from gpt.train import train
-
-    folder, cwd = Path(settings.runtime.output_dir), Path(settings.runtime.cwd)
-    if str(cwd) not in sys.path:
-        sys.path.append(str(cwd))  # where a callback of the user's own may be
-    typed = parse_overrides(settings.overrides.task)
-    resume = values.pop("resume")
-    if settings.job.chdir:  # relative paths mean the folder where the user stands, not the job's
-        values = with_absolute_paths(values, cwd)
-    if resume is None:
-        config = RunConfig.from_dict(with_init(values, typed, cwd))
-    else:
-        del typed["resume"]
-        config = stored_config(folder, typed, values)
-    if is_sweep:
-        live = Sweep.started_here.live_line(settings.job.num, folder.name) if Sweep.started_here else []
-        return train(config, folder, RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)).loss
-    result = train(config, folder, RunOptions(sys.argv[:], describe_resuming(folder, config), typed))
-    if is_first_process():
-        os.chdir(cwd)
-        summarise(folder, result, config)
-    return result.loss
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """All settings but Hydra's own as plain values, every interpolation resolved."""
-    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+def plain(cfg: DictConfig, cwd: Path | None = None) -> dict[str, Any]:
+    """All settings but Hydra's own as plain values, every interpolation resolved, and paths from `cwd`."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    for key in FILES:
+        place = OmegaConf.select(own, key)
+        if cwd is not None and place not in (None, "last", "pretrained"):
+            OmegaConf.update(own, key, str(cwd / Path(place).expanduser()))
     return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
@@ -131,20 +118,6 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
     return RunConfig.from_dict(values)
 
 
-def with_absolute_paths(values: dict[str, Any], cwd: Path) -> dict[str, Any]:
-    """The values with paths that do not depend on the working directory."""
-    for key in PATHS:
-        group, _, name = key.rpartition(".")
-        node = values.get(group, {}) if group else values
-        if (
-            name in ("path", "folder", "init")
-            and isinstance(place := node.get(name), str)
-            and place not in ("last", "pretrained")
-        ):
-            node[name] = str(cwd / Path(place).expanduser())
-    return values
-
-
 def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
     """The values with the model and the tokenizer of the weights that `init=` names, if it names any.
 
@@ -152,7 +125,7 @@ def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> di
     """
     if values["init"] is None:
         return values
-    from gpt.cli.newest import newest_run
+    from gpt.cli.options import newest_run
     from gpt.interop.weights import fit_to_weights
 
     asked = {key for key in typed if "." in key}
@@ -176,11 +149,9 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
 
     stored = read_config(folder)
     stored["data"]["folder"] = values["data"]["folder"]
-    nodes = {
-        f"{group}.{name}": node for group in ("callbacks", "logger") for name, node in stored[group].items()
-    }
-    for place, node in nodes.items():
-        for target in targets(node):
+    for place in [f"{group}.{name}" for group in ("callbacks", "logger") for name in stored[group]]:
+        group, _, name = place.partition(".")
+        for target in targets(stored[group][name]):
             if not target.startswith(TRUSTED) and target not in typed.values():
                 advice = f"if you trust it, add ++{place}._target_={target}"
                 raise UserError(f"{place} = {target}: neither of this project nor of Lightning; {advice}")
@@ -198,8 +169,6 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
 
 def targets(node: Any) -> list[str]:
     """The classes that a node of a configuration names, at any depth."""
-    if not isinstance(node, (dict, list)):
-        return []
+    inner = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
     own = [str(node["_target_"])] if isinstance(node, dict) and "_target_" in node else []
-    inner = node.values() if isinstance(node, dict) else node
     return own + [target for one in inner for target in targets(one)]

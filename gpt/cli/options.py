@@ -1,14 +1,25 @@
-"""Options of the programs that are not composed by Hydra."""
+"""Options of the programs that Hydra does not compose, and the runs that are meant where none is named."""
 
 import argparse
 import contextlib
+import csv
+import json
+import math
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from gpt.errors import UserError, shorten
+from gpt.errors import UserError, one_line, shorten
+
+if TYPE_CHECKING:
+    from gpt.ensemble import Ensemble
+    from gpt.model import GPT
+    from gpt.tokenizer import Tokenizer
 
 LARGEST = 2**31 - 1
+OUTPUTS = Path("outputs")
+ENOUGH = 500  # steps: a run of fewer is passed over if there is a longer one
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,9 +34,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Add the argument that says which trained model is meant. It is called `checkpoint`.
+    """Add the argument `checkpoint`, which says what model is meant, or with `several` a list of them.
 
-    It is for `gpt.cli.newest.find_checkpoint`, or with `several` a list of them for `load_models`.
+    It is for `find_checkpoint` and `load_models`.
     """
     which = parser.add_mutually_exclusive_group()
     what = "a run folder, of which the best checkpoint is taken, or a .safetensors file; "
@@ -49,3 +60,96 @@ def whole_number(smallest: int) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(reason)
 
     return parse
+
+
+def find_checkpoint(place: str | None) -> Path:
+    """The checkpoint of a run or file, or of the newest run for None. Raises UserError if it is missing."""
+    from gpt.checkpoint import find
+
+    return find(newest_run() if place is None else place)
+
+
+def load_models(places: Sequence[str]) -> tuple["GPT | Ensemble", "Tokenizer", dict[str, Any]]:
+    """The model that a place means, or the ensemble of several, with tokenizer and metadata of the first.
+
+    Without any place it is the newest run. Raises UserError if there is none, or if two have other texts.
+    """
+    from gpt.checkpoint import load
+    from gpt.ensemble import Ensemble
+
+    checkpoints = [*map(find_checkpoint, places)] or [find_checkpoint(None)]
+    models, tokenizers, metadata = zip(*map(load, checkpoints), strict=True)
+    for checkpoint, tokenizer, of_this in zip(checkpoints, tokenizers, metadata, strict=True):
+        if tokenizer.state != tokenizers[0].state or of_this["text_sha256"] != metadata[0]["text_sha256"]:
+            reason = f"has seen another text than {checkpoints[0]}, or has another tokenizer"
+            raise UserError(f"checkpoint = {checkpoint}: {reason}; average runs on one text")
+    return models[0] if len(models) == 1 else Ensemble(models).eval(), tokenizers[0], metadata[0]
+
+
+def find_runs(outputs: Path = OUTPUTS, pattern: str = "checkpoints/*.safetensors") -> dict[Path, float]:
+    """The runs that have such a file, and when each was last at work, in seconds since 1970, latest first."""
+    times = {}
+    for run in [path.parent for path in outputs.glob("**/config.yaml")]:
+        if any(run.glob(pattern)):
+            touched = [*run.glob("checkpoints"), *run.glob("run.json")]  # with a checkpoint, and to begin
+            times[run] = max(path.stat().st_mtime for path in touched)
+    return dict(sorted(times.items(), key=lambda item: item[1], reverse=True))
+
+
+def find_unfinished(place: str) -> Path:
+    """The run that `resume=place` means; `last` is the newest under outputs/ that has not ended.
+
+    Raises UserError if there is no such run.
+    """
+    if place == "last":
+        for run in find_runs(pattern="run.json"):
+            if not any((run / name).exists() for name in ("result.json", "error.txt")):
+                return run
+        reason = "no run under outputs/ that has not ended; name one: resume=outputs/RUN"
+        raise UserError(f"resume = last: {reason}")
+    if not (Path(place) / "config.yaml").is_file():
+        raise UserError(f"resume = {shorten(place)}: no run there; give a run folder, such as outputs/RUN")
+    return Path(place)
+
+
+def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
+    """The newest run of a language model with at least 500 steps, or the newest of all if none has as many.
+
+    With `fine_tuned` it is the newest run that was fine-tuned for a task. It is named on stderr, and why.
+    Raises UserError if there is none.
+    """
+    runs = [run for run in find_runs(outputs) if is_fine_tuned(run) == fine_tuned]
+    if not runs:
+        kind, advice = "fine-tuned run", "fine-tune one first: python scripts/finetune.py init=last task=mark"
+        if not fine_tuned:
+            ours = "take the one that comes with this project: --pretrained, or init=pretrained"
+            kind, advice = "run", f"train one first: python scripts/train.py, or {ours}"
+        raise UserError(f"checkpoint = (newest): no {kind} under {outputs}/; {advice}")
+    long = (run for run in runs if fine_tuned or progress(run)[0] >= ENOUGH)
+    newest, why = next(long, runs[0]), "the newest run"
+    if newest != runs[0]:
+        steps = progress(newest)[0]
+        why += f" of at least {ENOUGH} steps ({steps:,}); {one_line(runs[0])} is newer, but shorter"
+    print(f"note: {one_line(newest)} is {why}", file=sys.stderr)
+    return str(newest)
+
+
+def is_fine_tuned(run: Path) -> bool:
+    return "\ntask:\n" in (run / "config.yaml").read_text(encoding="utf-8")
+
+
+def progress(run: Path) -> tuple[int, float | None]:
+    """The steps of a run up to its end or last validation, and its lowest loss in nats per character."""
+    result, metrics = run / "result.json", run / "metrics.csv"
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        if result.exists():
+            numbers = json.loads(result.read_text(encoding="utf-8"))
+            loss = numbers["best_val_loss"]
+            if loss is not None and "test_accuracy" not in numbers:  # it is per token
+                loss *= numbers["final_bits_per_char"] * math.log(2) / numbers["final_val_loss"]
+            return numbers["step"], loss
+        with metrics.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["val/loss"]]
+        bits = [float(row.get("val/bits_per_char") or float(row["val/loss"]) / math.log(2)) for row in rows]
+        return int(rows[-1]["step"]) + 1, min(bits) * math.log(2)
+    return 0, None

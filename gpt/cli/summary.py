@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt.analysis.report import report_line
 from gpt.checkpoint import SUFFIX, load
-from gpt.cli.names import quote_paths
+from gpt.cli.overrides import quote_paths
 from gpt.config import RunConfig
 from gpt.errors import printable, shorten
 from gpt.finetune.predict import wilson_interval
@@ -21,18 +21,17 @@ PLAY, TEMPERATURE = 300, 0.8  # how many tokens are written for a run that took 
 def summarise(folder: Path, result: Result, config: RunConfig) -> None:
     """Print what the model has learnt, the run's folder, and commands that continue from here."""
     if isinstance(result, TaskResult):
-        print(f"\n{describe_task_result(result, config)}")
+        learnt = describe_task_result(result, config)
     else:
-        print(f"\n{show_sample(folder, result, config)}{describe_result(result, config.data.tokenizer)}")
-    print(f"run folder: {shell_path(folder)}\n{report_line(folder)}\n\nnext:")
+        learnt = show_sample(folder, result, config) + describe_result(result, config)
+    print(f"\n{learnt}\nrun folder: {shell_path(folder)}\n{report_line(folder)}\n\nnext:")
     print("\n".join(f"  {command}" for command in next_commands(folder, config)), flush=True)
 
 
 def show_sample(folder: Path, result: Result, config: RunConfig) -> str:
     """The run's last sample under a heading that says what wrote it.
 
-    A run that took none has its best model write now, when its clock has stopped. Empty if it has kept no
-    model either.
+    A run that took none has its best model write now, when its clock has stopped. Empty if none is kept.
     """
     sample, best = folder / "sample.txt", folder / "checkpoints" / f"best{SUFFIX}"
     if (samples := config.callbacks.get("samples")) and sample.exists():
@@ -49,9 +48,9 @@ def show_sample(folder: Path, result: Result, config: RunConfig) -> str:
     return f"{heading}:\n\n{printable(text.strip())}\n\n"
 
 
-def describe_result(result: Result, tokenizer: str) -> str:
+def describe_result(result: Result, config: RunConfig) -> str:
     """The losses on one line, by the unit that they are means over."""
-    unit = tokenizer_class(tokenizer).loss_unit
+    unit = tokenizer_class(config.data.tokenizer).loss_unit
     per_character = "" if unit == "character" else f" ({result.final_bits_per_char:.4f} bits per character)"
     text = f"val loss {result.final_val_loss:.4f} nats per {unit}{per_character}"
     text += f" after {result.step:,} steps, {result.seconds:,.0f} s"
@@ -66,55 +65,47 @@ def describe_task_result(result: TaskResult, config: RunConfig) -> str:
     low, high = wilson_interval(correct, result.test_examples)
     start = "from scratch" if config.init is None else f"from {config.init}"
     counts = f"{correct:,} of {result.test_examples:,} test examples; 95 % interval {low:.4f} to {high:.4f}"
+    bayes = result.naive_bayes_accuracy
     lines = [
         f"task {config.name}, {start}: {result.step:,} steps, {result.seconds:,.0f} s",
         f"accuracy        {result.test_accuracy:.4f}  ({counts})",
         f"majority class  {result.majority_accuracy:.4f}",
+        *([] if bayes is None else [f"naive Bayes     {bayes:.4f}"]),
     ]
-    if result.naive_bayes_accuracy is not None:
-        lines.append(f"naive Bayes     {result.naive_bayes_accuracy:.4f}")
     return "\n".join(lines)
 
 
 def next_commands(folder: Path, config: RunConfig) -> list[str]:
     """Commands that work from where the user stands, with what the run has kept."""
     run, commands = shell_path(folder), []
-    # the shell does not find this Python
-    if not (sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ):
+    if not (sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ):  # the shell finds another Python
         commands.append(f"source {shell_path(Path(sys.prefix))}/bin/activate")
+    has_checkpoint = any((folder / "checkpoints").glob(f"*{SUFFIX}"))
     if config.task is not None:
-        commands += next_for_task(folder, config)
-    elif any((folder / "checkpoints").glob(f"*{SUFFIX}")):
-        # another text may lack these characters
-        prompt = ' --prompt "ROMEO:"' if config.data.path is None else ""
+        commands += [f"{program('classify')} {run} --text {example_texts(config)}"] if has_checkpoint else []
+        if config.init is not None and config.task.name != "csv":
+            places = f"{shell_path(Path(config.init))},null"
+            commands.append(f"{program('finetune')} -m init={places} task={config.task.name} seed=1,2,3")
+    elif has_checkpoint:
+        prompt = ' --prompt "ROMEO:"' if config.data.path is None else ""  # which another text may not know
         commands += [f"{program('sample')} {run}{prompt}", f"{program('evaluate')} {run}"]
         commands += [f"{program('export_html')} {run}  # a page that writes, for any browser"]
     if "tensorboard" in config.logger:
         outputs = Path("outputs")
-        commands.append(
-            f"tensorboard --logdir {shell_path(outputs if outputs.absolute() in folder.absolute().parents else folder)}"
-        )
+        shown = outputs if outputs.absolute() in folder.absolute().parents else folder
+        commands.append(f"tensorboard --logdir {shell_path(shown)}")
     return commands
 
 
-def next_for_task(folder: Path, config: RunConfig) -> list[str]:
-    """Commands that use a fine-tuned run, and one that trains what it should be compared with."""
-    run, commands = shell_path(folder), []
+def example_texts(config: RunConfig) -> str:
+    """As many texts as an example of the task has, quoted for the shell."""
     assert config.task is not None
-    if any((folder / "checkpoints").glob(f"*{SUFFIX}")):
-        count = {"csv": len(config.task.columns), "mark": 1, "next_speech": 3}.get(config.task.name, 2)
-        texts = ["What say you", "Nothing, my lord", *["Good night"] * count][:count]
-        if config.task.name in ("reply", "next_speech"):  # of which each text begins with who speaks
-            texts = [
-                f"{name}:\\n{text}" for name, text in zip(("ROMEO", "JULIET", "Nurse"), texts, strict=False)
-            ]
-        # as a shell writes a tab
-        quoted = shlex.quote(texts[0]) if count == 1 else "$'" + "\\t".join(texts) + "'"
-        commands.append(f"{program('classify')} {run} --text {quoted}")
-    if config.init is not None and config.task.name != "csv":
-        places = f"{shell_path(Path(config.init))},null"
-        commands.append(f"{program('finetune')} -m init={places} task={config.task.name} seed=1,2,3")
-    return commands
+    count = {"csv": len(config.task.columns), "mark": 1, "next_speech": 3}.get(config.task.name, 2)
+    texts = ["What say you", "Nothing, my lord", *["Good night"] * count][:count]
+    if config.task.name in ("reply", "next_speech"):  # of which each text begins with who speaks
+        speakers = ("ROMEO", "JULIET", "Nurse")
+        texts = [f"{name}:\\n{text}" for name, text in zip(speakers, texts, strict=False)]
+    return shlex.quote(texts[0]) if count == 1 else "$'" + "\\t".join(texts) + "'"  # \t: a tab
 
 
 def describe_resuming(folder: Path, config: RunConfig) -> str:

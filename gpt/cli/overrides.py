@@ -1,0 +1,143 @@
+"""What was typed: as values, as names of folders that say what is in them, and what is wrong with it."""
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from gpt.config import RunConfig, setting_names
+from gpt.errors import UserError, did_you_mean, shorten
+
+CONF = Path(__file__).parents[2] / "conf"  # in the repository
+if not CONF.is_dir():
+    CONF = Path(__file__).parents[1] / "conf"  # in an installed copy
+LONGEST = 80  # bytes of a single run's name
+# what decides a result, and what of it does not: where the text is, what only watches, on what it runs
+GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")
+DECISIVE = tuple(f"{group}." for group in (*GROUPS, "callbacks.ema", "callbacks.early_stopping"))
+UNDECISIVE = ["accelerator", "compile", "detect_anomaly", "devices", "log_every_n_steps", "max_time"]
+UNDECISIVE += ["num_nodes", "precision", "profiler", "strategy", "val_check_interval"]
+UNNAMED = {"data.path", "data.folder", *(f"trainer.{name}" for name in UNDECISIVE)}
+FILES = ("data.path", "data.folder", "task.path", "init")
+PATHS = (*FILES, "resume", "hydra.run.dir", "hydra.sweep.dir", "name")
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values that were typed, by key: {"model": "tiny", "seed": 2}. A key that was deleted has None."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {one.key_or_group: None if one.is_delete() else one.value() for one in parsed}
+
+
+def quote_override(key: str, value: str) -> str:
+    """An override as Hydra reads it, whatever is in the value."""
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", value):
+        return f"{key}={value}"
+    return f"{key}='" + value.replace("\\", "\\\\").replace("'", r"\'") + "'"
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """The arguments with each path quoted that Hydra's grammar would not take, such as resume=outputs/a=1.
+
+    A list of paths is one only if it is no path itself. What is quoted already, or an expression, stays.
+    """
+    quoted = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in PATHS and not re.search(r"""^$|['"\\]|[$]\{|^[\[{]""", value):
+            places = [value] if key == "name" or Path(value).exists() else value.split(",")
+            argument = f"{key}=" + ",".join(quote_override("", place)[1:] for place in places)
+        quoted.append(argument)
+    return quoted
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """n_head for model.n_head, unless another key ends so too."""
+    dotted = [key.replace("/", ".") for key in keys]
+    last = [key.rpartition(".")[2] for key in dotted]
+    return [short if last.count(short) == 1 else key for short, key in zip(last, dotted, strict=True)]
+
+
+def name_run(start: str, name: str, overrides: Mapping[str, Any]) -> str:
+    """The name of a run's folder: `start`, and the overrides that decide the result, as many as fit.
+
+    2026-11-28_12-00-00_tiny_arch-gpt1_seed-2: a choice that the run is named after, model=tiny here, is not
+    repeated.
+    """
+    chosen = {}
+    for key, value in overrides.items():
+        is_choice = (CONF / key).is_dir() and key != "logger" and value != name
+        is_setting = key in ("seed", "init") or key.startswith(DECISIVE)
+        if value is not None and key not in UNNAMED and (is_choice or is_setting):
+            chosen[key] = value
+    while chosen and len(f"{start}_{name_settings(chosen)}".encode()) > LONGEST:
+        chosen.popitem()  # the last one
+    return f"{start}_{name_settings(chosen)}" if chosen else start
+
+
+def name_settings(values: Mapping[str, Any]) -> str:
+    """Short names and values without signs of a shell or of Hydra: n_head-2 for {"model.n_head": 2}."""
+    names = short_names(list(values))
+    return "_".join(f"{name}-{legible(value)}" for name, value in zip(names, values.values(), strict=True))
+
+
+def legible(value: Any) -> str:
+    """A value in letters, digits and a few signs. Of a path, that is its end, which tells most."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "-".join(map(legible, value))
+    if not isinstance(value, str):
+        value = f"{value:g}" if isinstance(value, float) else json.dumps(value)
+    return re.sub(r"[^\w.+-]+", "-", Path(value).name or value).strip("-")
+
+
+@contextlib.contextmanager
+def hydra_errors(overrides: Sequence[str] | None = None) -> Iterator[None]:
+    """Raise a UserError in place of what Hydra says about `overrides`, by default those that were typed."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        words = sys.argv[1:] if overrides is None else overrides
+        reason = f"{error}\n{error.__cause__ or ''}"
+        raise UserError(explain(reason, [word for word in words if not word.startswith("-")])) from None
+
+
+def explain(reason: str, words: Sequence[str]) -> str:
+    """The one line for what Hydra or OmegaConf complains about."""
+    if found := re.search(r"Could not override '([^'@]+)", reason):
+        return unknown_setting(found[1], words)
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", reason):
+        return unknown_choice(found[1], found[2])
+    if "Config group override must be" in reason:  # such as callbacks=null
+        for key, value in parse_overrides(words).items():
+            if (CONF / key).is_dir() and not isinstance(value, (str, list)):
+                return unknown_choice(key, value)
+    if "Ambiguous value" in reason:
+        several = next((word for word in words if "," in word), words[0])
+        return f"{several} = (several values): that is a sweep; add -m"
+    given = shorten(" ".join(words))
+    return f"override = {given}: {shorten(reason, 200)}; see python scripts/train.py --help"
+
+
+def unknown_choice(group: str, choice: Any) -> str:
+    """The one line for a file that does not exist in a folder of conf/."""
+    choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+    value = "null" if choice is None else choice
+    return f"{group} = {value}: no such file in conf/{group}/; choose one of {choices}"
+
+
+def unknown_setting(key: str, words: Sequence[str]) -> str:
+    """The one line for a setting that does not exist."""
+    value = next((word.partition("=")[2] for word in words if word.lstrip("+~").startswith(key)), "")
+    if key.partition(".")[0] in ("task", "finetune"):
+        return f"{key} = {shorten(value)}: a setting of fine-tuning; start scripts/finetune.py"
+    groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
+    advice = did_you_mean(key, {*setting_names(RunConfig), *groups, "resume"})
+    if key.startswith("trainer."):
+        advice += f" (an argument of Lightning's Trainer is added by +{key})"
+    return f"{key} = {shorten(value)}: no such setting; {advice}"
