@@ -1,7 +1,6 @@
 """Causal attention: first its formula, then what makes it fast without changing what it computes.
 
-Sources: [A] is Vaswani et al. 2017, *Attention Is All You Need*. The letters of the shapes are explained in
-`gpt/model.py`.
+[A] is Vaswani et al. 2017, *Attention Is All You Need*. `gpt/model.py` explains the letters of the shapes.
 """
 
 import math
@@ -29,21 +28,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module) -> tuple[Tens
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, block_size: int = 128) -> Tensor:
     """The mixed values of `attention`, computed for `block_size` queries at a time.
 
-    A block of queries meets the keys up to its own end only, so most scores that the mask would throw away
-    are never computed.
+    A block meets the keys up to its own end only: most scores that the mask would discard are not computed.
     """
     T, S = q.size(-2), k.size(-2)
     blocks = []
     for start in range(0, T, block_size):
-        end = min(start + block_size, T)
-        visible = S - T + end
-        blocks.append(attention(q[..., start:end, :], k[..., :visible, :], v[..., :visible, :], dropout)[0])
+        visible = S - T + min(start + block_size, T)
+        queries, keys, values = (
+            q[..., start : start + block_size, :],
+            k[..., :visible, :],
+            v[..., :visible, :],
+        )
+        blocks.append(attention(queries, keys, values, dropout)[0])
     return torch.cat(blocks, dim=-2)
 
 
 class Dropout(nn.Module):
-    """Zeroes each element with probability p during training and scales the others up, so that the mean stays
-    the same.
+    """Zeroes each element with probability p during training and scales up the others to keep the mean.
 
     Srivastava et al. 2014, *Dropout*. On a CPU, `nn.Dropout` draws one random number per element, which takes
     longer than the attention it is applied to. Here one 64-bit number decides eight elements, one byte each,
@@ -68,8 +69,8 @@ class Dropout(nn.Module):
 def fastest_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
     """The mixed values (B, H, T, D) of `attention`, computed in the fastest way.
 
-    Use PyTorch's fused kernel, except for a cached prefix, which `is_causal` cannot express, and on a CPU for
-    dropout, which is slow there, and for bfloat16, whose backward pass is.
+    That is PyTorch's fused kernel, except for a cached prefix, which `is_causal` cannot express, and on a CPU
+    for dropout, which is slow there, and for bfloat16, whose backward pass is.
     """
     T, S = q.size(-2), k.size(-2)
     p = dropout.p if dropout.training else 0.0
@@ -78,13 +79,11 @@ def fastest_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tens
     return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
 
 
-# what `fastest_attention` is, and what can stand in its place
-Attend = Callable[[Tensor, Tensor, Tensor, Dropout], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Dropout], Tensor]  # `fastest_attention` and what can replace it
 
 
 def rotary_table(context_length: int, head_size: int) -> Tensor:
-    """Cosines and signed sines (2, T, D) of the angles by which `apply_rotary` turns pairs of numbers at each
-    position.
+    """Cosines and signed sines (2, T, D) of the angles by which `apply_rotary` turns pairs at each position.
 
     Pair i turns by 10000^(-2i / D) per position (Su et al. 2021, *RoFormer*, section 3.2.2). The sines of the
     first half are negative, as `apply_rotary` needs them.
@@ -107,23 +106,18 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values, and inputs of convolutions, of the positions that a model has read, so that none is
-    computed twice.
+    """Keys, values and inputs of convolutions of the positions read so far, so that none is computed twice.
 
-    `length` counts these positions; `GPT.forward` advances it. Tensors are written in place, so this is not
-    for training.
+    `length` counts them; `GPT.forward` advances it. Tensors are written in place: it is not for training.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
+        self.capacity, self.length = capacity, 0
         self.keys_values: dict[nn.Module, Tensor] = {}  # per SelfAttention (2, B, H, capacity, D)
         self.conv_inputs: dict[nn.Module, Tensor] = {}  # per CausalConv (B, width, C)
 
     def append(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's keys and values of new positions (B, H, T, D); return those of all positions (B, H,
-        S, D) as views.
-        """
+        """Store keys and values of new positions (B, H, T, D). Returns views of those of all (B, H, S, D)."""
         if layer not in self.keys_values:
             self.keys_values[layer] = k.new_empty(2, *k.shape[:2], self.capacity, k.size(-1))
         keys, values = self.keys_values[layer]
@@ -132,16 +126,9 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def prepend_conv_inputs(self, layer: nn.Module, x: Tensor, width: int) -> Tensor:
-        """Put a layer's last `width` inputs (zeros at the start) before x (B, T, C), and store the new last
-        ones.
-
-        Returns: (B, width + T, C).
-        """
-        earlier = (
-            self.conv_inputs[layer]
-            if layer in self.conv_inputs
-            else x.new_zeros(x.size(0), width, x.size(-1))
-        )
-        x = torch.cat((earlier, x), dim=1)
+        """x (B, T, C) after the last `width` inputs of the layer, zeros at the start: (B, width + T, C)."""
+        if layer not in self.conv_inputs:
+            self.conv_inputs[layer] = x.new_zeros(x.size(0), width, x.size(-1))
+        x = torch.cat((self.conv_inputs[layer], x), dim=1)
         self.conv_inputs[layer] = x[:, -width:]
         return x

@@ -1,9 +1,7 @@
-"""Every setting of a run with its type, range, default and meaning. Files in `conf/` list what their choice
-changes.
+"""Every setting of a run with its type, range, default and meaning. `conf/` lists what a choice changes.
 
-A setting that is unknown, of the wrong type or outside its range is refused with a
-`pydantic.ValidationError`, which is a ValueError. `RunConfig.from_dict` turns it into a UserError of one
-line, which names it as the command line does.
+A setting that is unknown, of the wrong type or outside its range is refused with a pydantic.ValidationError,
+which is a ValueError. `RunConfig.from_dict` makes it a UserError that names it as the command line does.
 
 [A] is Vaswani et al. 2017, *Attention Is All You Need*, [G] is Radford et al. 2018, *Improving Language
 Understanding by Generative Pre-Training*.
@@ -13,15 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from gpt.errors import explain
 
@@ -29,26 +19,30 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]  # leaves none of two parts empty
 Share = Annotated[float, Field(ge=0, le=1)]
-# of learning, at its peak: the schedule multiplies it by at most 1
-Rate = Annotated[float, Field(gt=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0, le=1e6)]  # of learning, at its peak
 
 
 def check_file_name(name: str) -> str:
-    """The same name. Raises ValueError if no file can be called so, or if the name cannot be stored as UTF-8."""
+    """The same name. Raises ValueError if no file can have it, or if it cannot be stored as UTF-8."""
     if not name:
         raise ValueError("is empty, as an unset shell variable leaves it; give a name, or null for none")
     if "\0" in name or name.encode(errors="replace").decode() != name:
-        raise ValueError("holds a NUL character or is not UTF-8; give the name of a file")
+        raise ValueError("holds a NUL character or is not UTF-8")
+    return name
+
+
+def check_run_name(name: str) -> str:
+    """The same name. Raises ValueError unless it is one path component."""
+    if not 1 <= len(name.encode()) <= 100 or not name.isprintable() or re.search(r"[/\\:]|^\.", name):
+        raise ValueError("becomes part of a folder's name; choose a word such as name=first_try")
     return name
 
 
 FileName = Annotated[str, AfterValidator(check_file_name)]
 
 
-class Settings(BaseModel):
+class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True):
     """A group of settings, which cannot be changed once it is made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -61,16 +55,12 @@ class Settings(BaseModel):
 
 
 class ModelConfig(Settings):
-    """Everything that decides which tensors a model has and what it computes. The default size is
-    `model=small`.
-    """
+    """What decides which tensors a model has and what it computes. The default size is `model=small`."""
 
-    # None: as many as the text has. A model needs a number
-    vocab_size: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    vocab_size: Annotated[int, Field(ge=1, le=2**20)] | None = None  # None: as many as the text has
     context_length: int = Field(256, ge=1, le=2**17)
     n_layer: int = Field(5, ge=1, le=2**10)
-    # at this size, more heads cost more and learn no more (docs/log.md)
-    n_head: int = Field(2, ge=1, le=2**10)
+    n_head: int = Field(2, ge=1, le=2**10)  # at this size, more cost more and learn no more (docs/log.md)
     n_embd: int = Field(160, ge=1, le=2**16)
     dropout: Probability = 0.0  # on embeddings and both residual branches, [G] section 4.1
     # post: norm(x + f(x)), as in [A] and [G]; pre: x + f(norm(x)) and a final norm, as in GPT-2
@@ -82,19 +72,17 @@ class ModelConfig(Settings):
     tied_head: bool = False  # the output head is the token embedding, [G] equation 2
     attention_dropout: bool = False  # on attention weights too, [G] section 4.1; a CPU is a quarter slower
     qk_norm: bool = True  # normalise queries and keys, per head and by one shared norm, before they meet
-    # how many earlier positions each branch has mixed into its input
-    conv_width: int = Field(3, ge=0, le=2**8)
+    conv_width: int = Field(3, ge=0, le=2**8)  # how many earlier positions each branch mixes into its input
 
     @model_validator(mode="after")
     def heads_divide_the_width(self) -> Self:
         if self.n_embd % self.n_head:
             fitting = [n for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % n == 0]
-            reason = f"n_embd = {self.n_embd} is not divisible by it"
-            raise ValueError(f"n_head = {self.n_head}: {reason}; try one of {fitting}")
+            reason = f"n_embd = {self.n_embd} is not divisible by it; try one of {fitting}"
+            raise ValueError(f"n_head = {self.n_head}: {reason}")
         if self.positions == "rotary" and self.head_size % 2:
             reason = f"it turns pairs, but the head size n_embd / n_head = {self.head_size} is odd"
-            advice = "choose an n_head that makes it even, or positions=learned"
-            raise ValueError(f"positions = rotary: {reason}; {advice}")
+            raise ValueError(f"positions = rotary: {reason}; choose another n_head, or positions=learned")
         return self
 
     @property
@@ -104,7 +92,7 @@ class ModelConfig(Settings):
     def known_vocab_size(self) -> int:
         """`vocab_size`. Raises ValueError while it is None."""
         if self.vocab_size is None:
-            raise ValueError("vocab_size = None: not known before the text is read; set the number of tokens")
+            raise ValueError("vocab_size = None: not known before the text is read")
         return self.vocab_size
 
     def parameter_count(self) -> int:
@@ -120,7 +108,7 @@ class ModelConfig(Settings):
     def flops_per_token(self) -> int:
         """Floating-point operations to train on one position, forward and backward.
 
-        6 for each weight of a matrix product and 12 n_layer C T for attention, which includes what the causal
+        6 for each weight of a matrix product and 12 n_layer C T for attention, including what the causal
         mask throws away (Chowdhery et al. 2022, *PaLM*, appendix B).
         """
         C = self.n_embd
@@ -131,13 +119,11 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Which text is read, how it becomes ids, and how many of them make a batch."""
 
-    # a file, a folder, or a pattern such as 'texts/*.txt'; None: Tiny Shakespeare
-    path: FileName | None = None
+    path: FileName | None = None  # a file, a folder, or a pattern: 'texts/*.txt'; None: Tiny Shakespeare
     folder: FileName = "data"  # keeps Tiny Shakespeare if it is downloaded, and the ids of large texts
     val_fraction: Fraction = 0.1  # the share of the text, at its end, that is held out for validation
     batch_size: Count = 4  # windows of context_length tokens, over all processes together
-    # byte suits any file; bpe, pieces of words, needs extra hf
-    tokenizer: Literal["char", "byte", "bpe"] = "char"
+    tokenizer: Literal["char", "byte", "bpe"] = "char"  # byte suits any file; bpe (of words) needs extra hf
     bpe_vocab_size: int = Field(512, ge=2**8, le=2**16)  # the number of pieces, for tokenizer=bpe alone
 
 
@@ -151,9 +137,7 @@ class AdamWConfig(Settings):
 
 
 class MuonConfig(AdamWConfig):
-    """Muon for the matrices of the blocks, AdamW with lr, betas and weight_decay for embeddings, head and
-    norms.
-    """
+    """Muon for the matrices of the blocks, AdamW for embeddings, head and norms (lr, betas, weight_decay)."""
 
     name: Literal["muon"] = "muon"  # type: ignore[assignment]
     lr: Rate = 8e-3
@@ -162,9 +146,7 @@ class MuonConfig(AdamWConfig):
 
 
 class SchedulerConfig(Settings):
-    """Warm-up, plateau and decay of the learning rate, as shares of all steps: a shorter run has the same
-    shape.
-    """
+    """Warm-up, plateau and decay of the learning rate, as shares of all steps: shorter runs look alike."""
 
     shape: Literal["linear", "cosine"] = "linear"  # of the decay
     warmup_ratio: Share = 0.02
@@ -172,26 +154,22 @@ class SchedulerConfig(Settings):
     min_lr_ratio: Share = 0.0  # the rate at the end, as a share of the peak
 
 
-class TrainerConfig(Settings):
+class TrainerConfig(Settings, extra="allow"):
     """On what and for how long a run trains. Everything is counted in optimizer steps.
 
     Any other argument of Lightning's Trainer may be added (`+trainer.limit_val_batches=2`): it is handed on.
     """
 
-    model_config = ConfigDict(extra="allow")
-
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: str = Field("1", pattern=r"^(auto|[1-9]\d{0,4})$")  # a number, or auto
     num_nodes: int = Field(1, ge=1, le=10**5)  # machines
-    # ddp: several devices, each with the model and a share of the batch
-    strategy: Literal["auto", "ddp"] = "auto"
-    # auto: bf16-mixed where the hardware computes it. float16 would need a scaled loss, and in pure bfloat16
-    # a loss has only three significant digits
+    strategy: Literal["auto", "ddp"] = "auto"  # ddp: each of several devices has a share of the batch
+    # auto: bf16-mixed where the hardware computes it. float16 would need a scaled loss, and pure bfloat16 has
+    # only three significant digits
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     compile: bool | None = None  # torch.compile; None: where it pays
     max_steps: Count = 2000
-    # '00:01:30:00': end after 90 minutes
-    max_time: str | None = Field(None, pattern=r"^\d\d:\d\d:\d\d:\d\d$")
+    max_time: str | None = Field(None, pattern=r"^\d\d:\d\d:\d\d:\d\d$")  # '00:01:30:00': 90 minutes
     val_check_interval: Count | None = None  # steps between validations; None: an eighth of max_steps
     log_every_n_steps: Count = 10
     gradient_clip_val: float = Field(1.0, ge=0)  # the largest total norm of the gradient; 0: no clipping
@@ -212,18 +190,15 @@ class TaskConfig(Settings):
 
     name: str = "csv"  # a task of gpt.finetune.tasks, or csv
     path: FileName | None = None  # a CSV or TSV file in UTF-8 whose first line names the columns
-    columns: list[
-        str
-    ] = []  # one: classification; two: entailment; more: a context and candidates to choose from
+    # one: classification; two: entailment; more: a context and the candidates to choose from
+    columns: list[str] = []
     label: str | None = None  # the column with the label; of a choice, the right candidate's column or number
     symmetric: bool = False  # true: two texts that may be exchanged (similarity)
     # None: by the number of columns
     kind: Literal["classification", "entailment", "similarity", "choice"] | None = None
-    # a column that says train or test; None: the seed decides, for each label alike
-    split_column: str | None = None
+    split_column: str | None = None  # says train or test; None: the seed decides, for each label alike
     test_fraction: Fraction = 0.2
-    # tokens of a sequence; cutting longer texts saves time and memory
-    max_length: int = Field(256, ge=5, le=10**9)
+    max_length: int = Field(256, ge=5, le=10**9)  # tokens of a sequence; longer texts are cut
     max_train: int = Field(0, ge=0, le=10**9)  # at most so many examples for training; 0: all
     max_test: int = Field(400, ge=0, le=10**9)
 
@@ -233,25 +208,14 @@ class FinetuneConfig(Settings):
 
     lm_weight: float = Field(0.5, ge=0, le=1e6)  # of the auxiliary objective: L3 = L2 + lm_weight * L1
     dropout: Probability = 0.1  # on what the new head reads
-    layers: Annotated[int, Field(ge=0)] | None = (
-        None  # pre-trained layers that are taken over, besides embeddings
-    )
+    layers: Annotated[int, Field(ge=0)] | None = None  # how many pre-trained ones are taken over; None: all
     epochs: float = Field(3, gt=0, le=1e6)
     val_fraction: Fraction = 0.1  # the share of the training examples by which the checkpoint is chosen
     drop_unknown: bool = False  # true: leave out characters that the tokenizer does not know
 
 
-def check_run_name(name: str) -> str:
-    """The same name. Raises ValueError unless it is one path component."""
-    if not 1 <= len(name.encode()) <= 100 or not name.isprintable() or re.search(r"[/\\:]|^\.", name):
-        raise ValueError("becomes part of a folder's name; choose a word such as name=first_try")
-    return name
-
-
 class RunConfig(Settings):
-    """Everything that a run is made of. The same configuration, text and machine give the same result, bit by
-    bit.
-    """
+    """A whole run. The same configuration, text and machine give the same result, bit by bit."""
 
     name: Annotated[str, AfterValidator(check_run_name)] = "run"  # part of the run folder's name
     seed: int = Field(1337, ge=0, lt=2**32)
@@ -260,12 +224,9 @@ class RunConfig(Settings):
     optimizer: Annotated[AdamWConfig | MuonConfig, Field(discriminator="name")] = MuonConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     trainer: TrainerConfig = TrainerConfig()
-    callbacks: dict[
-        str, dict[str, Any]
-    ] = {}  # what runs while it trains, by name: a `_target_` and its arguments
+    callbacks: dict[str, dict[str, Any]] = {}  # what runs while it trains: `_target_` and arguments, by name
     logger: dict[str, dict[str, Any]] = {}  # where its numbers go, likewise
-    # the run, file or Hugging Face folder with the weights it starts from; None: random
-    init: FileName | None = None
+    init: FileName | None = None  # a run, file or Hugging Face folder with first weights; None: random ones
     task: TaskConfig | None = None  # a run with a task fine-tunes; one without pre-trains
     finetune: FinetuneConfig | None = None
 
@@ -281,9 +242,8 @@ class RunConfig(Settings):
     def fine_tuning_is_whole(self) -> Self:
         if (self.task is None) != (self.finetune is None):
             missing = "task" if self.task is None else "finetune"
-            raise ValueError(
-                f"{missing} = (missing): fine-tuning needs this group; start scripts/finetune.py"
-            )
+            reason = "fine-tuning needs this group; start scripts/finetune.py"
+            raise ValueError(f"{missing} = (missing): {reason}")
         return self
 
     @classmethod
@@ -296,8 +256,7 @@ class RunConfig(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` takes: dictionaries, lists, numbers, text."""
-        values = self.model_dump(mode="json")
-        return {key: value for key, value in values.items() if value is not None}
+        return {key: value for key, value in self.model_dump(mode="json").items() if value is not None}
 
     def flat(self) -> dict[str, Any]:
         """The settings that affect the result, as they are typed: {"model.n_layer": 5, ..., "seed": 1}."""

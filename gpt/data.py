@@ -4,8 +4,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -24,7 +25,7 @@ from gpt.tokenizer import Tokenizer, tokenizer_class
 
 Ids = Tensor | np.ndarray  # (N,), integers
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), which are the inputs one position later
-
+Share = tuple[int, int]  # of a process: its rank, and how many there are
 VALIDATION_BATCH = 32  # windows; fixed, so that no setting changes the order in which losses are added
 IN_MEMORY = 2**26  # characters; the ids of a longer text are kept in a file
 
@@ -35,47 +36,42 @@ def batch_of(windows: np.ndarray) -> Batch:
     return ids[:, :-1], ids[:, 1:]
 
 
+@dataclass(eq=False)
 class ShuffledWindows:
     """Training batches number `start` to `length` - 1. Batch k depends on (seed, k) alone.
 
     Batches go through the text epoch by epoch: it is cut into adjacent windows, at another place each time,
-    and these are shuffled. So every character is read equally often. Windows from random places read some of
-    them again and again and others never: an eighth of the text after two epochs, which costs 0.03 nats
-    (docs/log.md, 2026-11-25).
+    and these are shuffled, so that every character is read equally often. Windows from random places never
+    read an eighth of the text in two epochs, which costs 0.03 nats (docs/log.md, 2026-11-25).
 
     Places and order are drawn from a counter-based generator (Philox, keyed by seed and epoch; Salmon et al.
     2011, "Parallel Random Numbers: As Easy as 1, 2, 3"), and each process takes its share of every batch.
     So any number of processes trains on the same windows, and training can be resumed at any step.
     """
 
-    def __init__(
-        self,
-        ids: Ids,
-        context_length: int,
-        batch_size: int,
-        seed: int,
-        length: int,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        # A view of shape (len(ids) - T, T + 1)
-        self.windows = sliding_window_view(np.asarray(ids), context_length + 1)
-        self.context_length, self.batch_size, self.seed = context_length, batch_size, seed
-        self.length, self.start, self.rank, self.world_size = length, start, rank, world_size
-        self.per_epoch = max(1, len(self.windows) // context_length)
+    ids: Ids
+    context_length: int
+    batch_size: int
+    seed: int
+    length: int
+    start: int = 0
+    share: Share = (0, 1)
+
+    def __post_init__(self) -> None:
+        self.windows = sliding_window_view(np.asarray(self.ids), self.context_length + 1)  # (N - T, T + 1)
+        self.per_epoch = max(1, len(self.windows) // self.context_length)
         self.current = -1, np.empty(0, np.int64)  # the epoch that was used last, and its order
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        for k in range(self.start, self.length):
-            yield self.batch(k)
+        return map(self.batch, range(self.start, self.length))
 
     def batch(self, k: int) -> Batch:
         """This process's share of batch number k."""
-        numbers = np.arange(k * self.batch_size, (k + 1) * self.batch_size)[self.rank :: self.world_size]
+        rank, processes = self.share
+        numbers = np.arange(k * self.batch_size, (k + 1) * self.batch_size)[rank::processes]
         epochs, places = np.divmod(numbers, self.per_epoch)
         starts = [self.order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)]
         return batch_of(self.windows[np.concatenate(starts)])
@@ -95,14 +91,13 @@ class AllWindows:
     With several processes each gets whole batches, so that every batch has the same loss as with one process.
     """
 
-    def __init__(
-        self, ids: Ids, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, ids: Ids, context_length: int, batch_size: int, share: Share = (0, 1)) -> None:
         # The last target of a window is the first input of the next one
         windows = sliding_window_view(np.asarray(ids), context_length + 1)[::context_length]
         batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
-        # With fewer batches than processes each takes all: a process without any would make the others wait
-        self.batches = batches[rank::world_size] if len(batches) >= world_size else batches
+        # With fewer batches than processes each takes all: one without any would make the others wait
+        rank, processes = share
+        self.batches = batches[rank::processes] if len(batches) >= processes else batches
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -112,16 +107,17 @@ class AllWindows:
 
 
 def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of the first `split` characters of a text and those of the rest, in the type of `id_type`.
+    """The ids of the first `split` characters of a text and those of the rest, in the tokenizer's type.
 
-    Those of a long text are written into files once, which are mapped into memory. The files are below
-    `folder`, where they are found by the SHA-256 of text, tokenizer and split. Processes that need the same
-    files wait for the one that writes them. Raises UserError if they cannot be written.
+    Those of a long text are written once into files below `folder`, which are mapped into memory and found by
+    the SHA-256 of what they depend on. Processes that need the same files wait for the one that writes them.
+    Raises UserError if they cannot be written.
     """
     if len(text) <= IN_MEMORY:
         train, val = zip(*encode_parts(text, tokenizer, split), strict=True)
         return np.concatenate(train), np.concatenate(val)
-    key = hashlib.sha256(json.dumps([text.sha256, tokenizer.state, split]).encode()).hexdigest()
+    dtype = tokenizer.ids("").dtype
+    key = hashlib.sha256(json.dumps([text.sha256, tokenizer.state, split, dtype.str]).encode()).hexdigest()
     place = folder / ".ids" / key  # hidden, so that it is no part of a text in the same folder
     train_file, val_file = place / "train.ids", place / "val.ids"
     try:
@@ -133,33 +129,23 @@ def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[
                     for train, val in encode_parts(text, tokenizer, split):
                         train_ids.write(train.data)
                         val_ids.write(val.data)
-        dtype = id_type(tokenizer)
         return np.memmap(train_file, dtype, mode="r"), np.memmap(val_file, dtype, mode="r")
     except OSError as error:
-        reason = f"the text's ids cannot be kept there ({error.strerror}); make room, or set another folder"
+        reason = f"the text's ids cannot be kept there ({error.strerror}); set another folder"
         raise UserError(f"data.folder = {folder}: {reason}") from None
 
 
 def encode_parts(text: Text, tokenizer: Tokenizer, split: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read and encode a text part by part. Yields the ids (T,) that are for training, and those that are not.
-
-    If the text is long, a line on the terminal says how much of it is done. It is erased at the end.
-    """
-    position, dtype = 0, id_type(tokenizer)
+    """Encode a text part by part: the ids (T,) for training and those for validation, with a progress bar."""
+    position = 0
     is_hidden = None if len(text) > IN_MEMORY else True  # None: if stderr is not a terminal
     shown = "encoding the text {percentage:.0f}% {bar} ETA {remaining}"
     with tqdm(total=len(text), disable=is_hidden, leave=False, dynamic_ncols=True, bar_format=shown) as line:
         for part in text:
             cut = min(max(split - position, 0), len(part))
             position += len(part)
-            train, val = tokenizer.ids(part[:cut]), tokenizer.ids(part[cut:])
-            yield train.astype(dtype, copy=False), val.astype(dtype, copy=False)
+            yield tokenizer.ids(part[:cut]), tokenizer.ids(part[cut:])
             line.update(len(part))
-
-
-def id_type(tokenizer: Tokenizer) -> np.dtype:
-    """One byte if that is enough for the vocabulary, else two. Files keep them, so all machines agree."""
-    return np.dtype("u1" if len(tokenizer) <= 2**8 else "<u2")
 
 
 def open_text(config: DataConfig, raw: bool) -> Text:
@@ -189,9 +175,8 @@ class Data(L.LightningDataModule):
 class TextData(Data):
     """A text as ids, split in order into a training and a validation part.
 
-    Without a `tokenizer` the one that `config` asks for is made for the text.
-    Raises UserError if there is no such text, if its characters are not in the vocabulary, if it has fewer
-    than two different ones, or if a part is shorter than one window.
+    Without a `tokenizer` the one that `config` asks for is made for the text. Raises UserError if there is no
+    text, if it has unknown characters or fewer than two, or if a part is shorter than one window.
     """
 
     def __init__(
@@ -204,8 +189,8 @@ class TextData(Data):
         text = open_text(config, kind.reads_bytes)
         self.tokenizer = kind.fit(text, fraction, config.bpe_vocab_size) if tokenizer is None else tokenizer
         if len(self.tokenizer) < 2:
-            reason = f"only the character {self.tokenizer.decode([0])!r}, nothing to predict"
-            raise UserError(f"data.path = {name}: {reason}; give a text with more")
+            only = self.tokenizer.decode([0])
+            raise UserError(f"data.path = {name}: only the character {only!r}, nothing to predict")
         if self.tokenizer.remark:
             print_note(f"data.path = {name}: {self.tokenizer.remark}")
         split = int(len(text) * fraction)
@@ -220,13 +205,11 @@ class TextData(Data):
                 raise UserError(f"data.path = {name}: its {part} split has {few}; {advice}")
 
     def train_dataloader(self) -> ShuffledWindows:
-        trainer = self.trainer
-        assert trainer is not None
+        trainer = cast(L.Trainer, self.trainer)
         per_step = trainer.accumulate_grad_batches
         length, start = trainer.max_steps * per_step, trainer.global_step * per_step
-        share = trainer.global_rank, trainer.world_size
-        windows = self.train_ids, self.context_length, self.config.batch_size
-        return ShuffledWindows(*windows, self.seed, length, start, *share)
+        windows = self.train_ids, self.context_length, self.config.batch_size, self.seed
+        return ShuffledWindows(*windows, length, start, (trainer.global_rank, trainer.world_size))
 
     def val_dataloader(self) -> AllWindows:
         return self.exact(self.val_ids)
@@ -234,4 +217,4 @@ class TextData(Data):
     def exact(self, ids: np.ndarray) -> AllWindows:
         """The batches whose mean loss is that of `ids` (N,): every position once, shared among processes."""
         share = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return AllWindows(ids, self.context_length, VALIDATION_BATCH, *share)
+        return AllWindows(ids, self.context_length, VALIDATION_BATCH, share)

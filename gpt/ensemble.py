@@ -12,10 +12,7 @@ from gpt.model import GPT
 
 
 class Ensemble(nn.Module):
-    """Models with one vocabulary. Its context is the shortest of theirs.
-
-    In place of logits it returns logarithms of averaged probabilities, which the softmax leaves as they are.
-    """
+    """Models with one vocabulary. Its context is the shortest of theirs."""
 
     def __init__(self, members: Sequence[GPT]) -> None:
         super().__init__()
@@ -24,7 +21,7 @@ class Ensemble(nn.Module):
         self.config = members[0].config.model_copy(update={"context_length": shortest})
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Log probabilities (B, T, V) for ids (B, T). One cache has room for the layers of all members."""
+        """Log probabilities (B, T, V), which softmax leaves as they are, for ids (B, T)."""
         logits, start = [], cache.length if cache is not None else 0
         for member in self.members:
             if cache is not None:

@@ -18,14 +18,13 @@ ELSEWHERE = {
     "block_size": "model.context_length",
     "seq_len": "model.context_length",
     "batch_size": "data.batch_size",
-}
-ELSEWHERE |= {
     "max_iters": "trainer.max_steps",
     "eval_interval": "trainer.val_check_interval",
     "ckpt_path": "resume",
+    "learning_rate": "optimizer.lr",
+    "grad_clip": "trainer.gradient_clip_val",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
 }
-ELSEWHERE |= {"learning_rate": "optimizer.lr", "grad_clip": "trainer.gradient_clip_val"}
-ELSEWHERE |= {"gradient_accumulation_steps": "trainer.accumulate_grad_batches"}
 
 
 class UserError(ValueError):
@@ -35,9 +34,7 @@ class UserError(ValueError):
 def shorten(value: Any, width: int = 60) -> str:
     """`value` on one line of at most `width` characters, for a message."""
     if isinstance(value, int) and abs(value) > 10**15:  # str() refuses integers of more than 4,300 digits
-        return (
-            f"{'-' if value < 0 else ''}(a number of about {value.bit_length() * math.log10(2):.0f} digits)"
-        )
+        value = f"{'-' * (value < 0)}(a number of about {value.bit_length() * math.log10(2):.0f} digits)"
     text = one_line(value)
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
@@ -49,18 +46,13 @@ def one_line(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """A text for a terminal: control characters but tabs and line breaks, which could command it, are
-    escaped.
-    """
-
-    def is_plain(char: str) -> bool:
-        return char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf")
-
-    return "".join(char if is_plain(char) else ascii(char)[1:-1] for char in text)
+    """A text for a terminal, whose control characters could command it: they are escaped, not line breaks."""
+    control = {char for char in text if unicodedata.category(char) in ("Cc", "Cf")} - {"\n", "\t"}
+    return text.translate({ord(char): ascii(char)[1:-1] for char in control})
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Advice that names the closest of `known`, or lists them if they are few, or says where to find them."""
+    """Advice that names the closest of `known`, lists them if they are few, or says where to find them."""
     known = sorted(known)
     if (elsewhere := word.rpartition(".")[2]) in ELSEWHERE:
         return f"it is called {ELSEWHERE[elsewhere]} here"
@@ -72,25 +64,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def explain(error: "ValidationError", group: str = "", known: Iterable[str] = ()) -> UserError:
-    """The first mistake that pydantic has found in a configuration or a group of it, on one line.
-
-    `known` are the settings among which an unknown one may have been meant.
-    """
+    """The first mistake that pydantic has found in a group. An unknown setting may mean one of `known`."""
     first = error.errors()[0]
     place = [*filter(None, [group]), *map(str, first["loc"])]
     if place[:1] == ["optimizer"] and place[1:2] in (["adamw"], ["muon"]):
         del place[1]  # the name by which pydantic has chosen the class
-    value = "null" if first["input"] is None else first["input"]
-    name, reason = ".".join(place), first["msg"].removeprefix("Input ").removeprefix("String ")
+    name, value = ".".join(place), "null" if first["input"] is None else first["input"]
+    reason = first["msg"].removeprefix("Input ").removeprefix("String ")
     if first["type"].startswith("union_tag_"):  # invalid, or not found
         name, value, reason = f"{name}.name", first["ctx"].get("tag", "(missing)"), "choose adamw or muon"
     elif first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         reason = f"no such setting; {did_you_mean(name, known)}"
     elif first["type"] == "value_error":
         reason = str(first["ctx"]["error"])
-        if not isinstance(
-            value, (bool, int, float, str)
-        ):  # about a whole group, and names the setting itself
+        if not isinstance(value, (int, float, str)):  # about a whole group, and names the setting itself
             return UserError(f"{name}.{reason}" if name else reason)
     elif first["type"] in ("dict_type", "model_type", "model_attributes_type"):
         reason = "not a group of settings"
@@ -121,12 +108,9 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except Exception as error:
-        if (
-            isinstance(error, OSError) and error.filename is None and error.errno is not None
-        ):  # no file that was opened
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # of an output, not a file
             discard_output()
-            advice = "make room, or write somewhere else"
-            fail(f"error: output = (standard output): {error.strerror}; {advice}", 2)
+            fail(f"error: output = (standard output): {error.strerror}; make room", 2)
         traceback.print_exc()
         fail("This is a bug of this project. Please report it with the lines above and the command.", 1)
 
@@ -137,7 +121,5 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def discard_output() -> None:
-    """Send what is still buffered for standard output nowhere, so that the interpreter's last flush cannot
-    fail.
-    """
+    """Send what is still buffered for standard output nowhere, so that the last flush cannot fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

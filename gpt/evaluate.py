@@ -28,14 +28,13 @@ def evaluate(
 
     Each split is cut into windows of `context_length` tokens, by default as many as the model sees.
     Returns {"val": {"loss": ..., "bits_per_char": ..., "bits_per_byte": ..., "unit": ...}, "train": ...}.
-    Losses are in nats per unit (character, byte or token). They are computed in float32, as a run validates,
-    so they are the same numbers. A terminal shows the progress on stderr. Raises UserError for a text that
-    the model cannot read, and for the run's own text if it has been changed.
+    Losses are in nats per unit (character, byte or token), in float32, as a run validates, so they are the
+    same numbers. A terminal shows the progress. Raises UserError for a text that the model cannot read, and
+    for the run's own text if it has been changed.
     """
     length = model.config.context_length
     if context_length is not None and context_length > length:
-        limit = f"the model sees at most {length} tokens; give no more"
-        raise UserError(f"--context-length = {context_length}: {limit}")
+        raise UserError(f"--context-length = {context_length}: the model sees at most {length} tokens")
     stored: dict[str, Any] = metadata["config"]
     # The folder that may be written to is this one's, wherever the model was trained
     changes = {"folder": "data"} | ({} if path is None else {"path": path})
@@ -46,20 +45,15 @@ def evaluate(
     data = TextData(config, context_length or length, seed=0, tokenizer=tokenizer)
     silence_lightning()
     module = GPTModule(model, lengths=tokenizer.lengths)  # type: ignore[arg-type]  # or several
-    trainer = L.Trainer(
-        # A run that chose the CPU is evaluated there: another device would round differently
-        accelerator="cpu" if stored.get("trainer", {}).get("accelerator") == "cpu" else "auto",
-        devices=1,
-        precision="32-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    losses: dict[str, dict[str, Any]] = {}
+    # A run that chose the CPU is evaluated there: another device would round differently
+    accelerator = "cpu" if stored.get("trainer", {}).get("accelerator") == "cpu" else "auto"
+    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quiet: dict[str, Any] = dict.fromkeys(silent, False)
+    trainer = L.Trainer(accelerator=accelerator, devices=1, precision="32-true", **quiet)
+    losses = {}
     for split, ids in (("val", data.val_ids), ("train", data.train_ids)):
         with tqdm(data.exact(ids), split, disable=None, **BAR) as batches:  # None: no bar without a terminal
             (metrics,) = trainer.validate(module, batches, verbose=False)
-        losses[split] = {name.removeprefix("val/"): value for name, value in metrics.items()}
-        losses[split]["unit"] = tokenizer.loss_unit
+        named = {name.removeprefix("val/"): value for name, value in metrics.items()}
+        losses[split] = named | {"unit": tokenizer.loss_unit}
     return losses

@@ -10,18 +10,16 @@ from typing import IO, Any
 from gpt.errors import UserError
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "shakespeare.safetensors"  # ships with the package
-DAMAGED = "missing or damaged; restore it, or start again in another folder"
 
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` if the block ends well. Otherwise `path` stays as it was.
 
-    The file is staged next to its target, so that the last step is a rename within one file system.
     Raises UserError if it cannot be written.
     """
     target = Path(os.path.realpath(path))  # a rename would replace a link
-    staged = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    staged = target.with_name(f".{target.name}.tmp-{os.getpid()}")  # on the same file system
     try:
         if target.exists() and not target.is_file():
             raise OSError(0, "it is no regular file")  # root could replace even a device
@@ -31,13 +29,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, target)
-    except BaseException as error:
+    except OSError as error:
+        raise UserError(f"file = {path}: not written, {error.strerror or error}") from None
+    finally:
         with contextlib.suppress(OSError):
             staged.unlink()
-        if isinstance(error, OSError):
-            reason = f"not written, {error.strerror or error}; make room, or choose another place"
-            raise UserError(f"file = {path}: {reason}") from None
-        raise
 
 
 def remove_staged(folder: Path) -> None:
@@ -57,17 +53,10 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_text(path: Path) -> str:
-    """A text in UTF-8, its line endings as they are. Raises UserError if it is missing or damaged."""
-    try:
-        return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"file = {path}: {DAMAGED}") from None
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError if it is missing or damaged."""
     try:
-        return dict(json.loads(read_text(path)))
-    except (TypeError, ValueError):
-        raise UserError(f"file = {path}: {DAMAGED}") from None
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, TypeError, ValueError):
+        advice = "restore it, or start again in another folder"
+        raise UserError(f"file = {path}: missing or damaged; {advice}") from None

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +15,21 @@ from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
+Model = GPT | Ensemble
+Temperature = float | Tensor  # one for all rows, or one for each (B,)
 # One for all rows, one for each row, or PyTorch's global one
 Generator = torch.Generator | Sequence[torch.Generator] | None
 
 
-def check_sampling(temperature: float | Tensor, top_k: int | None = None, top_p: float | None = None) -> None:
+def check_sampling(temperature: Temperature, top_k: int | None = None, top_p: float | None = None) -> None:
     """Raises UserError for values that `sample_next` has no meaning for."""
     for value in torch.as_tensor(temperature, dtype=torch.float64).flatten().tolist():
         if not 0 <= value < math.inf:
-            advice = "set 0 for greedy, 1 for the model's own odds"
-            raise UserError(f"temperature = {value}: not a finite number from 0 up; {advice}")
+            raise UserError(f"temperature = {value}: must be a finite number from 0 up")
     if top_k is not None and top_k < 1:
-        raise UserError(f"top_k = {top_k}: must be at least 1; leave it out for no limit")
+        raise UserError(f"top_k = {top_k}: must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p = {top_p}: not a probability above 0; set it above 0 and up to 1")
+        raise UserError(f"top_p = {top_p}: must be above 0 and at most 1")
 
 
 def generator_of_text(seed: int, index: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -38,15 +40,14 @@ def generator_of_text(seed: int, index: int, device: str | torch.device = "cpu")
 
 def sample_next(
     logits: Tensor,
-    temperature: float | Tensor = 1.0,
+    temperature: Temperature = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     generator: Generator = None,
 ) -> Tensor:
-    """Draw the next ids (B,) from logits (B, V).
+    """Draw the next ids (B,) from logits (B, V), which are divided by `temperature`.
 
-    Logits are divided by `temperature`, one for all rows or one for each (B,). Temperature 0 always takes the
-    best token, and so does one below 1e-30, by which logits could not be divided without overflow.
+    Below 1e-30, by which they could not be divided without overflow, it always takes the best token.
     `top_k` keeps the k best tokens (Fan et al. 2018, *Hierarchical Neural Story Generation*, section 5.4).
     `top_p` keeps the fewest best tokens whose probabilities sum to at least p, a share of what `top_k` keeps,
     but always one (Holtzman et al. 2020, *The Curious Case of Neural Text Degeneration*, section 3.1).
@@ -89,13 +90,12 @@ def draw(probabilities: Tensor, generator: Generator) -> Tensor:
 class CachedModel:
     """A model that keeps what it has read, so that each further token costs one position and not a window.
 
-    It sees at most context_length positions. When they are full, it reads their later half again, as the
-    beginning of a new window: what is cached of a position depends on its place and on all before it.
-    `logits` (B, V) are those after the last position. `expected` is how many positions at most will follow
-    the first ids, so that a short text takes little memory.
+    When context_length positions are full, it reads their later half again, as the beginning of a new window:
+    what is cached of a position depends on its place and on all before it. `logits` (B, V) are the last ones.
+    `expected` positions at most will follow the first ids, so that a short text takes little memory.
     """
 
-    def __init__(self, model: GPT | Ensemble, expected: int = sys.maxsize) -> None:
+    def __init__(self, model: Model, expected: int = sys.maxsize) -> None:
         self.model, self.expected = model, expected
         self.window: Tensor | None = None  # the ids (B, T) that the cache holds
 
@@ -104,15 +104,15 @@ class CachedModel:
         limit = self.model.config.context_length
         if self.window is None:
             self.logits = self.begin(ids[:, -limit:])
-        else:
-            self.expected -= ids.size(1)
-            self.window = torch.cat((self.window, ids), dim=1)
-            fits = self.window.size(1) <= limit
-            self.logits = self.proceed(ids) if fits else self.begin(self.window[:, -max(1, limit // 2) :])
+            return self.logits
+        self.expected -= ids.size(1)
+        self.window = torch.cat((self.window, ids), dim=1)
+        fits = self.window.size(1) <= limit
+        self.logits = self.proceed(ids) if fits else self.begin(self.window[:, -max(1, limit // 2) :])
         return self.logits
 
     def begin(self, window: Tensor) -> Tensor:
-        """Logits (B, V) after ids (B, T), read into a new cache. All of its memory is taken at once."""
+        """Logits (B, V) after ids (B, T), read into a new cache, which takes all of its memory at once."""
         self.window = window
         self.cache = KVCache(min(self.model.config.context_length, window.size(1) + self.expected))
         return self.proceed(window)
@@ -125,19 +125,18 @@ class CachedModel:
 
 @torch.inference_mode()
 def generate(
-    model: GPT | Ensemble | CachedModel,
+    model: Model | CachedModel,
     ids: Tensor,
     max_new_tokens: int,
-    temperature: float | Tensor = 1.0,
+    temperature: Temperature = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     generator: Generator = None,
 ) -> Iterator[Tensor]:
-    """Yield the next ids (B,) after ids (B, T), T >= 1, `max_new_tokens` times, as they are drawn.
+    """Yield the next ids (B,) after ids (B, T), T >= 1, `max_new_tokens` times, as `sample_next` draws them.
 
     Given a `CachedModel`, ids continue where the last ones ended, and the last token drawn is not read yet.
-    The settings are those of `sample_next`. The model is in eval mode while this runs and in its former mode
-    afterwards. Raises UserError for meaningless settings.
+    The model is in eval mode while this runs. Raises UserError for meaningless settings.
     """
     check_sampling(temperature, top_k, top_p)
     cached = model if isinstance(model, CachedModel) else CachedModel(model, max_new_tokens)
@@ -153,25 +152,22 @@ def generate(
 
 
 def generate_text(
-    model: GPT | Ensemble,
+    model: Model,
     tokenizer: Tokenizer,
     prompt: str,
     max_new_tokens: int,
-    *,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
     seed: int | None = None,
+    **settings: Any,
 ) -> str:
-    """The prompt and the model's continuation of `max_new_tokens` tokens.
+    """The prompt and its continuation by temperature (0.8 by default), top_k and top_p, as in `sample_next`.
 
     The same seed gives the same text. Without one, PyTorch's global random numbers decide. Raises UserError
     for characters that the tokenizer does not know, and for meaningless settings.
     """
     device = next(model.parameters()).device
-    ids = tokenizer.encode(prompt or tokenizer.default_prompt)[None].to(device)
     generator = None if seed is None else generator_of_text(seed, 0, device)
-    drawn = generate(model, ids, max_new_tokens, temperature, top_k, top_p, generator)
+    ids = tokenizer.encode(prompt or tokenizer.default_prompt)[None].to(device)
+    drawn = generate(model, ids, max_new_tokens, generator=generator, **{"temperature": 0.8} | settings)
     return prompt + tokenizer.decode(int(i) for i in drawn)
 
 
@@ -182,13 +178,10 @@ def until(pieces: Iterable[bytes], stop: bytes) -> Iterator[bytes]:
     """
     held = b""
     for piece in pieces:
-        before, found, _ = (held + piece).partition(stop)
+        held, found, _ = (held + piece).partition(stop)
         if found:
-            yield before
-            return
-        longest = min(len(stop) - 1, len(before))
-        undecided = next((n for n in range(longest, 0, -1) if stop.startswith(before[-n:])), 0)
-        end = len(before) - undecided
-        yield before[:end]
-        held = before[end:]
+            break
+        undecided = next(n for n in range(len(stop) - 1, -1, -1) if held.endswith(stop[:n]))
+        yield held[: len(held) - undecided]
+        held = held[len(held) - undecided :]
     yield held

@@ -1,5 +1,6 @@
 """What the machine offers, what is chosen for it, and what a run notes of it."""
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -10,7 +11,7 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -19,14 +20,7 @@ if TYPE_CHECKING:
 
 # Floating-point operations of a run that is worth compiling: minutes of training, as compiling takes one
 WORTH_COMPILING = {"cuda": 1e15, "cpu": 3e13}
-PACKAGES = (
-    "torch",
-    "lightning",
-    "hydra-core",
-    "omegaconf",
-    "tensorboard",
-    "numpy",
-)  # whose versions a run notes
+PACKAGES = "torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy"  # a run notes versions
 
 
 def device_type(accelerator: str) -> str:
@@ -35,17 +29,14 @@ def device_type(accelerator: str) -> str:
     return "cpu" if accelerator == "cpu" or available is None else available.type
 
 
-def choose_precision(device: str) -> tuple[str, str]:
+def choose_precision(device: str) -> tuple[Literal["32-true", "bf16-mixed"], str]:
     """The training precision for `precision=auto`, and why.
 
     bfloat16 is chosen only where the hardware computes it: other CPUs emulate it at a hundredth of the speed.
     """
-    if device == "cuda":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities() if device == "cpu" else {}
-        has_bfloat16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    if has_bfloat16:
+    capabilities = torch.cpu.get_capabilities() if device == "cpu" else {}
+    has_bfloat16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    if has_bfloat16 or (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)):
         return "bf16-mixed", "precision bf16-mixed: the hardware computes bfloat16"
     return "32-true", "precision 32-true: no bfloat16 in hardware"
 
@@ -58,50 +49,40 @@ def choose_compilation(device: str, precision: str, flops: float, has_masks: boo
     docs/log.md, 2026-11-22).
     """
     cpu = device == "cpu"
+    masks = "masks of ReLU or of dropout on attention weights are slow in compiled code on a CPU"
     obstacles = {
         "it gains nothing in float32 on a CPU": cpu and precision != "bf16-mixed",
-        "masks of ReLU or of dropout on attention weights are slow in compiled code on a CPU": cpu
-        and has_masks,
+        masks: cpu and has_masks,
         "it was not tried on this device": device not in WORTH_COMPILING,
         f"there is no {'C' if device == 'cuda' else 'C++'} compiler": not has_compiler(device),
         "the run is too short to repay it": flops < WORTH_COMPILING.get(device, 0),
     }
-    obstacle = next((reason for reason, holds in obstacles.items() if holds), None)
-    return (True, "compiled: the run is long") if obstacle is None else (False, f"not compiled: {obstacle}")
+    holding = [obstacle for obstacle, holds in obstacles.items() if holds]
+    return (False, f"not compiled: {holding[0]}") if holding else (True, "compiled: the run is long")
 
 
 def has_compiler(device: str) -> bool:
-    """Whether torch.compile finds its compiler: on a GPU what CC names, gcc or clang, elsewhere what CXX
-    names or g++.
-    """
-    if device == "cuda":
-        candidates = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    else:
-        candidates = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
-    return any(shutil.which(name) for name in candidates)
+    """Whether torch.compile finds its compiler: what CC or CXX names, or the usual ones of the system."""
+    c_plus_plus = "clang++" if sys.platform == "darwin" else "g++"
+    variable, usual = ("CC", ["gcc", "clang"]) if device == "cuda" else ("CXX", [c_plus_plus])
+    return any(map(shutil.which, [os.environ[variable]] if variable in os.environ else usual))
 
 
 def memory_size() -> float:
     """Bytes of main memory, or infinity where the system does not tell."""
-    return (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
-    )
+    known = hasattr(os, "sysconf")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else float("inf")
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc, where there is one, to keep large blocks for reuse rather than to map each activation
-    again.
+    """Tell glibc, where there is one, to keep large blocks for reuse rather than map each activation again.
 
     Training at 64 x 256 characters (experiment=notebook) takes 2.8 s a step with it and 7.4 s without, on two
     cores of an AMD EPYC 7003 (2026-11-22).
     """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    m_mmap_threshold, m_trim_threshold, largest = -3, -1, 2**31 - 1
-    mallopt(m_mmap_threshold, largest)
-    mallopt(m_trim_threshold, largest)
+    with contextlib.suppress(OSError, AttributeError):
+        for threshold in (-3, -1):  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+            ctypes.CDLL("libc.so.6").mallopt(threshold, 2**31 - 1)
 
 
 def describe_machine(trainer: "L.Trainer") -> dict[str, Any]:
@@ -137,13 +118,13 @@ def ask_git(*arguments: str) -> str | None:
 
 
 def is_first_process() -> bool:
-    """Whether this one of several processes writes and speaks, by what torchrun, Slurm or Lightning have set."""
-    ranks = [os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
-    return next((int(rank) for rank in ranks if rank is not None), 0) == 0
+    """Whether this one of several processes writes and speaks, by what torchrun, Slurm or Lightning set."""
+    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    return not ranks or int(ranks[0]) == 0
 
 
 def silence_lightning() -> None:
-    """Leave out Lightning's advertising, and its and PyTorch's advice against what is done here on purpose."""
+    """Leave out Lightning's advertising, and advice (also PyTorch's) against what is done here on purpose."""
     for part in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     for message in (
@@ -152,7 +133,6 @@ def silence_lightning() -> None:
         "smaller than the logging interval",  # short runs have few steps
         "resuming from a checkpoint that ended before the epoch ended",  # our batches know their step
         "isinstance.treespec, LeafSpec",  # Lightning 2.6.6 uses what torch 2.13 has deprecated
-        # autocast gives bfloat16 to RMS norm, which has float32 weights
-        "Mismatch dtype between input and weight",
+        "Mismatch dtype between input and weight",  # autocast gives bfloat16 to RMS norm's float32 weights
     ):
         warnings.filterwarnings("ignore", f".*{message}")

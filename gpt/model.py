@@ -1,5 +1,4 @@
-"""The decoder-only transformer of GPT in plain PyTorch. Read it from top to bottom: small parts first, `GPT`
-last.
+"""The decoder-only transformer of GPT in plain PyTorch, to be read from top to bottom: `GPT` comes last.
 
 Sources, cited below as [A] and [G]:
     [A] Vaswani et al. 2017, *Attention Is All You Need*
@@ -25,18 +24,14 @@ from gpt.config import ModelConfig
 
 def make_norm(config: ModelConfig, size: int) -> nn.Module:
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last `size` numbers."""
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(size, eps=1e-5)
-    return nn.LayerNorm(size, bias=config.bias)
+    return nn.RMSNorm(size, eps=1e-5) if config.norm == "rmsnorm" else nn.LayerNorm(size, bias=config.bias)
 
 
 class CausalConv(nn.Module):
-    """Adds to each position a learned mixture of the `width` positions before it, channel by channel. It
-    starts as zero.
+    """Adds to each position a learned mixture of the `width` positions before it, at first zero of each.
 
     A depthwise convolution, which So et al. 2021, *Primer*, section 3, put behind queries, keys and values.
-    Here it stands before attention and MLP, so that neighbouring characters meet without an attention head
-    being spent on it.
+    It stands before attention and MLP, so that neighbouring characters meet without an attention head.
     """
 
     def __init__(self, size: int, width: int) -> None:
@@ -45,16 +40,14 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         width, T = self.weight.size(0), x.size(1)
-        # (B, width + T, C)
         padded = F.pad(x, (0, 0, width, 0)) if cache is None else cache.prepend_conv_inputs(self, x, width)
-        for start in range(width):
+        for start in range(width):  # padded: (B, width + T, C)
             x = torch.addcmul(x, padded[:, start : start + T], self.weight[start])
         return x
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention, [A] section 3.2.2: all heads in one product, each position looking back at
-    earlier ones only.
+    """Multi-head attention, [A] section 3.2.2: all heads in one product, and no position looks ahead.
 
     `attend` is the function that mixes the values; `replace_attention` exchanges it.
     """
@@ -73,8 +66,7 @@ class SelfAttention(nn.Module):
         B, T, C = x.shape
         if self.conv is not None:
             x = self.conv(x, cache)
-        # (3, B, H, T, D)
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         qk, v = self.qk_norm(qkv[:2]), qkv[2]  # queries and keys are treated alike
         q, k = qk if rotary is None else apply_rotary(qk, *rotary)
         if cache is not None:
@@ -137,9 +129,8 @@ class GPT(nn.Module):
         if config.positions == "learned":
             self.positions = nn.Embedding(config.context_length, config.n_embd)
         else:
-            self.register_buffer(
-                "rotary", rotary_table(config.context_length, config.head_size), persistent=False
-            )
+            rotary = rotary_table(config.context_length, config.head_size)
+            self.register_buffer("rotary", rotary, persistent=False)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config, config.n_embd) if config.norm_position == "pre" else nn.Identity()
@@ -149,9 +140,7 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw new weights, with a standard deviation of 0.02 ([G] section 4.1) unless a comment gives
-        another.
-        """
+        """Draw new weights with a standard deviation of 0.02 ([G] section 4.1), but for two cases below."""
         config = self.config
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -159,26 +148,20 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         if config.tied_head and config.norm_position == "post":
-            # With 0.02 such a model would start out sure that each token repeats: that logit is then about
-            # 0.014 C
+            # With 0.02 such a model would begin sure that each token repeats: that logit is about 0.014 C
             nn.init.normal_(self.tokens.weight, std=1 / config.n_embd)
         for module in self.modules():
-            if isinstance(
-                module, (SelfAttention, MLP)
-            ):  # 2 n_layer branches add up: keep their variance (GPT-2, section 2.3)
+            if isinstance(module, (SelfAttention, MLP)):
+                # 2 n_layer branches add up: keep their variance (GPT-2, section 2.3)
                 nn.init.normal_(module.proj.weight, std=0.02 / math.sqrt(2 * config.n_layer))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) for ids (B, T). With a cache, ids continue the positions that it holds, and it
-        grows by T.
-        """
+        """Logits (B, T, V) for ids (B, T). If there is a cache, they continue what it holds, and it grows."""
         return self.head(self.activations(ids, cache))
 
     def activations(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the output head reads (B, T, C). Raises ValueError if more than context_length positions would
-        be needed.
-        """
-        start = cache.length if cache is not None else 0
+        """What the head reads (B, T, C). Raises ValueError for more than context_length positions in all."""
+        start = 0 if cache is None else cache.length
         end = start + ids.size(1)
         if end > self.config.context_length:
             raise ValueError(f"{end} positions are more than context_length = {self.config.context_length}")
@@ -210,15 +193,13 @@ def replace_attention(model: GPT, attend: Attend) -> Iterator[None]:
 
 
 def plain_attention(model: GPT) -> contextlib.AbstractContextManager[None]:
-    """Let all layers compute attention by its formula, in operations that any system has, inside the block."""
+    """Let all layers compute attention by its formula inside the block, in operations that any system has."""
     return replace_attention(model, lambda q, k, v, dropout: attention(q, k, v, dropout)[0])
 
 
 @torch.no_grad()
 def attention_weights(model: GPT, ids: Tensor) -> Tensor:
-    """How much each position (row) of ids (B, T) takes from each (column), without dropout: (n_layer, B, H,
-    T, T).
-    """
+    """How much each position (row) of ids (B, T) takes from each (column): (n_layer, B, H, T, T)."""
     weights: list[Tensor] = []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:

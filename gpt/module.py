@@ -31,8 +31,8 @@ class Diverged(UserError):
 class GPTModule(L.LightningModule):
     """A GPT and how to train it. To validate one, `model` and `lengths` are enough.
 
-    `lengths` (2, V) holds the number of characters and of bytes in each token, by which losses compare
-    between tokenizers. None means that every token is one character of one byte.
+    `lengths` (2, V) are the characters and bytes in each token, by which losses compare between tokenizers.
+    None means that every token is one character of one byte.
     """
 
     lengths: Tensor
@@ -48,11 +48,9 @@ class GPTModule(L.LightningModule):
         if lengths is None:
             lengths = torch.ones(2, model.config.known_vocab_size(), dtype=torch.int64)
         self.register_buffer("lengths", lengths, persistent=False)
-        self.model = model
-        self.optimizer_config, self.scheduler_config = optimizer, scheduler
+        self.model, self.optimizer_config, self.scheduler_config = model, optimizer, scheduler
         # Of the current step, for the log
-        self.step_loss, self.grad_norm = torch.tensor(math.nan), torch.tensor(math.nan)
-        self.lr = math.nan
+        self.step_loss, self.grad_norm, self.lr = torch.tensor(math.nan), torch.tensor(math.nan), math.nan
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of a batch, in nats per token (which usually is a character)."""
@@ -60,20 +58,15 @@ class GPTModule(L.LightningModule):
         return cross_entropy(self.model(inputs), targets)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
-        batches = self.trainer.accumulate_grad_batches
+        loss, batches = self.loss(batch), self.trainer.accumulate_grad_batches
         share = loss.detach().float() / batches
         self.step_loss = share if batch_idx % batches == 0 else self.step_loss + share
         return loss
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, *args: Any, **kwargs: Any
     ) -> None:
-        """Clip the gradients to a total norm of `gradient_clip_val`, if it is set, and keep the norm before
-        that for the log.
+        """Clip the gradients to a total norm, if one is set, and keep the norm that they had for the log.
 
         Raises Diverged if the norm is not finite, as it is whenever the loss is not.
         """
@@ -83,19 +76,14 @@ class GPTModule(L.LightningModule):
             raise self.diverged("train/grad_norm", self.grad_norm)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the step that has ended if Lightning is about to write it.
-
-        Logging every step would take a quarter of the time of model=tiny. Lightning writes one step in
-        `log_every_n_steps`, and the one at which something has told it to stop.
-        """
+        """Log the step if Lightning is about to write it. All steps would take a quarter of tiny's time."""
         if self.is_logged(batch_idx):
             self.log("train/loss", self.step_loss, prog_bar=True, sync_dist=True)
             self.log("train/grad_norm", self.grad_norm)
-            # of the first group: one schedule multiplies all rates, so one curve is enough
-            self.log("lr", self.lr)
+            self.log("lr", self.lr)  # of the first group: one schedule multiplies all rates
 
     def is_logged(self, batch_idx: int) -> bool:
-        """Whether this batch ends a step that Lightning is about to write."""
+        """Whether this batch ends a step that is written: one in `log_every_n_steps`, and a last one."""
         trainer = self.trainer
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -103,16 +91,15 @@ class GPTModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
-        # In float32, whatever the training precision, so that validating again gives the same loss. And by
+        # In float32, whatever the training precision, so that validating again gives the same loss. By
         # `forward` rather than a call, which may be compiled and round differently
         with torch.autocast(inputs.device.type, enabled=False):
             loss = cross_entropy(self.model.forward(inputs), targets)
         if not loss.isfinite():  # raised before the weights can become a checkpoint
             raise self.diverged("val/loss", loss)
-        # Lightning averages over batches and processes and weights each batch by its size, so every position
-        # counts the same. It does so in float64, to hide that several processes add in another order. It also
-        # averages the sizes and cuts that to a whole number, so they have to be multiples of the number of
-        # processes
+        # Lightning averages over batches and processes, weighted by size, so that every position counts the
+        # same: in float64, to hide that several processes add in another order. It averages the sizes, too,
+        # and cuts that to a whole number, so they have to be multiples of the number of processes
         loss = loss.double() if loss.device.type != "mps" else loss
         average = partial(self.log, on_epoch=True, sync_dist=True)
         processes, tokens = self.trainer.world_size, targets.numel()
@@ -132,9 +119,7 @@ class GPTModule(L.LightningModule):
         return Diverged(f"{reason} {known}, the run has diverged; {advice}")
 
     def complete(self, result: "Result", data: "Data", best: Path | None) -> "Result":
-        """The result of a run with what is measured once, at its end, by the checkpoint `best` or the last
-        weights.
-        """
+        """The result of a run with what is measured once, at its end, by `best` or the last weights."""
         return result
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

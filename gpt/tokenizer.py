@@ -27,10 +27,7 @@ class Tokenizer(ABC):
 
     @classmethod
     def fit(cls, text: Text, train_fraction: float, vocab_size: int) -> Self:
-        """The tokenizer for a text of which the first `train_fraction` is for training.
-
-        Only kinds that can have a vocabulary of any size use `vocab_size`.
-        """
+        """The tokenizer for a text. Some kinds learn `vocab_size` pieces from its first `train_fraction`."""
         return cls()
 
     @property
@@ -40,11 +37,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def ids(self, text: str) -> np.ndarray:
-        """The ids of a text (T,), in a small unsigned type. Raises UserError for unknown characters."""
+        """The ids of a text (T,), in one small unsigned type. Raises UserError for unknown characters."""
 
     def knows(self, char: str) -> bool:
-        """Whether a text that contains this character can be encoded."""
-        return True  # if all bytes are among the pieces
+        """Whether a text that contains this character can be encoded, as any can if all bytes are pieces."""
+        return True
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -67,7 +64,7 @@ class Tokenizer(ABC):
 
     @property
     def default_prompt(self) -> str:
-        """What generation starts from without a prompt: a line break, or the first piece if it knows none."""
+        """What generation starts from without a prompt: a line break, or else the first piece."""
         return "\n" if self.knows("\n") else self.decode([0])
 
     @property
@@ -75,7 +72,7 @@ class Tokenizer(ABC):
         """The numbers of characters and of bytes in each piece (2, V). A character counts where it begins."""
         # UTF-8 continues a character with bytes of the form 10xxxxxx
         characters = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
-        return torch.tensor([characters, [len(piece) for piece in self.pieces]])
+        return torch.tensor([characters, list(map(len, self.pieces))])
 
 
 class CharTokenizer(Tokenizer):
@@ -86,17 +83,13 @@ class CharTokenizer(Tokenizer):
     def __init__(self, vocabulary: str) -> None:
         """Raises UserError if a character occurs twice, or if there are more than two bytes can number."""
         if len(set(vocabulary)) != len(vocabulary):
-            raise UserError(
-                f"vocabulary = {shorten(repr(vocabulary))}: a character occurs twice; give each once"
-            )
+            raise UserError(f"vocabulary = {shorten(repr(vocabulary))}: a character occurs twice")
         if len(vocabulary) >= 2**16:
-            raise UserError(
-                f"vocabulary = {len(vocabulary):,} characters: too many; set data.tokenizer=bpe or byte"
-            )
+            raise UserError(f"vocabulary = {len(vocabulary):,} characters: too many; set data.tokenizer=byte")
         self.vocabulary = vocabulary
         self.pieces = [char.encode() for char in vocabulary]
         # The id of every Unicode code point. Characters outside the vocabulary have the id V
-        self.table = np.full(0x110000, len(vocabulary), dtype=np.uint16)
+        self.table = np.full(0x110000, len(vocabulary), np.uint8 if len(vocabulary) < 256 else np.uint16)
         self.table[[ord(char) for char in vocabulary]] = np.arange(len(vocabulary))
         control = [char for char in vocabulary if unicodedata.category(char) == "Cc" and char not in "\t\n\r"]
         if control:
@@ -109,7 +102,7 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def fit(cls, text: Iterable[str], train_fraction: float = 1, vocab_size: int = 0) -> Self:
-        """As `from_text`, for a text in parts. The characters of the validation part need ids, too."""
+        """As `from_text`, for a whole text in parts: characters for validation need ids, too."""
         seen: set[str] = set()
         for part in text:
             # Removing the known characters first is thirty times as fast as a set of the whole part
@@ -124,14 +117,12 @@ class CharTokenizer(Tokenizer):
 
     def ids(self, text: str) -> np.ndarray:
         if text.isascii() and len(self) < 256:  # translating bytes is twice as fast as indexing with numpy
-            table = self.table[:256].astype(np.uint8).tobytes()
-            ids: np.ndarray = np.frombuffer(text.encode().translate(table), dtype=np.uint8)
+            ids: np.ndarray = np.frombuffer(text.encode().translate(self.table[:256].tobytes()), np.uint8)
         else:
-            ids = self.table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)]
+            ids = self.table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)]
         if ids.max(initial=0) == len(self):
-            unknown = [char for char in sorted(set(text)) if not self.knows(char)]
-            names = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-            reason = f"{names} not among the {len(self)} characters that the model knows"
+            unknown = ", ".join(repr(char) for char in sorted(set(text)) if not self.knows(char))
+            reason = f"{shorten(unknown)} not among the {len(self)} characters that the model knows"
             raise UserError(f"text = {text[:20]!r}: {reason}; leave them out")
         return ids
 
@@ -142,8 +133,7 @@ class CharTokenizer(Tokenizer):
 class ByteTokenizer(Tokenizer):
     """One id for each of the 256 bytes, which suits any file."""
 
-    kind, unit, loss_unit = "byte", "bytes", "byte"
-    reads_bytes = True
+    kind, unit, loss_unit, reads_bytes = "byte", "bytes", "byte", True
 
     def __init__(self) -> None:
         self.pieces = [bytes([byte]) for byte in range(256)]
@@ -163,15 +153,14 @@ def tokenizer_class(kind: str) -> type[Tokenizer]:
 
 
 def restore(state: Any) -> Tokenizer:
-    """The tokenizer that had this `state`, which may be anybody's. Raises UserError if it is damaged."""
+    """The tokenizer that had this `state`. Raises UserError if it is damaged, or needs a missing library."""
     kind = state.get("kind") if isinstance(state, Mapping) else None
     if kind not in KINDS:
         raise UserError(f"tokenizer = {shorten(kind)}: not one of {', '.join(KINDS)}; use another checkpoint")
-    arguments = {name: value for name, value in state.items() if name != "kind"}
     try:
-        return tokenizer_class(kind)(**arguments)
+        return tokenizer_class(kind)(**{name: value for name, value in state.items() if name != "kind"})
     except UserError:
         raise
     except Exception as error:  # the library `tokenizers` raises nothing more specific
-        reason = f"damaged ({shorten(repr(error), 100)}); use a checkpoint that this project wrote"
+        reason = f"damaged ({shorten(repr(error), 100)}); use another checkpoint"
         raise UserError(f"tokenizer = {kind}: {reason}") from None

@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--csv", action="store_true", help="print the whole table as CSV, and write nothing")
     options = parser.parse_args(arguments)
     try:
-        # after --help, which needs no extra
-        from gpt.analysis.compare import compare, compare_runs, sort_table
+        from gpt.analysis.compare import compare_runs, sort_table  # after --help, which needs no extra
+        from gpt.analysis.report import compare
     except ImportError as error:
         raise UserError(
             f'extra = analysis: {error.name} is not installed; pip install -e ".[analysis]"'

@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="a run folder, or a sweep under outputs/sweeps/")
     options = parser.parse_args(arguments)
     try:
-        from gpt.analysis.pages import write_report  # after --help, which needs no extra
+        from gpt.analysis.report import write_report  # after --help, which needs no extra
     except ImportError as error:
         raise UserError(
             f'extra = analysis: {error.name} is not installed; pip install -e ".[analysis]"'

@@ -226,7 +226,7 @@ def tune(search: Search) -> str:
     """Add trials to the study in outputs/tune/NAME, making it if need be, and return what is to be shown."""
     import optuna
 
-    from gpt.analysis.report import table_of
+    from gpt.analysis import table_of
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that fails has its own line here
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -124,7 +124,7 @@ def text(tmp_path: Path) -> Path:
 def no_report(request, monkeypatch) -> None:
     """Leave report.html out, which takes a second. The tests of the report have it."""
     if "report" not in request.path.stem:
-        for module in ("gpt.cli.summary", "gpt.analysis.report"):
+        for module in ("gpt.cli.summary", "gpt.analysis"):
             monkeypatch.setattr(f"{module}.report_line", lambda folder: "report: (left out)")
 
 

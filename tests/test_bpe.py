@@ -11,7 +11,7 @@ import pytest
 
 from gpt.errors import UserError
 from gpt.interop import bpe
-from gpt.interop.bpe import BPETokenizer, byte_letters, first_characters
+from gpt.interop.bpe import BPETokenizer, byte_letters
 from gpt.text import Text, tiny_shakespeare
 from gpt.tokenizer import restore
 
@@ -28,12 +28,7 @@ def test_frequent_pairs_become_pieces_and_any_text_can_be_encoded():
     for text in (TEXT, "ж\x00"):  # neither of the last two is in the text
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert restore(tokenizer.state).state == tokenizer.state
-
-
-def test_training_is_deterministic():
-    text = "".join(random.Random(0).choices("ab \n", k=5000))
-    states = [BPETokenizer.from_parts([text], vocab_size=400).state for _ in range(3)]
-    assert states[0] == states[1] == states[2]
+    assert BPETokenizer.from_parts([TEXT * 9], vocab_size=300).state == tokenizer.state
 
 
 @pytest.fixture
@@ -42,12 +37,8 @@ def text(tmp_path: Path) -> Text:
     return Text([tmp_path / "text.txt"])
 
 
-def test_only_the_training_part_is_counted(text):
+def test_only_the_training_part_is_counted_and_too_few_pieces_are_remarked_upon(text):
     assert BPETokenizer.fit(text, 0.3, vocab_size=258).pieces[256:] == [b"ab", b"abab"]
-    assert list(first_characters(["abc", "def", "ghi"], 5)) == ["abc", "de"]
-
-
-def test_fewer_pieces_than_asked_for_are_remarked_upon(text):
     found = BPETokenizer.fit(text, 0.3, 300)
     assert found.remark == f"only {len(found)} pieces were found in it, not data.bpe_vocab_size = 300"
     assert BPETokenizer.fit(text, 0.3, 257).remark == ""
@@ -70,9 +61,10 @@ def test_ordinary_text_is_never_cut(monkeypatch):
     assert BPETokenizer.from_parts([text], vocab_size=300).state == usual
 
 
-@pytest.mark.parametrize(
-    ("more", "merges"), [(["ab", "ab"], []), ([""], []), ([], [["a", "b"]]), (["a b"], [])]
-)
+DAMAGED = [(["ab", "ab"], []), ([""], []), ([], [["a", "b"]]), (["a b"], [])]
+
+
+@pytest.mark.parametrize(("more", "merges"), DAMAGED)
 def test_damaged_state_is_refused(more, merges):
     with pytest.raises(UserError, match="tokenizer = bpe: damaged"):
         restore({"kind": "bpe", "vocabulary": [*byte_letters(), *more], "merges": merges})
@@ -80,5 +72,5 @@ def test_damaged_state_is_refused(more, merges):
 
 def test_missing_library_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match=r"data\.tokenizer = bpe: .*pip install"):
+    with pytest.raises(UserError, match=r"tokenizers = \(missing\): not installed; pip install"):
         BPETokenizer.from_parts([TEXT], 300)

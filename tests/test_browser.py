@@ -2,29 +2,16 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_page import browser, playwright, pytestmark  # noqa: F401 - a fixture, and where to skip
 
 from conftest import ROOT, TINY
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-playwright = pytest.importorskip("playwright.sync_api", reason="extra browser is not installed")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"
-)
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-QUIET += ["--disable-component-update", "--disable-sync"]
 SCREENSHOTS = ROOT / "outputs" / "screenshots"
 
 
@@ -45,84 +32,57 @@ def outputs(call, text) -> Path:
 
 @pytest.fixture
 def board(outputs) -> Iterator[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(outputs),
-        "--host",
-        "localhost",
-        "--port",
-        "0",
-    ]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(outputs)]
+    command += ["--host", "localhost", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        yield next(
-            found[1] for line in process.stderr if (found := re.search(r"(http://localhost:\d+/)", line))
-        )
+        found = (re.search(r"(http://localhost:\d+/)", line) for line in process.stderr)
+        yield next(filter(None, found))[1]
         process.terminate()
 
 
-def test_runs_of_different_kinds_in_tensorboard(outputs, board):
-    found = {
-        str(path.parent.relative_to(outputs)): json.loads(path.read_text())
-        for path in outputs.glob("**/result.json")
-    }
+def test_runs_of_different_kinds_in_tensorboard(outputs, board, browser):  # noqa: F811
+    results = {path.parent: json.loads(path.read_text()) for path in outputs.glob("**/result.json")}
+    found = {str(folder.relative_to(outputs)): result for folder, result in results.items()}
     assert len(found) == 4
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.set_default_timeout(60_000)
-        see = playwright.expect
-        see.set_options(timeout=60_000)
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.set_default_timeout(60_000)
+    see = playwright.expect
+    see.set_options(timeout=60_000)
 
-        def show(place: str) -> None:
-            page.goto("about:blank")  # or only the fragment would change, and old cards stay
-            page.goto(board + place)
+    def show(place: str) -> None:
+        page.goto("about:blank")  # or only the fragment would change, and old cards stay
+        page.goto(board + place)
 
-        show("?smoothing=0#timeseries")
-        see(page.locator("mat-toolbar, .group-title").filter(has_text="loss").first).to_be_visible()
-        card = page.locator(
-            "scalar-card"
-        ).first  # nothing comes before it, and the table below it names its lines
-        see(card).to_contain_text("loss")
-        card.get_by_label("Expand Table").or_(card.locator(".expand-button")).first.click()
-        for run, result in found.items():
-            see(card).to_contain_text(f"{run}/train")
-            see(card).to_contain_text(f"{result['final_val_loss']:.5g}")
-        page.screenshot(path=SCREENSHOTS / "curves.png")
+    show("?smoothing=0#timeseries")
+    see(page.locator("mat-toolbar, .group-title").filter(has_text="loss").first).to_be_visible()
+    card = page.locator("scalar-card").first  # nothing comes before it, and its table names its lines
+    see(card).to_contain_text("loss")
+    card.get_by_label("Expand Table").or_(card.locator(".expand-button")).first.click()
+    for run, result in found.items():
+        see(card).to_contain_text(f"{run}/train")
+        see(card).to_contain_text(f"{result['final_val_loss']:.5g}")
+    page.screenshot(path=SCREENSHOTS / "curves.png")
 
-        show("#text")
-        line = max(
-            (outputs / next(iter(found)) / "sample.txt").read_text().split(), key=len
-        )  # it knows no words yet
-        see(page.get_by_text("sample/temperature 0.8/text_summary").first).to_be_visible()
-        see(page.locator("tf-text-loader pre").filter(has_text=line).first).to_be_visible()
+    show("#text")
+    line = max((outputs / next(iter(found)) / "sample.txt").read_text().split(), key=len)
+    see(page.get_by_text("sample/temperature 0.8/text_summary").first).to_be_visible()
+    see(page.locator("tf-text-loader pre").filter(has_text=line).first).to_be_visible()
 
-        show("#images")
-        picture = page.locator("tf-image-loader img").first
-        see(picture).to_be_visible()
-        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 200
+    show("#images")
+    picture = page.locator("tf-image-loader img").first
+    see(picture).to_be_visible()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 200
 
-        show("#hparams")
-        cells = page.locator("vaadin-grid-cell-content")
-        for run in found:
-            see(cells.filter(has_text=f"{run}/best").first).to_be_visible()
-        assert {"arch", "val/best_bits_per_char"} <= set(cells.all_inner_texts())
-        for name in (
-            "optimizer",
-            "model.n_head",
-            "model.norm_position",
-            "optimizer.muon_lr",
-            "data.tokenizer",
-            "seed",
-        ):
-            see(page.get_by_text(name, exact=True).first).to_be_visible()
-        assert (
-            page.get_by_text("val/loss", exact=True).count() == 0
-        )  # which cannot be compared between tokenizers
-        page.get_by_text("PARALLEL COORDINATES VIEW").click()
-        see(page.locator("tf-hparams-parallel-coords-plot svg").first).to_be_visible()
-        page.screenshot(path=SCREENSHOTS / "hparams.png")
-        browser.close()
+    show("#hparams")
+    cells = page.locator("vaadin-grid-cell-content")
+    for run in found:
+        see(cells.filter(has_text=f"{run}/best").first).to_be_visible()
+    assert {"arch", "val/best_bits_per_char"} <= set(cells.all_inner_texts())
+    for name in ("optimizer", "model.n_head", "optimizer.muon_lr", "data.tokenizer", "seed"):
+        see(page.get_by_text(name, exact=True).first).to_be_visible()
+    assert page.get_by_text("val/loss", exact=True).count() == 0  # it does not compare between tokenizers
+    page.get_by_text("PARALLEL COORDINATES VIEW").click()
+    see(page.locator("tf-hparams-parallel-coords-plot svg").first).to_be_visible()
+    page.screenshot(path=SCREENSHOTS / "hparams.png")
+    page.close()

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from gpt.errors import UserError
-from gpt.files import atomic, read_json, read_text, remove_staged, write_json, write_text
+from gpt.files import atomic, read_json, remove_staged, write_json, write_text
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -29,7 +29,7 @@ def test_written_file_has_the_permissions_of_any_new_file_and_links_stay(tmp_pat
     (tmp_path / "b.txt").write_text("x")
     (tmp_path / "link.txt").symlink_to("inner/a.txt")
     write_text(tmp_path / "link.txt", "x\r\n")
-    assert read_text(tmp_path / "inner" / "a.txt") == "x\r\n"
+    assert (tmp_path / "inner" / "a.txt").read_bytes() == b"x\r\n"
     assert (tmp_path / "inner" / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
 
 
@@ -47,5 +47,5 @@ def test_damaged_file_is_refused(tmp_path):
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(UserError, match=r"a\.json: missing or damaged; restore it"):
             read_json(tmp_path / "a.json")
-    with pytest.raises(UserError, match=r"b\.txt: missing or damaged; restore it"):
-        read_text(tmp_path / "b.txt")
+    with pytest.raises(UserError, match=r"b\.json: missing or damaged; restore it"):
+        read_json(tmp_path / "b.json")

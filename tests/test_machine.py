@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gpt.machine import choose_compilation, choose_precision, device_type, free_space, has_compiler
+from gpt.machine import choose_compilation, choose_precision, device_type, has_compiler
 
 
 @pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16"])
@@ -16,44 +16,30 @@ def test_cpu_without_bfloat16_stays_in_float32(monkeypatch):
     assert choose_precision("mps")[0] == "32-true"
 
 
-def test_only_long_runs_in_bfloat16_are_compiled(monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "precision", "flops", "has_masks", "reason"),
+    [
+        ("cpu", "bf16-mixed", 1e15, False, "compiled: the run is long"),
+        ("cuda", "bf16-mixed", 1e16, True, "compiled: the run is long"),
+        ("cpu", "bf16-mixed", 1e9, False, "not compiled: the run is too short to repay it"),
+        ("cpu", "32-true", 1e15, False, "not compiled: it gains nothing in float32 on a CPU"),
+        ("cpu", "bf16-mixed", 1e15, True, "not compiled: masks of ReLU or of dropout on attention weights"),
+        ("mps", "32-true", 1e16, False, "not compiled: it was not tried on this device"),
+    ],
+)
+def test_long_runs_are_compiled_where_it_gains(monkeypatch, device, precision, flops, has_masks, reason):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/c++")
-    assert choose_compilation("cpu", "bf16-mixed", 1e15, False) == (True, "compiled: the run is long")
-    assert (
-        choose_compilation("cpu", "bf16-mixed", 1e9, False)[1]
-        == "not compiled: the run is too short to repay it"
-    )
-    assert (
-        choose_compilation("cpu", "32-true", 1e15, False)[1]
-        == "not compiled: it gains nothing in float32 on a CPU"
-    )
-    assert choose_compilation("cuda", "bf16-mixed", 1e16, False)[0]
-    assert (
-        choose_compilation("mps", "32-true", 1e16, False)[1]
-        == "not compiled: it was not tried on this device"
-    )
-
-
-def test_models_with_many_masks_are_not_compiled_on_a_cpu(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/c++")
-    assert choose_compilation("cpu", "bf16-mixed", 1e15, True)[1].startswith(
-        "not compiled: masks of ReLU or of dropout"
-    )
-    assert choose_compilation("cuda", "bf16-mixed", 1e16, True)[0]
+    decided, why = choose_compilation(device, precision, flops, has_masks)
+    assert decided is (reason == "compiled: the run is long")
+    assert why.startswith(reason)
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not has_compiler("cpu")
-    assert not has_compiler("cuda")
-    assert choose_compilation("cpu", "bf16-mixed", 1e15, False) == (
-        False,
-        "not compiled: there is no C++ compiler",
-    )
-    assert choose_compilation("cuda", "bf16-mixed", 1e16, False) == (
-        False,
-        "not compiled: there is no C compiler",
-    )
+    for device, language in (("cpu", "C++"), ("cuda", "C")):
+        assert not has_compiler(device)
+        reason = f"not compiled: there is no {language} compiler"
+        assert choose_compilation(device, "bf16-mixed", 1e16, False) == (False, reason)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +61,3 @@ def test_device_type():
     assert device_type("cpu") == "cpu"
     if not torch.accelerator.is_available():
         assert device_type("auto") == "cpu"
-
-
-def test_free_space_of_a_folder_that_does_not_exist(tmp_path):
-    assert free_space(tmp_path / "a" / "b") > 0

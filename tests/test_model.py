@@ -69,9 +69,8 @@ def test_convolution_adds_a_mixture_of_earlier_positions():
 def test_initial_loss_is_that_of_a_uniform_guess(arch, sizes):
     n_layer, n_head, n_embd = sizes
     torch.manual_seed(0)
-    model = GPT(
-        make_config(arch, vocab_size=65, n_embd=n_embd, n_head=n_head, n_layer=n_layer, context_length=64)
-    )
+    size = dict(n_embd=n_embd, n_head=n_head, n_layer=n_layer)
+    model = GPT(make_config(arch, vocab_size=65, context_length=64, **size))
     ids = random_ids(96, 65, 65)
     loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert abs(loss.item() - math.log(65)) < 0.1
@@ -95,9 +94,8 @@ def test_parameter_count_equals_the_size_of_the_model(arch, changes):
 
 def test_parameter_count_of_the_gpt1_paper():
     paper = make_config("gpt1", vocab_size=40_478, context_length=512, n_layer=12, n_head=12, n_embd=768)
-    assert (
-        paper.parameter_count() == 116_534_784
-    )  # 31,087,104 tokens, 393,216 positions, 12 blocks of 7,087,872
+    # 31,087,104 for tokens, 393,216 for positions, and 12 blocks of 7,087,872
+    assert paper.parameter_count() == 116_534_784
     with torch.device("meta"):
         assert sum(p.numel() for p in GPT(paper).parameters()) == 116_534_784
 
@@ -157,10 +155,9 @@ def test_attention_weights_are_those_that_the_model_uses(arch):
     with replace_attention(model.eval(), attend):
         model(ids)
     for (q, k), layer in zip(seen, weights, strict=True):
-        scores = (q @ k.transpose(-2, -1) / math.sqrt(8)).masked_fill(
-            torch.ones(16, 16).triu(1) == 1, float("-inf")
-        )
-        torch.testing.assert_close(layer, scores.softmax(-1))
+        scores = q @ k.transpose(-2, -1) / math.sqrt(8)
+        visible = scores.masked_fill(torch.ones(16, 16).triu(1) == 1, float("-inf"))
+        torch.testing.assert_close(layer, visible.softmax(-1))
 
 
 def test_looking_at_attention_leaves_the_model_as_it_was(arch):
@@ -177,17 +174,14 @@ def test_looking_at_attention_leaves_the_model_as_it_was(arch):
 def test_architectures_differ_where_the_table_says():
     norms = {arch: type(make_model(arch).norm).__name__ for arch in ARCHITECTURES}
     assert norms == {"gpt1": "Identity", "gpt2": "LayerNorm", "modern": "LayerNorm", "rmsnorm": "RMSNorm"}
-    assert {arch: hasattr(make_model(arch), "positions") for arch in ("gpt1", "gpt2", "modern")} == {
-        "gpt1": True,
-        "gpt2": True,
-        "modern": False,
-    }
-    assert {type(make_model(arch).blocks[0].attn.qk_norm).__name__ for arch in ("gpt1", "gpt2")} == {
-        "Identity"
-    }
-    assert type(make_model("modern").blocks[0].attn.qk_norm).__name__ == "LayerNorm"
+    for arch, learned, qk_norm in (
+        ("gpt1", 1, "Identity"),
+        ("gpt2", 1, "Identity"),
+        ("modern", 0, "LayerNorm"),
+    ):
+        model = make_model(arch)
+        assert hasattr(model, "positions") == learned
+        assert type(model.blocks[0].attn.qk_norm).__name__ == qk_norm
     block, x = make_model("gpt1").blocks[0], torch.randn(1, 4, 16)
-    means = block(x, None, None).mean(-1)
-    torch.testing.assert_close(
-        means, torch.zeros(1, 4), atol=1e-5, rtol=0
-    )  # with post-norm, a block ends in a norm
+    means = block(x, None, None).mean(-1)  # with post-norm, a block ends in a norm
+    torch.testing.assert_close(means, torch.zeros(1, 4), atol=1e-5, rtol=0)

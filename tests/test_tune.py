@@ -134,7 +134,7 @@ def test_combination_that_makes_no_model_does_not_end_the_study(shared, monkeypa
 
 REFUSED = {
     "--study ../x": "--study = ../x: not a plain name",
-    "hparams_search=nowhere": "hparams_search = nowhere: no such file in conf/hparams_search/; choose one of default",
+    "hparams_search=nowhere": "hparams_search = nowhere: no such file in conf/hparams_search/; choose one",
     "model.n_hed=1,2": "did you mean model.n_head?",
     "model.n_head=interval(a,b)": "interval(a,b)",
     "model.n_head=interval(3,1)": "model.n_head=interval(3,1): `low <= high` must hold",

@@ -1,23 +1,28 @@
-"""A table of many runs, best first, and pictures of them, written into the folder that holds the runs."""
+"""Run folders as tables of pandas: a row for each run, or a line for runs that differ in their seed alone."""
 
+import contextlib
 import json
 import math
 import re
-import shutil
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pandas import DataFrame, Series, to_numeric
+import yaml
+from pandas import DataFrame, Series, json_normalize, read_csv, to_numeric
 
-from gpt.analysis.plots import draw_pictures, save
-from gpt.analysis.runs import fill, read_runs, show
-from gpt.files import atomic, write_text
-from gpt.errors import UserError, did_you_mean, shorten
+from gpt.config import ModelConfig
+from gpt.errors import UserError, did_you_mean, one_line, shorten
+from gpt.run import Result, Run, TaskResult
 
-FOUND = ["loss", "accuracy", "difference", "noise", "seeds", "majority", "naive_bayes"]
-COSTS = ["seconds", "parameters", "chars_per_second"]  # dropped first where a terminal has no room
+# The settings that decide a result. Callbacks other than these two only watch
+GROUPS = r"model|data|optimizer|scheduler|trainer|task|finetune|callbacks\.(ema|early_stopping)"
+DECISIVE = rf"^(init|seed|({GROUPS})\.(?!_target_).*)$"
+# Columns with results, and their names in result.json. Losses are in nats per character, of tasks per example
+NUMBERS = {"loss": "best_val_loss", "steps": "step", "seconds": "seconds", "parameters": "parameters"}
+NUMBERS |= {"chars_per_second": "chars_per_second", "accuracy": "test_accuracy"}
+NUMBERS |= {"majority": "majority_accuracy", "naive_bayes": "naive_bayes_accuracy"}
+COSTS = ["seconds", "parameters", "chars_per_second"]
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
 # Typed like choices, which stand for settings, but these do not
 SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")
@@ -34,42 +39,12 @@ class Comparison(NamedTuple):
     left_out: list[str]  # the other runs, and why they are not in the table
 
 
-def compare(
-    folder: Path, x: str = "steps", sort: str = "", columns: Sequence[str] = (), baseline: str = ""
-) -> str:
-    """Write compare.md, compare.csv and the pictures into `folder`, and return what a terminal should show.
-
-    `x` is what the pictures have on their horizontal axis: "steps" (and the settings that vary), "tokens",
-    "seconds" or "flops". The others are as in `scripts/compare.py`. Raises UserError if there is nothing to
-    compare, and for what describes no column or line of the table.
-    """
-    found, width = compare_runs(folder, baseline), shutil.get_terminal_size((140, 24)).columns
-    table = sort_table(found.table, sort)
-    for name in columns:
-        check_column(name, table)
-    chosen = list(columns) or choose_columns(found)
-    cells, dropped = (render(table, chosen), []) if columns else fit(table, chosen, found.settings, width)
-    notes = fill("notes.txt", found=found, baseline=shorten(baseline or "the best", 100)).splitlines()
-    whole = "\n\n".join([markdown(render(table, chosen)), *notes, *found.left_out])
-    write_text(folder / "compare.md", whole + "\n")
-    write_text(folder / "compare.csv", table.to_csv(index=False))
-    pictures = {f"{name}.png": figure for name, figure in draw_pictures(found, x).items()}
-    for name, figure in pictures.items():
-        with atomic(folder / name) as file:
-            file.write(save(figure, "png"))
-    if dropped:
-        notes.insert(0, f"No room here for {', '.join(dropped)}: see compare.csv, or choose with --columns.")
-    written = f"written into {folder}: {', '.join(['compare.md', 'compare.csv', *pictures])}"
-    parts = [aligned(cells), [textwrap.fill(note, width) for note in notes], found.left_out, [written]]
-    return "\n\n".join("\n".join(part) for part in parts if part)
-
-
 def compare_runs(folder: Path, baseline: str = "") -> Comparison:
     """The runs under a folder: language models or, where there are none, those that were fine-tuned."""
     runs = read_runs(folder)
     is_task = runs["accuracy"].notna()
-    metric = "loss" if (runs["loss"].notna() & ~is_task).any() else "accuracy"
-    is_in = is_task if metric == "accuracy" else runs["loss"].notna() & ~is_task
+    is_model = runs["loss"].notna() & ~is_task
+    metric, is_in = ("loss", is_model) if is_model.any() else ("accuracy", is_task)
     if not is_in.any():
         raise UserError(f"folder = {folder}: none of its runs is whole, or there is {NO_BEST}")
     reasons = is_task.map({True: "fine-tuned, not a language model", False: NO_BEST})
@@ -81,10 +56,10 @@ def compare_runs(folder: Path, baseline: str = "") -> Comparison:
     if metric == "accuracy":
         settings = {"task": lines["task.name"].first()} | settings
     columns = {"run": names} | settings | {"sd": lines[metric].std(), "seeds": lines.size()}
-    table = DataFrame(columns).join(lines[MEANS[metric]].mean())
     by, ascending = (["loss"], True) if metric == "loss" else (["task", "accuracy"], [True, False])
+    table = DataFrame(columns).join(lines[MEANS[metric]].mean())
     table = table.sort_values(by, ascending=ascending, kind="stable")
-    table = add_differences(table, runs, metric, find_baselines(table, runs, list(settings), baseline))
+    table = add_differences(table, metric, find_baselines(table, runs, list(settings), baseline))
     return Comparison(table, runs, list(settings), metric, left_out)
 
 
@@ -94,29 +69,25 @@ def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
     That is what was typed and varies, in the order in which it was typed. A choice such as model/arch=gpt1
     stands for all that it sets: another setting is there only if lines differ in it that were typed alike.
     """
-    texts = as_text(runs[[key for key in runs if "." in key or key == "init"]])
-    varying = [key for key in texts if texts[key].nunique() > 1]
-    runs = runs.assign(line=texts.groupby(varying, sort=False).ngroup() if varying else 0)
-    lines = runs.drop_duplicates("line").set_index("line")
-    typed = list(dict.fromkeys(key for words in lines["overrides"] for key in words or varying))
-    for key in typed:
-        if "." not in key and key.partition("/")[0] not in SILENT:
-            lines[key] = [str(words.get(key, "-")) for words in lines["overrides"]]
-            varying += [key] if lines[key].nunique() > 1 else []
-    texts, told, shown = as_text(lines[varying]), Series("", lines.index), list[str]()
-    for key in dict.fromkeys([*(key for key in typed if key in varying), *varying]):
+    settings = [key for key in runs if "." in key or key == "init"]
+    texts = runs[settings].map(lambda value: json.dumps(value, default=str))  # 1 is neither true nor [1]
+    runs = runs.assign(line=texts.groupby(settings, sort=False).ngroup())
+    lines = runs.drop_duplicates("line")
+    words = DataFrame(list(lines["overrides"]), lines.index, dtype=object)
+    choices = words[[key for key in words if "." not in key and key.partition("/")[0] not in SILENT]]
+    choices = choices.map(lambda value: str(value) if value == value else "-")
+    texts = texts.loc[lines.index].join(choices).loc[:, lambda texts: texts.nunique() > 1]
+    typed = [*words, *(texts if words.isna().all(axis=1).any() else ())]
+    told, shown = Series("", lines.index), list[str]()
+    for key in dict.fromkeys([*(key for key in typed if key in texts), *texts]):
         more = told + "\n" + texts[key]
         if key in typed or more.nunique() > told.nunique():
             told, shown = more, [*shown, key]
     ends = [re.split("[./]", key)[-1] for key in shown]  # n_head for model.n_head, where it is clear
     names = [end if ends.count(end) == 1 else key for key, end in zip(shown, ends, strict=True)]
-    values = [lines[key].map(lambda value: "null" if value in (None, "None") else value) for key in shown]
-    return runs, dict(zip(names, values, strict=True))
-
-
-def as_text(frame: DataFrame) -> DataFrame:
-    """Texts by which values of any kind are told apart: 1, true, null, [1, 2]."""
-    return frame.map(lambda value: json.dumps(value, default=str))
+    values = lines[[*settings, "line"]].join(choices).set_index("line")[shown]
+    values = values.map(lambda value: "null" if value in (None, "None") else value)
+    return runs, dict(values.set_axis(names, axis=1).items())
 
 
 def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], text: str) -> Series:
@@ -125,42 +96,38 @@ def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], t
     That is what varies, as n_layer=2,arch=gpt1, or a part of a run's name. Raises UserError if it describes
     none, or several of one task.
     """
-    tasks = table["task"] if "task" in settings else Series("", table.index)
+    tasks = table.get("task", Series("", table.index))
     baselines = {tasks[line]: line for line in reversed(table.index)}
     if text:
         words = {line: {f"{name}={show(row[name])}" for name in settings} for line, row in table.iterrows()}
         found = [line for line in table.index if words[line].issuperset(text.split(","))]
         found = found or list(runs["line"][runs["name"].str.contains(text, regex=False)].unique())
         if not found or tasks[found].duplicated().any():
-            advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
             reason = f"describes {len(found)} lines of the table"
+            advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
             raise UserError(f"--baseline = {shorten(text)}: {reason}; {advice}")
         baselines |= {tasks[line]: line for line in found}
     return tasks.map(baselines)
 
 
-def add_differences(table: DataFrame, runs: DataFrame, metric: str, baselines: Series) -> DataFrame:
-    """The table with each line's difference to its baseline, its interval, and if it exceeds the noise."""
-    samples = runs.groupby("line")[metric].agg(list)
+def add_differences(table: DataFrame, metric: str, baselines: Series) -> DataFrame:
+    """The table with each line's difference to its baseline, its interval, and if it exceeds the noise.
+
+    The interval is half the 95 % confidence interval of a difference of means (Welch 1947).
+    """
+    from scipy.stats import t as student  # takes a second, and a single run's page needs none
+
+    variances = table["sd"] ** 2 / table["seeds"]  # of means
+    terms = variances**2 / (table["seeds"] - 1)
+    both = variances + variances[baselines].to_numpy()
+    freedom = both**2 / (terms + terms[baselines].to_numpy())
+    interval = (both**0.5 * student.ppf(0.975, freedom)).mask(both == 0, 0.0)
     difference = table[metric] - table[metric][baselines].to_numpy()
-    table = table.assign(difference=difference, interval=math.nan, noise=None)
-    for line, baseline in baselines[baselines != baselines.index].items():
-        interval = welch_interval(samples[line], samples[baseline])
-        exceeds = "exceeds" if abs(difference[line]) > interval else "within"
-        table.loc[line, ["interval", "noise"]] = interval, "unknown" if math.isnan(interval) else exceeds
+    noise = (difference.abs() > interval).map({True: "exceeds", False: "within"})
+    table = table.assign(difference=difference, interval=interval, noise=noise)
+    table.loc[interval.isna(), "noise"] = "unknown"
+    table.loc[baselines == baselines.index, ["interval", "noise"]] = None
     return table.assign(bits_per_char=table["loss"] / math.log(2)) if metric == "loss" else table
-
-
-def welch_interval(values: Sequence[float], others: Sequence[float]) -> float:
-    """Half the 95 % confidence interval of a difference of means (Welch 1947), or nan for a single value."""
-    from scipy.stats import ttest_ind  # takes a second, and a single run's page needs none
-
-    if min(len(values), len(others)) < 2:
-        return math.nan
-    if len(set(values)) == len(set(others)) == 1:
-        return 0.0
-    low, high = ttest_ind(values, others, equal_var=False).confidence_interval()
-    return float(high - low) / 2
 
 
 def sort_table(table: DataFrame, column: str) -> DataFrame:
@@ -179,67 +146,72 @@ def check_column(name: str, table: DataFrame) -> None:
         raise UserError(f"column = {shorten(name)}: not in the table; {did_you_mean(name, table)}")
 
 
-def choose_columns(found: Comparison) -> list[str]:
-    """The columns that say something: names of runs unless they repeat what varies, what varies, results."""
-    table, settings = found.table, found.settings
-    silent = set() if table["seeds"].max() > 1 else {"noise", "seeds"}
-    silent |= set() if table["noise"].notna().any() else {"noise", "difference"}
-    names = table["run"]
-    repeat = [*names.str.match(r"[A-Za-z][^/]*$"), *(names.str.contains(name).all() for name in settings)]
-    results = [name for name in FOUND + COSTS if name in table and name not in silent]
-    return [*([] if all(repeat) and settings else ["run"]), *settings, *results]
+def read_runs(folder: Path) -> DataFrame:
+    """What `read_run` says of all runs under a folder, by name. Raises UserError if none has finished."""
+    places = {path.parent for name in ("config.yaml", "error.txt") for path in folder.glob(f"**/{name}")}
+    rows = [{"name": one_line(place.relative_to(folder))} | read_run(place) for place in sorted(places)]
+    if all(row["problem"] for row in rows):
+        raise UserError(f"folder = {folder}: no finished run in it; give a folder under outputs/")
+    runs = DataFrame(rows, dtype=object)  # of which no integer becomes a float
+    return runs.where(runs.notna(), None).astype(dict.fromkeys([*NUMBERS, "tokens", "flops"], float))
 
 
-def render(table: DataFrame, columns: Sequence[str], width: int = 60) -> DataFrame:
-    """The cells of some columns as text, with the digits that mean something, and names cut to `width`."""
-    metric = "loss" if "loss" in table else "accuracy"
-    spread = table["sd"][table["sd"] > 0].median()
-    is_known = metric == "loss" and not math.isnan(spread)
-    digits = min(4, max(2, 1 - math.floor(math.log10(spread)))) if is_known else 4
-    texts = table.map(show)
-    name = table["run"]  # which begins with a date and ends with what was typed
-    texts["run"] = name.where(name.str.len() <= width, name.str[:10] + "..." + name.str[13 - width :])
-    texts[metric] = with_errors(table[metric], table["sd"], f".{digits}f")
-    texts["difference"] = with_errors(table["difference"], table["interval"], f"+.{digits}f")
-    texts.loc[table["noise"].isna(), "difference"] = ""
-    for name in {"majority", "naive_bayes"} & set(texts):
-        texts[name] = [f"{value:.4f}".replace("nan", "") for value in table[name]]
-    return texts[list(columns)]
+def read_run(folder: Path) -> dict[str, Any]:
+    """A run's settings under their command-line names, and its results under the names of NUMBERS.
 
-
-def with_errors(values: Series, errors: Series, form: str) -> list[str]:
-    """Numbers and their errors, and in place of these blanks if only other lines have one."""
-    tails = [f" ± {error:{form.lstrip('+')}}".replace(" ± nan", "") for error in errors]
-    width = max(map(len, tails))
-    return [f"{value:{form}}{tail:<{width}}" for value, tail in zip(values, tails, strict=True)]
-
-
-def fit(table: DataFrame, columns: list[str], settings: list[str], width: int) -> tuple[DataFrame, list[str]]:
-    """The cells of the columns that fit into a width, and the names of those that do not.
-
-    What runs took is dropped first, then settings in which most lines agree, then what is known of them.
+    overrides is what was typed, curve has the validation losses by steps taken, tokens and flops are what the
+    training took. problem is None, or says why there is no result: it is damaged, or has not finished.
     """
-    kept, name_width = list(columns), min(44, max(20, 3 * width // 10))
-    settings = sorted(settings, key=lambda name: -table[name].map(show).value_counts().max())
-    for name in [*reversed(COSTS), *settings, *reversed(FOUND[2:])]:
-        if max(map(len, aligned(render(table, kept, name_width)))) <= width:
-            break
-        kept = [other for other in kept if other != name]
-    return render(table, kept, name_width), [name for name in columns if name not in kept]
+    row, file = {"problem": "not finished", "overrides": {}, "curve": Series(dtype=float)}, "error.txt"
+    has_ended = (folder / "result.json").exists()
+    try:
+        if (folder / file).exists() and not has_ended:
+            return row | {"problem": shorten((folder / file).read_text().partition("\n")[0], 500)}
+        file = "config.yaml"
+        config = json_normalize(yaml.safe_load((folder / file).read_text(encoding="utf-8")))
+        row |= config.filter(regex=DECISIVE).to_dict("records")[0]
+        file = "run.json"
+        row["overrides"] = Run(folder).origin.get("overrides", {})
+        file = "metrics.csv"
+        row["curve"] = read_metric(folder / file, "val/loss") if (folder / file).exists() else row["curve"]
+        file = "result.json"
+        return row | read_result(Result.read(folder / file), row) if has_ended else row
+    except Exception as error:  # of any kind, as damage is; the other runs are compared all the same
+        reason = one_line(error).removeprefix(f"file = {folder / file}: ")
+        return {"problem": f"damaged: {file}: {shorten(reason, 200)}"}
 
 
-def aligned(cells: DataFrame, separator: str = "  ") -> list[str]:
-    """The lines of a table, below one of the columns' names. Texts begin, and numbers end, in one column."""
-    columns = [[name, *cells[name]] for name in cells]
-    for column in columns:
-        is_text = column[0] == "run" or not any(re.match(r"[+-]?\d", cell) for cell in column)
-        width = max(map(len, column))
-        column[:] = [cell.ljust(width) if is_text else cell.rjust(width) for cell in column]
-    return [separator.join(line).rstrip() for line in zip(*columns, strict=True)]
+def read_result(result: Result, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a run, with losses per character: other tokenizers have other losses per token."""
+    numbers = {"problem": None} | {name: getattr(result, key, None) for name, key in NUMBERS.items()}
+    if row.get("data.tokenizer", "char") != "char" and not isinstance(result, TaskResult):
+        scale = result.final_bits_per_char * math.log(2) / result.final_val_loss
+        best = None if result.best_val_loss is None else scale * result.best_val_loss
+        numbers |= {"curve": scale * row["curve"], "loss": best}
+    sizes = ("data.batch_size", "model.context_length", "trainer.accumulate_grad_batches")
+    tokens, flops = result.step * math.prod(row.get(key) or math.nan for key in sizes), math.nan
+    with contextlib.suppress(TypeError, ValueError):  # the settings of another version
+        model = {key.removeprefix("model."): row[key] for key in row if key.startswith("model.")}
+        flops = tokens * ModelConfig(**model).flops_per_token()
+    return numbers | {"tokens": tokens, "flops": flops}
 
 
-def markdown(cells: DataFrame) -> str:
-    """The same as a Markdown table, which also reads well in an editor."""
-    names, *lines = aligned(cells.map(lambda cell: cell.replace("|", "\\|")), " | ")
-    rule = " | ".join("-" * (len(name) - 1) + ":" for name in names.split(" | "))
-    return "\n".join(f"| {line} |" for line in (names, rule, *lines))
+def read_metric(path: Path, name: str) -> Series:
+    """A column of a metrics.csv by steps taken (the file counts from 0), empty if nothing has logged it."""
+    metrics = read_csv(path)
+    return metrics.set_index(metrics["step"] + 1).get(name, Series(dtype=float)).astype(float).dropna()
+
+
+def show(value: Any) -> str:
+    """A value in a table or picture: 2, 0.0003, 1.61M, gpt1; nothing for one that is not known."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        text = one_line(value)
+        return text if len(text) <= 24 else f"...{text[-21:]}"  # the end of a path tells most
+    if isinstance(value, int) and abs(value) < 100_000:
+        return str(value)
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}" if abs(value) >= 10 else f"{value:.4g}"

@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from gpt.analysis.report import report_line
+from gpt.analysis import report_line
 from gpt.checkpoint import SUFFIX, load
 from gpt.cli.overrides import quote_paths
 from gpt.config import RunConfig

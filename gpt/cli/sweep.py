@@ -137,7 +137,7 @@ class Sweep(Callback):
 
     def conclude(self) -> None:
         """Compare the jobs of a sweep. Raises UserError if some failed; if none began, nothing is left."""
-        from gpt.analysis.report import report_line, table_of
+        from gpt.analysis import report_line, table_of
 
         errors = sorted(self.folder.glob("**/error.txt"))
         if errors and not any(self.folder.glob("**/config.yaml")):

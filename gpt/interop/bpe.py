@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.interop import library
 from gpt.text import Text
 from gpt.tokenizer import Tokenizer
 
@@ -21,21 +21,20 @@ LONG_RUN = re.compile(rf"(\S{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}})")
 class BPETokenizer(Tokenizer):
     """Byte-pair encoding (Sennrich et al. 2016; Radford et al. 2018, section 4.1) over bytes, as in GPT-2.
 
-    All 256 bytes are in the vocabulary, so any text can be encoded. `vocabulary` lists the pieces by id,
-    written in the letters of `byte_letters`. `merges` lists the pairs of pieces that are joined, most
-    frequent first.
+    All 256 bytes are in the vocabulary, so any text can be encoded. `vocabulary` lists the pieces by id, in
+    the letters of `byte_letters`. `merges` lists the pairs of pieces to join, most frequent first.
     """
 
     kind, unit, loss_unit = "bpe", "tokens", "token"
 
     def __init__(self, vocabulary: list[str], merges: Iterable[Iterable[str]]) -> None:
         """Raises UserError without the library or for too many pieces, ValueError for a damaged state."""
-        hf, letters = load_tokenizers(), byte_letters()
+        hf, letters = library("tokenizers", "hf"), byte_letters()
         if len(vocabulary) > LARGEST_VOCABULARY:
             limit = f"too many; set {LARGEST_VOCABULARY:,} or less"
             raise UserError(f"data.bpe_vocab_size = {len(vocabulary):,}: {limit}")
         ids = {piece: id for id, piece in enumerate(vocabulary)}
-        if not set(letters) <= set(vocabulary) or len(ids) != len(vocabulary) or "" in ids:
+        if not letters.keys() <= ids.keys() or len(ids) != len(vocabulary) or "" in ids:
             raise ValueError("a byte is not in the vocabulary, or a piece is empty or occurs twice")
         self.vocabulary, self.merges = list(vocabulary), [(left, right) for left, right in merges]
         self.pieces = [bytes(letters[letter] for letter in piece) for piece in vocabulary]
@@ -57,13 +56,13 @@ class BPETokenizer(Tokenizer):
     def from_parts(cls, parts: Iterable[str], vocab_size: int) -> "BPETokenizer":
         """Join the most frequent pairs in a text, from the 256 bytes on, until there are `vocab_size` pieces.
 
-        The library's time grows with the square of the length of a word, and of a run of spaces. So a run of
-        more than LONGEST_RUN characters, all whitespace or none of them, is cut after every LONGEST_RUN
-        characters, and the pairs across a cut are not counted. Encoding has no such limit and needs no cut.
+        The library's time grows with the square of the length of a word, and of a run of spaces. So a run
+        that is all whitespace, or none of it, is cut after every LONGEST_RUN characters, and the pairs across
+        a cut are not counted. Encoding needs no cut.
         """
-        hf, letters = load_tokenizers(), list(byte_letters())
-        untrained = cls(letters, [])
-        trainer = hf.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=letters, show_progress=False)
+        untrained = cls(list(byte_letters()), [])
+        settings = {"initial_alphabet": untrained.vocabulary, "show_progress": False}
+        trainer = library("tokenizers", "hf").trainers.BpeTrainer(vocab_size=vocab_size, **settings)
         untrained.bpe.train_from_iterator((run for part in parts for run in LONG_RUN.split(part)), trainer)
         model = json.loads(untrained.bpe.to_str())["model"]
         return cls(sorted(model["vocab"], key=model["vocab"].get), model["merges"])
@@ -93,13 +92,3 @@ def byte_letters() -> dict[str, int]:
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def load_tokenizers() -> ModuleType:
-    """The library `tokenizers`. Raises UserError if it is not installed."""
-    try:
-        import tokenizers
-    except ImportError:
-        how = "pip install -e '.[hf]', or choose char or byte"
-        raise UserError(f"data.tokenizer = bpe: the library tokenizers is not installed; {how}") from None
-    return tokenizers

@@ -1,36 +1,32 @@
-"""To Hugging Face's `transformers` and back: the same numbers under other names. It needs the extra hf.
+"""To Hugging Face's `transformers` and back: the same numbers under other names (extra hf). And to ONNX.
 
 The classes that compute the same as a model here:
     gpt1, post-norm with learned positions   OpenAIGPTLMHeadModel, whose model_type is openai-gpt
     gpt2, pre-norm with learned positions    GPT2LMHeadModel, whose model_type is gpt2
 """
 
-import json
+import logging
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt.config import ModelConfig, RunConfig
-from gpt.errors import UserError, one_line, shorten
-from gpt.files import read_json
-from gpt.interop.bpe import BPETokenizer, byte_letters, load_tokenizers
-from gpt.interop.onnx import write_onnx
-from gpt.model import GPT
+from gpt.errors import UserError, shorten
+from gpt.files import read_json, write_json, write_text
+from gpt.interop import library
+from gpt.interop.bpe import BPETokenizer, byte_letters
+from gpt.model import GPT, plain_attention
 from gpt.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-KINDS = {"post": "openai-gpt", "pre": "gpt2"}
+KINDS = {"post": "openai-gpt", "pre": "gpt2"}  # by our norm_position
 # Their setting for the activation, and their names of ours. What OpenAI calls gelu is its tanh form, too
 ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
     "openai-gpt": ("afn", {"gelu": "gelu", "relu": "relu"}),
@@ -40,28 +36,15 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
 SHARED = {"context_length": "n_positions", "dropout": "resid_pdrop", "tied_head": "tie_word_embeddings"}
 SHARED |= {name: name for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
 THEIRS = {"norm": "layernorm", "positions": "learned", "qk_norm": False, "conv_width": 0}
-OURS: dict[str, Any] = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "add_cross_attention": False}
-OURS |= {"scale_attn_by_inverse_layer_idx": False, "n_inner": None}
-# What they mean if config.json is silent
-DEFAULTS = OURS | {"tie_word_embeddings": True, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
+OURS = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+OURS |= {"add_cross_attention": False}
 # Parts of our tensors' names and of theirs, which also have `transformer.` in front of all but the head
 PARTS = {"blocks.": "h.", ".norm1.": ".ln_1.", ".norm2.": ".ln_2.", ".qkv.": ".c_attn.", ".fc.": ".c_fc."}
-PARTS |= {".proj.": ".c_proj.", "head.": "lm_head."}
+PARTS |= {".proj.": ".c_proj."}
 EMBEDDINGS = {
     "openai-gpt": {"tokens.": "tokens_embed.", "positions.": "positions_embed."},
     "gpt2": {"tokens.": "wte.", "positions.": "wpe.", "norm.": "ln_f."},
 }
-MASK = re.compile(r"\.attn\.(masked_)?bias$")  # a constant, which older files hold for each layer
-
-
-def load_transformers() -> ModuleType:
-    try:
-        import transformers
-    except ImportError:
-        how = "it is needed to export models; pip install -e '.[hf]'"
-        raise UserError(f"transformers = (missing): {how}") from None
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 def hf_settings(config: ModelConfig) -> dict[str, Any]:
@@ -73,128 +56,109 @@ def hf_settings(config: ModelConfig) -> dict[str, Any]:
         if (value := getattr(config, name)) not in values:
             advice = "train with model/arch=gpt1 or gpt2, or write --onnx"
             raise UserError(f"model.{name} = {value}: no class of transformers has it here; {advice}")
-    shared = {theirs: getattr(config, ours) for ours, theirs in SHARED.items()}
-    others: dict[str, Any] = {"embd_pdrop": config.dropout, "bos_token_id": None, "eos_token_id": None}
-    others |= {"attn_pdrop": config.dropout * config.attention_dropout}
-    return {"model_type": kind, setting: activations[config.activation]} | shared | others
+    settings: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in SHARED.items()}
+    settings |= {"model_type": kind, setting: activations[config.activation], "embd_pdrop": config.dropout}
+    settings |= {"attn_pdrop": config.dropout * config.attention_dropout}
+    return settings | {"bos_token_id": None, "eos_token_id": None}
 
 
 def our_config(settings: Mapping[str, Any]) -> ModelConfig:
-    """The configuration of the model that computes what one with these settings, of a config.json, does.
-
-    Raises UserError for another class, and for settings that models here do not have.
-    """
-    settings, kind = DEFAULTS | dict(settings), settings.get("model_type")
+    """The same model's configuration, from its config.json. Raises UserError if models here cannot be so."""
+    kind = settings.get("model_type")
     if kind not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise UserError(f"model_type = {shorten(kind)}: cannot be converted; choose one of {known}")
+        raise UserError(f"model_type = {shorten(kind)}: must be {' or '.join(ACTIVATIONS)}")
     setting, activations = ACTIVATIONS[kind]
     ours = {their_name: our_name for our_name, their_name in activations.items()}
     possible = {name: [value] for name, value in OURS.items()} | {setting: list(ours)}
-    possible["n_inner"] += [4 * (settings.get("n_embd") or 0)]
+    possible["n_inner"] = [None, 4 * settings["n_embd"]]
     for name, values in possible.items():
-        if settings.get(name) not in values:
-            reason = f"models here have {' or '.join(map(str, values))}; choose another one"
-            raise UserError(f"{name} = {shorten(settings.get(name))}: {reason}")
-    shared = {ours: settings.get(theirs) for ours, theirs in SHARED.items()}
-    position = "post" if kind == KINDS["post"] else "pre"
-    others = {"norm_position": position, "activation": ours[settings[setting]], "bias": True}
-    others |= {"attention_dropout": bool(settings["attn_pdrop"])}
-    return RunConfig.from_dict({"model": THEIRS | shared | others}).model
+        if (value := settings.get(name, values[0])) not in values:
+            raise UserError(f"{name} = {shorten(value)}: models here have {' or '.join(map(str, values))}")
+    model = THEIRS | {ours: settings[theirs] for ours, theirs in SHARED.items()}
+    model |= {"norm_position": "post" if kind == KINDS["post"] else "pre", "bias": True}
+    model |= {"activation": ours[settings[setting]], "attention_dropout": bool(settings["attn_pdrop"])}
+    return RunConfig.from_dict({"model": model}).model
 
 
-def their_name(name: str, config: ModelConfig) -> str:
-    """What they call a tensor of ours, without the `transformer.` that stands before most of their names."""
-    for ours, theirs in (PARTS | EMBEDDINGS[KINDS[config.norm_position]]).items():
-        name = name.replace(ours, theirs)
-    return name
+def pairs(ours: GPT, theirs: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """By their names, all tensors of ours, each with its counterpart, seen in the shape of ours."""
+    found, tensors = {}, theirs.state_dict()
+    for name, tensor in ours.state_dict().items():
+        for our_part, their_part in (PARTS | EMBEDDINGS[KINDS[ours.config.norm_position]]).items():
+            name = name.replace(our_part, their_part)
+        name = f"lm_{name}" if name.startswith("head.") else f"transformer.{name}"
+        # In blocks, their matrices are (inputs, outputs)
+        is_turned = re.search(r"\.c_\w+\.weight$", name)
+        found[name] = tensor, tensors[name].transpose(0, -1) if is_turned else tensors[name]
+    return found
 
 
-def turned(name: str, tensor: Tensor) -> Tensor:
-    """A tensor of theirs as ours, or of ours as theirs: in blocks, their matrices are (inputs, outputs)."""
-    return tensor.transpose(0, -1) if re.search(r"\.c_\w+\.weight$", name) else tensor
+def load_transformers() -> ModuleType:
+    transformers = library("transformers", "hf")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return transformers
 
 
-def to_hf(model: GPT) -> "PreTrainedModel":
+def to_hf(model: GPT) -> Any:
     """The same model as one of `transformers`, in eval mode. Raises UserError, as `hf_settings` does."""
-    settings, tf = hf_settings(model.config), load_transformers()
-    theirs = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(**settings))
+    settings, transformers = hf_settings(model.config), load_transformers()
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**settings))
     theirs.generation_config.max_length = model.config.context_length  # there is no position beyond
-    tensors = {their_name(name, model.config): tensor for name, tensor in model.state_dict().items()}
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            key = name.removeprefix("transformer.")
-            parameter.zero_()  # a bias that ours may not have
-            if key in tensors:
-                parameter.copy_(turned(key, tensors[key]))
+    for our_tensor, their_tensor in pairs(model, theirs).values():
+        their_tensor.copy_(our_tensor)  # their biases start as zero, where ours has none
     return theirs.eval()
 
 
-def from_hf(source: "str | Path | PreTrainedModel") -> GPT:
+def from_hf(source: Any) -> GPT:
     """The same model as one of ours, in eval mode: one of `transformers`, a folder, or a name on their hub.
 
     Of a folder, config.json and safetensors are read, as data. Raises UserError for another class, for what
     ours cannot express, and if a tensor is missing, left over or of another shape.
     """
-    if not isinstance(source, (str, Path)):
-        return assemble(our_config(source.config.to_dict()), source.state_dict())
-    folder = Path(source) if os.path.isdir(source) else download(str(source))
-    try:
-        config, files = our_config(read_json(folder / "config.json")), sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UserError("safetensors = (missing): weights of other formats are not read; convert them")
-        return assemble(config, {name: value for file in files for name, value in load_file(file).items()})
-    except UserError as error:
-        raise UserError(f"model = {source}: {error}") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"model = {source}: damaged ({one_line(error)}); choose another one") from None
+    theirs, wrong = source, {}
+    if isinstance(source, (str, Path)):
+        auto, options = load_transformers(), {"trust_remote_code": False}
+        try:
+            our_config(auto.AutoConfig.from_pretrained(source, **options).to_dict())
+            options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            theirs, wrong = auto.AutoModelForCausalLM.from_pretrained(source, **options)
+        except Exception as error:  # of the network, of the file system, and of libraries
+            raise UserError(f"model = {source}: {shorten(error, 200)}") from None
+    ours = GPT(our_config(theirs.config.to_dict()))
+    found = pairs(ours, theirs)
+    for our_tensor, their_tensor in found.values():
+        our_tensor.copy_(their_tensor)
+    odd = {str(name) for names in wrong.values() for name in names}  # which have been replaced or left out
+    odd |= {name for name, (one, other) in found.items() if not torch.equal(one, other.float())}  # not tied
+    odd |= theirs.state_dict().keys() ^ found.keys()
+    if odd:
+        tensors = shorten(", ".join(sorted(odd)), 200)
+        raise UserError(f"model = {shorten(source, 200)}: missing, left over or misshapen: {tensors}")
+    return ours.eval()
 
 
-def download(name: str) -> Path:
-    """The folder of a model from the Hugging Face hub, with its configuration and safetensors alone."""
-    load_transformers()  # which brings the library
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "*.safetensors"]))
-    except Exception as error:  # its own, those of the network, and of the file system
-        reason = f"neither a folder nor found on the Hugging Face hub ({shorten(error, 200)})"
-        raise UserError(f"model = {name}: {reason}; give another one") from None
-
-
-def assemble(config: ModelConfig, tensors: Mapping[str, Tensor]) -> GPT:
-    """A model of ours from tensors with their names, all of which must fit before memory is taken for it."""
-    theirs = {k.removeprefix("transformer."): tensor for k, tensor in tensors.items() if not MASK.search(k)}
-    embedding, ours = their_name("tokens.weight", config), {}
-    if config.tied_head and embedding in theirs:
-        theirs.setdefault("lm_head.weight", theirs[embedding])
-    with torch.device("meta"):
-        expected = GPT(config).state_dict()
-    for name, like in expected.items():
-        key = their_name(name, config)
-        if (tensor := theirs.pop(key, None)) is None:
-            raise UserError(f"tensor = {key}: missing; use a model with all of its weights")
-        ours[name], found = turned(key, tensor), tuple(tensor.shape)
-        if found != (wanted := tuple(turned(key, like).shape)):
-            reason = f"has the shape {found}, where its configuration asks for {wanted}"
-            raise UserError(f"tensor = {key}: {reason}; use a model whose files belong together")
-    is_tied = torch.equal(ours["head.weight"], ours["tokens.weight"])
-    if theirs or (config.tied_head and not is_tied):
-        name = min(theirs, default="lm_head.weight")
-        raise UserError(f"tensor = {name}: not part of such a model; use a model without it")
-    model = GPT(config)
-    model.load_state_dict(ours)
-    return model.eval()
+def write_onnx(model: GPT, path: Path) -> None:
+    """Write a model of any architecture: `ids` (B, T) give `logits` (B, T, V), B and T free (extra onnx)."""
+    library("onnxscript", "onnx")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
+    longest = model.config.context_length
+    sizes = {"ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("position", max=longest)}}
+    example = (torch.zeros(2, min(2, longest), dtype=torch.int64),)
+    names: dict[str, Any] = {"input_names": ["ids"], "output_names": ["logits"]}
+    # By its formula, attention has no choice between kernels that would depend on the sizes of the example
+    with plain_attention(model), warnings.catch_warnings(action="ignore"):
+        program = torch.onnx.export(model, example, dynamic_shapes=sizes, verbose=False, **names)
+    path.write_bytes(program.model_proto.SerializeToString())  # type: ignore[union-attr]
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
     """The tokenizer as the content of a tokenizer.json, with the same ids."""
-    hf = load_tokenizers()
     if isinstance(tokenizer, BPETokenizer):
         return tokenizer.bpe.to_str()
+    hf = library("tokenizers", "hf")
     if isinstance(tokenizer, CharTokenizer):
-        ids = {char: id for id, char in enumerate(tokenizer.vocabulary)}
-        theirs = hf.Tokenizer(hf.models.WordLevel(ids))
+        theirs = hf.Tokenizer(hf.models.WordLevel({char: id for id, char in enumerate(tokenizer.vocabulary)}))
         any_char = hf.Regex(r"[\s\S]")  # a dot misses new lines
         theirs.pre_tokenizer = hf.pre_tokenizers.Split(any_char, behavior="isolated")
         theirs.decoder = hf.decoders.Fuse()  # puts no spaces between tokens
@@ -206,28 +170,24 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
 
 
 def tokenizer_from_hf(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder's tokenizer.json, which is read as data.
-
-    Raises UserError unless its tokens are characters, bytes or pieces of bytes, as `tokenizer_json` and GPT-2
-    have them.
-    """
+    """The tokenizer in a folder's tokenizer.json, which is read as data. Raises UserError for other kinds."""
     path = folder / "tokenizer.json"
     try:
         model = read_json(path)["model"]
-        vocabulary = sorted(model["vocab"], key=model["vocab"].get)
-        if [model["vocab"][piece] for piece in vocabulary] != list(range(len(vocabulary))):
+        ids, kind = model["vocab"], model["type"]
+        vocabulary = sorted(ids, key=ids.get)
+        if sorted(ids.values()) != list(range(len(ids))):
             raise ValueError("its ids are not consecutive")
-        if model["type"] == "WordLevel" and all(len(piece) == 1 for piece in vocabulary):
+        if kind == "WordLevel" and all(len(piece) == 1 for piece in vocabulary):
             return CharTokenizer("".join(vocabulary))
-        if model["type"] != "BPE":
+        if kind != "BPE":
             raise ValueError("neither characters nor pieces of bytes")
-        if model["vocab"] == byte_letters():
+        if ids == byte_letters():
             return ByteTokenizer()
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
         return BPETokenizer(vocabulary, pairs)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"not one that can be used here ({shorten(error, 100)}); use another model"
-        raise UserError(f"tokenizer = {path}: {reason}") from None
+        raise UserError(f"tokenizer = {path}: cannot be used here ({shorten(error, 100)})") from None
 
 
 def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -> str:
@@ -254,9 +214,9 @@ def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -
         # Written by hand: version 4 of transformers cannot read what version 5 writes. And without a class,
         # AutoTokenizer would take the tokenizer that goes with the class of the model
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        settings |= {"model_max_length": model.config.context_length}
-        (staged / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-        (staged / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
+        settings["model_max_length"] = model.config.context_length
+        write_json(staged / "tokenizer_config.json", settings)
+        write_text(staged / "tokenizer.json", tokenizer_json(tokenizer))
         if onnx:
             write_onnx(model, staged / "model.onnx")
         for path in staged.iterdir():  # safetensors lets nobody else read its file

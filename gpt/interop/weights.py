@@ -1,14 +1,10 @@
-"""Starting from other weights (`init=`): a run of this project, a checkpoint, or a folder of Hugging Face's
-transformers.
-"""
+"""Starting from other weights (`init=`): a run of this project, a checkpoint, or a folder of transformers."""
 
-import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpt.checkpoint import find, load
+from gpt.checkpoint import checksum, load
 from gpt.config import RunConfig
 from gpt.errors import UserError, shorten
 from gpt.model import GPT
@@ -16,8 +12,7 @@ from gpt.run import Run
 from gpt.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class InitialWeights:
+class InitialWeights(NamedTuple):
     """What a run starts from in place of random numbers."""
 
     model: GPT
@@ -26,27 +21,18 @@ class InitialWeights:
     @property
     def sha256(self) -> str:
         """A hash of all weights, whatever file they were in."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-
-# noqa: B008 - frozen
+        return checksum(self.model.state_dict())
 
 
 def load_weights(place: str) -> InitialWeights:
-    """The language model that `init=place` names. Raises UserError, whose line names `init`, if there is
-    none.
-    """
+    """The language model that `init=place` names. Raises UserError about `init` if there is none."""
     try:
         if (Path(place) / "config.json").is_file():
-            from gpt.interop.huggingface import from_hf, tokenizer_from_hf  # it imports transformers
+            from gpt.interop.huggingface import from_hf, tokenizer_from_hf  # they need an extra
 
             model, tokenizer = from_hf(place), tokenizer_from_hf(Path(place))
         else:
-            model, tokenizer, _ = load(find(place))
+            model, tokenizer, _ = load(place)
     except UserError as error:
         reason = str(error).partition(": ")[2] or str(error)
         raise UserError(f"init = {shorten(place, 200)}: {reason}") from None
@@ -59,40 +45,35 @@ def load_weights(place: str) -> InitialWeights:
 def fit_to_weights(values: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
     """The values of a configuration with the model and the tokenizer of its `init`, if it has one.
 
-    `asked` are the names of the settings that the user has typed or chosen. Raises UserError for one of the
-    model or the tokenizer that contradicts the weights. Dropout may differ: it changes no weight.
+    Raises UserError if one of the settings in `asked`, which the user has typed or chosen, contradicts the
+    weights. Dropout may differ: it changes no weight.
     """
     place = values.get("init")
     if not isinstance(place, str):
         return dict(values)
-    weights, model, data = load_weights(place), dict(values["model"]), dict(values["data"])
-    kept = weights.model.config.model_dump(mode="json", exclude={"vocab_size"})
+    weights = load_weights(place)
+    model = weights.model.config.model_dump(mode="json", exclude={"vocab_size"})
     if "model.dropout" in asked:
-        kept["dropout"] = model["dropout"]
-    has = {f"model.{name}": value for name, value in kept.items()} | {
-        "data.tokenizer": weights.tokenizer.kind
-    }
-    given = {f"model.{name}": value for name, value in model.items()} | {"data.tokenizer": data["tokenizer"]}
-    for name, value in has.items():
-        if name in asked and given[name] != value:
-            raise UserError(
-                f"{name} = {shorten(given[name])}: the weights of init={place} have {value}; leave it out"
-            )
-    return dict(values) | {"model": kept, "data": data | {"tokenizer": weights.tokenizer.kind}}
+        model["dropout"] = values["model"]["dropout"]
+    kept = {"model": model, "data": {"tokenizer": weights.tokenizer.kind}}
+    for group, settings in kept.items():
+        for name, value in settings.items():
+            if f"{group}.{name}" in asked and (given := values[group][name]) != value:
+                reason = f"the weights of init={place} have {value}; leave it out"
+                raise UserError(f"{group}.{name} = {shorten(given)}: {reason}")
+    return dict(values) | {"model": model, "data": values["data"] | kept["data"]}
 
 
 def starting_weights(config: RunConfig, run: Run) -> InitialWeights | None:
-    """The weights that a run begins with. None if it draws them, or has a checkpoint of its own, which is all
-    it needs.
+    """The weights that a run begins with. None if it draws them, or continues from a checkpoint of its own.
 
     Raises UserError if they do not fit the configuration, or are not those that the run began with.
     """
     if config.init is None or run.last is not None:
         return None
     weights = load_weights(config.init)
-    fit_to_weights(
-        config.to_dict(), {f"model.{name}" for name in type(config.model).model_fields} - {"model.dropout"}
-    )
+    settings = {f"model.{name}" for name in type(config.model).model_fields}
+    fit_to_weights(config.to_dict(), settings - {"model.dropout"})
     if run.origin.get("init_sha256") not in (None, weights.sha256):
         reason = f"no longer the weights that the run in {run.folder} began with"
         raise UserError(f"init = {shorten(config.init)}: {reason}; restore them, or choose another folder")

@@ -15,22 +15,19 @@ from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
-FOLDER = Path(__file__).parent
 SCRIPTS = ("tokenizer.js", "decoder.js", "page.js")
 
 
 def render(model: GPT, tokenizer: Tokenizer, title: str, facts: Mapping[str, str], prompt: str) -> str:
-    """The page. Its weights, in float16, and all that it needs are inside.
+    """The page. Its weights, in float16, and all that it needs are inside. `facts` are shown under the title.
 
-    `facts` are shown under the title. Raises UserError for weights that float16 cannot hold, and for a
-    tokenizer or an activation that the page does not know.
+    Raises UserError for weights that float16 cannot hold, and for an activation that the page does not know.
     """
     if not re.search(rf"^  {model.config.activation}: ", read("decoder.js"), re.MULTILINE):
         reason = "the page has no formula for it; add one to ACTIVATIONS in gpt/interop/page/decoder.js"
         raise UserError(f"model.activation = {model.config.activation}: {reason}")
     with np.errstate(over="ignore"):
-        parameters = {name: value.detach().numpy() for name, value in model.named_parameters()}
-        weights = {name: array.astype("<f2") for name, array in parameters.items()}
+        weights = {name: value.detach().numpy().astype("<f2") for name, value in model.named_parameters()}
     if not all(np.isfinite(array).all() for array in weights.values()):
         reason = "larger than 65,504 or nan; export a model that has not diverged"
         raise UserError(f"weights = (not finite in float16): {reason}")
@@ -46,22 +43,17 @@ def render(model: GPT, tokenizer: Tokenizer, title: str, facts: Mapping[str, str
         facts="".join(rows),
         prompt=escape(prompt),
         css=read("page.css"),
-        data=json.dumps(data).replace(
-            "<", "\\u003c"
-        ),  # so that no vocabulary can end the script that holds it
+        data=json.dumps(data).replace("<", "\\u003c"),  # no vocabulary can end the script that holds it
         script="\n".join(map(read, SCRIPTS)),
     )
 
 
 def read(name: str) -> str:
-    return (FOLDER / name).read_text(encoding="utf-8")
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """What tokenizer.js needs. A piece is a string of which each character stands for a byte."""
-    if tokenizer.kind not in ("char", "byte", "bpe"):
-        advice = "the page has no encoder for it; choose char, byte or bpe"
-        raise UserError(f"tokenizer = {tokenizer.kind}: {advice}")
     pieces = [piece.decode("latin-1") for piece in tokenizer.pieces]
     described: dict[str, Any] = {"kind": tokenizer.kind, "pieces": pieces}
     if tokenizer.kind == "bpe":
