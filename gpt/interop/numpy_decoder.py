@@ -48,7 +48,7 @@ class NumpyCachedModel(CachedModel):
         self.members = ()
         weight = next(self.model.parameters())
         members = self.model.members if isinstance(self.model, Ensemble) else [self.model]
-        is_known = all(member.config.activation in ACTIVATIONS for member in members)  # or torch is as good
+        is_known = all(member.config.activation in ACTIVATIONS for member in members)
         is_fit = len(window) <= FEW_ROWS and weight.device.type == "cpu" and weight.dtype == torch.float32
         if not (is_known and is_fit):
             return super().begin(window)
