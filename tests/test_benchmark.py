@@ -1,3 +1,5 @@
+"""What scripts/benchmark.py measures takes turns, in processes of their own, and is written down."""
+
 import json
 import math
 import subprocess
@@ -26,21 +28,6 @@ def test_tasks_take_turns_and_the_first_round_does_not_count(monkeypatch):
     seconds = benchmark.take_turns({"a": task("a", 99, 1, 2, 9), "b": task("b", 99, 4, 4, 4)}, rounds=3)
     assert seconds == {"a": [1, 2, 9], "b": [4, 4, 4]}
     assert order == ["a", "b"] * 4
-
-
-def test_ratio_ignores_a_load_that_passes_by():
-    assert benchmark.median_ratio([1, 10, 1], [2, 20, 2]) == 0.5
-    assert benchmark.median_ratio([1, 10, 1], [2, 2, 2]) == 0.5
-
-
-def test_header_names_the_processor_and_says_when_other_programs_were_running(monkeypatch):
-    capabilities = {"cpu_name": "Some CPU", "avx2": True, "avx512_f": True, "avx512_bf16": False}
-    monkeypatch.setattr(benchmark.torch.cpu, "get_capabilities", lambda: capabilities)
-    monkeypatch.setattr(benchmark.os, "cpu_count", lambda: 2)
-    assert "2 cores, Some CPU (AVX2, AVX-512), torch" in benchmark.describe_machine()
-    assert "cannot be trusted" not in benchmark.describe_load(0.1, 2.4)
-    assert "Other programs were running on these 2 cores" in benchmark.describe_load(0.1, 2.6)
-    assert "Other programs were running on these 2 cores" in benchmark.describe_load(3.0, 1.9)
 
 
 def test_section_is_printed_and_written_as_markdown_and_json(monkeypatch, tmp_path, capsys):
@@ -77,24 +64,18 @@ def test_bare_step_trains(text, monkeypatch):
     before = [weight.clone() for weight in weights]
     step()
     assert any((old != new).any() for old, new in zip(before, weights, strict=True))
-    assert all(weight.grad is None for weight in weights)
 
 
-def test_task_steps_in_its_own_process_and_ends_silently(capfd):
-    with benchmark.in_own_process(benchmark.matrix_products, "float32") as step:
-        assert step() > 1
-        assert step() > 1
-    assert capfd.readouterr() == ("", "")
-
-
-def test_task_ends_silently_when_the_benchmark_is_killed():
+def test_tasks_step_in_processes_of_their_own_that_end_silently_also_when_the_benchmark_is_killed():
     program = """
 import benchmark, os
 if __name__ == "__main__":
-    process = benchmark.in_own_process(benchmark.matrix_products, "float32")
-    print(process.__enter__()() > 1, flush=True)
+    with benchmark.in_own_process(benchmark.matrix_products, "float32") as step:
+        print(step() > 1)
+    killed = benchmark.in_own_process(benchmark.matrix_products, "float32")
+    print(killed.__enter__()() > 1, flush=True)
     os._exit(0)"""
     command, folder = [sys.executable, "-c", program], Path(benchmark.__file__).parent
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=300)
     # `run` waits until both processes have closed these streams
-    assert (ended.stdout, ended.stderr) == ("True\n", "")
+    assert (ended.stdout, ended.stderr) == ("True\nTrue\n", "")

@@ -21,12 +21,8 @@ CHECKS = dict(
 )
 
 CALLBACKS = compose_config([]).callbacks
-SETTINGS = [name for name in setting_names(RunConfig) if not name.startswith(("task", "finetune"))] + [
-    "resume"
-]
-SETTINGS += [
-    f"callbacks.{name}.{key}" for name, node in CALLBACKS.items() for key in node if key != "_target_"
-]
+SETTINGS = [name for name in setting_names(RunConfig) if not name.startswith(("task", "finetune"))]
+SETTINGS += ["resume", *(f"callbacks.{name}.{key}" for name, node in CALLBACKS.items() for key in node)]
 GROUPS = {
     str(path.relative_to(ROOT / "conf")): [file.stem for file in path.glob("*.yaml")]
     for path in sorted((ROOT / "conf").rglob("*"))
@@ -51,9 +47,8 @@ INSIDE = st.builds(
     VALUES,
 )
 DELETE = st.builds("~{}".format, st.sampled_from([*SETTINGS, *GROUPS]))
-CHOOSE = st.sampled_from(
-    [f"{group}={choice}" for group, names in GROUPS.items() for choice in [*names, "null", "no"]]
-)
+CHOICES = [(group, choice) for group, names in GROUPS.items() for choice in [*names, "null", "no"]]
+CHOOSE = st.builds("{0[0]}={0[1]}".format, st.sampled_from(CHOICES))
 HYDRA = """
     hydra.run.dir=a/b/c hydra.run.dir='' hydra.run.dir=/proc/x hydra=x hydra.job.chdir=true
     hydra.mode=MULTIRUN hydra.mode=RUN hydra.nothing=1 hydra.sweep.dir=s

@@ -101,7 +101,10 @@ def hydra_errors(overrides: Sequence[str] | None = None) -> Iterator[None]:
     """Raise a UserError in place of what Hydra says about `overrides`, by default those that were typed."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        is_theirs = isinstance(error, (HydraException, OmegaConfBaseException))
+        if not is_theirs and "Config group override must be" not in str(error):  # of callbacks=null
+            raise
         words = sys.argv[1:] if overrides is None else overrides
         reason = f"{error}\n{error.__cause__ or ''}"
         raise UserError(explain(reason, [word for word in words if not word.startswith("-")])) from None

@@ -47,7 +47,10 @@ class NumpyCachedModel(CachedModel):
     def begin(self, window: Tensor) -> Tensor:
         self.members = ()
         weight = next(self.model.parameters())
-        if len(window) > FEW_ROWS or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        members = self.model.members if isinstance(self.model, Ensemble) else [self.model]
+        is_known = all(member.config.activation in ACTIVATIONS for member in members)
+        is_fit = len(window) <= FEW_ROWS and weight.device.type == "cpu" and weight.dtype == torch.float32
+        if not (is_known and is_fit):
             return super().begin(window)
         rows = [CachedModel(self.model, self.expected) for _ in window]
         logits = [row.begin(ids) for row, ids in zip(rows, window.split(1), strict=True)]
@@ -56,7 +59,6 @@ class NumpyCachedModel(CachedModel):
             first, *others = (getattr(row.cache, kind) for row in rows)
             for layer in first:
                 first[layer] = torch.cat([first[layer], *(other[layer] for other in others)], dim=batch_axis)
-        members = self.model.members if isinstance(self.model, Ensemble) else [self.model]
         self.members = [as_arrays(member, self.cache) for member in members]
         return torch.cat(logits)
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -20,8 +21,11 @@ SCRIPTS = ("tokenizer.js", "decoder.js", "page.js")
 def render(model: GPT, tokenizer: Tokenizer, title: str, facts: Mapping[str, str], prompt: str) -> str:
     """The page. Its weights, in float16, and all that it needs are inside. `facts` are shown under the title.
 
-    Raises UserError for weights that float16 cannot hold.
+    Raises UserError for weights that float16 cannot hold, and for an activation that the page does not know.
     """
+    if not re.search(rf"^  {model.config.activation}: ", read("decoder.js"), re.MULTILINE):
+        reason = "the page has no formula for it; add one to ACTIVATIONS in gpt/interop/page/decoder.js"
+        raise UserError(f"model.activation = {model.config.activation}: {reason}")
     with np.errstate(over="ignore"):
         weights = {name: value.detach().numpy().astype("<f2") for name, value in model.named_parameters()}
     if not all(np.isfinite(array).all() for array in weights.values()):
