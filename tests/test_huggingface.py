@@ -158,6 +158,7 @@ EDITS = [
     ({"n_layer": 1}, "misshapen: transformer.h.1.attn."),
     ({"n_positions": 8}, "misshapen: ('transformer.wpe.weight', torch.Size([16, 16]), torch.Size([8, 16]))"),
     ({"tie_word_embeddings": False}, "misshapen: lm_head.weight"),
+    ({"vocab_size": 2**20}, "bytes of safetensors, 16,7"),  # refused before memory is taken
     ({"n_layer": "two"}, "n_layer"),
     ({"resid_pdrop": "a\nb"}, "resid_pdrop"),
     ({"model_type": "x" * 10**5}, "xxx..."),

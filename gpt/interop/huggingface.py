@@ -120,7 +120,10 @@ def from_hf(source: Any) -> GPT:
     if isinstance(source, (str, Path)):
         auto, options = load_transformers(), {"trust_remote_code": False}
         try:
-            our_config(auto.AutoConfig.from_pretrained(source, **options).to_dict())
+            needed = our_config(auto.AutoConfig.from_pretrained(source, **options).to_dict()).parameter_count()
+            stored = sum(file.stat().st_size for file in Path(source).glob("*.safetensors"))
+            if 0 < stored < needed:  # before memory is taken for them
+                raise ValueError(f"{stored:,} bytes of safetensors, {needed:,} parameters in config.json")
             options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
             theirs, wrong = auto.AutoModelForCausalLM.from_pretrained(source, **options)
         except Exception as error:  # of the network, of the file system, and of libraries
