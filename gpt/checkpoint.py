@@ -51,7 +51,7 @@ def find(place: str | Path) -> Path:
         path = last if last.exists() and not best.exists() else best
     former = path.with_suffix(".ckpt")
     if os.path.exists(former) and (path == former or not os.path.isfile(path)):
-        raise refusal(former, "of an earlier version", "python scripts/convert_checkpoint.py RUN converts it")
+        raise refusal(former, "from an old version", "python scripts/convert_checkpoint.py RUN converts it")
     if not os.path.isfile(path):
         raise refusal(path, "no such file", "give a run folder or file")
     return path
@@ -95,7 +95,7 @@ def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, di
         )
     if config.positions == "rotary" and config.context_length * config.head_size > LARGEST_ROTARY_TABLE:
         raise refusal(path, f"context_length = {config.context_length}: longer than that of any model here")
-    # tied ones once
+    # tied weights count once
     unique = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in weights.values()}
     if (held := sum(unique.values())) != (needed := config.parameter_count() + extra):
         raise refusal(path, f"holds {held:,} parameters, where its sizes ask for {needed:,}")
@@ -167,9 +167,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def encode(value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, str]) -> Any:
-    """`value` as JSON has it. Its tensors go into `tensors` by their path, tied ones once; `names` tells
-    which.
-    """
+    """`value` as JSON has it. Each of its tensors goes into `tensors` once, under the path `names` notes."""
     if isinstance(value, Tensor):
         place = names.setdefault((value.data_ptr(), value.shape, value.stride(), value.dtype), name)
         if place == name:

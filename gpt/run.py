@@ -77,6 +77,10 @@ class TaskResult(Result):
         return f"accuracy {self.test_accuracy:.4f}"
 
 
+class FolderInUse(UserError):
+    """Another process is at work in the folder of a run, or was since it was read."""
+
+
 class Run:
     """The folder of a run. Nothing is made or changed in it before `begin`, which follows the first step of
     training.
@@ -86,10 +90,16 @@ class Run:
         self.folder = folder.absolute()
         self.has_begun = False
         self.lock = FileLock(self.folder / ".lock", timeout=0)
+        self.found = self.written()
 
     def checkpoint(self, name: str) -> Path:
         """Where the run keeps its checkpoint called `best` or `last`."""
         return self.folder / "checkpoints" / f"{name}{SUFFIX}"
+
+    def written(self) -> list[int]:
+        """When each file was written that tells how far the run is (0: it is not there)."""
+        files = [self.folder / "config.yaml", self.folder / "result.json", self.checkpoint("last")]
+        return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 
     @property
     def last(self) -> Path | None:
@@ -116,7 +126,8 @@ class Run:
     def begin(self, config: RunConfig, origin: Mapping[str, Any]) -> None:
         """Take the folder for this process, and write config.yaml and, for a new run, run.json.
 
-        Raises UserError if another process is at work in it, or if it cannot be written.
+        Raises FolderInUse if another process is at work in it or was since it was read, and UserError if it
+        cannot be written.
         """
         self.has_begun = True
         if not is_first_process():  # of several processes, one keeps the folder
@@ -126,11 +137,16 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
         except Timeout:
-            reason = f"process {note.read_text(errors='replace')[:20]} is at work there"
-            raise UserError(f"run_dir = {self.folder}: {reason}; wait, or stop it") from None
+            who = note.read_text(errors="replace")[:20] if note.exists() else "(unknown)"
+            reason = f"process {who} is at work there; wait, or stop it"
+            raise FolderInUse(f"run_dir = {self.folder}: {reason}") from None
         except OSError as error:
             place = error.filename or self.folder
             raise UserError(f"file = {place}: {error.strerror}; choose another hydra.run.dir") from None
+        if self.written() != self.found:
+            self.lock.release()
+            reason = "another process has worked there meanwhile"
+            raise FolderInUse(f"run_dir = {self.folder}: {reason}; run the command again")
         write_text(note, str(os.getpid()))
         for folder in (self.folder, self.folder / "checkpoints"):
             remove_staged(folder)

@@ -47,11 +47,8 @@ def describe(
         "trained on": "Tiny Shakespeare" if metadata["text_sha256"] == SHA256 else "another text",
         "date": datetime.fromtimestamp(checkpoint.stat().st_mtime, UTC).date().isoformat(),
     }
-    loss, command, files = (
-        None,
-        None,
-        [checkpoint.parent.parent / f"{name}.json" for name in ("result", "run")],
-    )
+    loss, command = None, None
+    files = [checkpoint.parent.parent / f"{name}.json" for name in ("result", "run")]
     if packed := metadata.get("pretrained"):
         loss, command = packed["losses_as_stored"]["val_loss"], packed["command"]
         facts["date"] = packed["date"]

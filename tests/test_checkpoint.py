@@ -256,7 +256,7 @@ def test_find_refuses_what_is_not_there(tmp_path, monkeypatch, place):
 def test_former_checkpoint_is_named_with_the_program_that_converts_it(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.ckpt").touch()
-    message = r"best\.ckpt: of an earlier version; python scripts/convert_checkpoint\.py RUN converts it"
+    message = r"best\.ckpt: from an old version; python scripts/convert_checkpoint\.py RUN converts it"
     for place in (".", "checkpoints/best.safetensors", "checkpoints/best.ckpt"):
         with pytest.raises(UserError, match=message):
             find(tmp_path / place)

@@ -50,6 +50,9 @@ def compare_runs(folder: Path, baseline: str = "") -> Comparison:
     reasons = is_task.map({True: "fine-tuned, not a language model", False: NO_BEST})
     left_out = list((runs["name"] + ": " + runs["problem"].fillna(reasons))[~is_in])
     runs, settings = group_runs(runs[is_in])
+    is_copy = runs.duplicated(["line", "seed"])  # which would make the noise seem smaller
+    left_out += list(runs["name"][is_copy] + ": has the settings and the seed of another run")
+    runs = runs[~is_copy]
     lines = runs.groupby("line")
     first, common = lines["name"].first(), lines["name"].first().str.replace(SEED, "", regex=True)
     names = common.where((lines.size() > 1) & (common != ""), first)

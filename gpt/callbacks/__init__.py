@@ -12,6 +12,8 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from pydantic import ValidationError
 
 from gpt.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, StoreMetadata
@@ -24,9 +26,9 @@ from gpt.errors import UserError, explain, one_line, shorten
 def make_all(group: str, nodes: Mapping[str, Mapping[str, Any]], run_dir: Path) -> list[Any]:
     """The objects that each node names by its `_target_`. A save_dir of null is the run's folder.
 
-    Raises UserError for a class that cannot be found, and for arguments that it does not take.
+    Raises UserError for what is no such class, and for arguments that it does not take.
     """
-    made = []
+    made: list[Any] = []
     for name, node in nodes.items():
         place, target = f"{group}.{name}", node.get("_target_")
         if not isinstance(target, str):
@@ -45,4 +47,7 @@ def make_all(group: str, nodes: Mapping[str, Mapping[str, Any]], run_dir: Path) 
             if isinstance(cause, ModuleNotFoundError) and name in ("wandb", "mlflow"):
                 reason = f'its library is not installed; pip install -e ".[{name}]"'
             raise UserError(f"{place} = {target}: {reason}") from None
+        kind = Callback if group == "callbacks" else Logger
+        if not isinstance(made[-1], kind):
+            raise UserError(f"{place} = {target}: not a {kind.__name__} of Lightning")
     return made

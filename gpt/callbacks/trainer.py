@@ -29,7 +29,7 @@ SAME += ["accumulate_grad_batches", "deterministic", "detect_anomaly"]
 INSTEAD = dict.fromkeys(("default_root_dir", "plugins", "use_distributed_sampler"), "leave it out")
 INSTEAD |= {"callbacks": "use callbacks.NAME", "enable_checkpointing": "use callbacks.last=null"}
 INSTEAD |= {"logger": "use logger=NAME", "fast_dev_run": "use trainer=debug"}
-INSTEAD |= {"max_epochs": "use trainer.max_steps"}
+INSTEAD |= dict.fromkeys(("max_epochs", "limit_train_batches", "overfit_batches"), "use trainer.max_steps")
 
 
 @dataclass(frozen=True)

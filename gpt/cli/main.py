@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from gpt.cli.overrides import CONF, FILES, hydra_errors, parse_overrides, quote_paths
@@ -23,7 +24,7 @@ from gpt.cli.sweep import Sweep, live_line
 from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig
 from gpt.errors import UserError, shorten, user_errors
 
-TRUSTED = ("gpt.callbacks.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
+TRUSTED = ("gpt.callbacks.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")  # modules
 
 store = ConfigStore.instance().store
 chosen = {"name", "optimizer", "task", "finetune"}  # which have no default
@@ -152,7 +153,7 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
     for place in [f"{group}.{name}" for group in ("callbacks", "logger") for name in stored[group]]:
         group, _, name = place.partition(".")
         for target in targets(stored[group][name]):
-            if not target.startswith(TRUSTED) and target not in typed.values():
+            if target not in typed.values() and not is_trusted(target):
                 advice = f"if you trust it, add ++{place}._target_={target}"
                 raise UserError(f"{place} = {target}: neither of this project nor of Lightning; {advice}")
     for key, value in typed.items():
@@ -165,6 +166,21 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
             raise UserError(f"{key} = {shorten(value)}: not with resume, because {reason}; leave it out")
         inner[setting] = value
     return RunConfig.from_dict(stored)
+
+
+def is_trusted(target: str) -> bool:
+    """Whether it is a callback or logger of this project or of Lightning: not what their modules import."""
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
+
+    if not target.startswith(TRUSTED):
+        return False
+    try:
+        found = get_object(target)
+    except (ImportError, ValueError):
+        return False
+    is_part = isinstance(found, type) and issubclass(found, (Callback, Logger))
+    return is_part and f"{found.__module__}.".startswith(TRUSTED)
 
 
 def targets(node: Any) -> list[str]:

@@ -135,7 +135,7 @@ def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
 
 
 def is_fine_tuned(run: Path) -> bool:
-    return "\ntask:\n" in (run / "config.yaml").read_text(encoding="utf-8")
+    return b"\ntask:\n" in (run / "config.yaml").read_bytes()
 
 
 def progress(run: Path) -> tuple[int, float | None]:

@@ -117,10 +117,8 @@ class Sweep(Callback):
             return
         folder = Path(config.hydra.runtime.output_dir)
         outcome = describe_outcome(folder, job_return, self.started)
-        job_return.status, job_return.return_value = (
-            JobStatus.COMPLETED,
-            None,
-        )  # or Hydra would stop the sweep
+        # or Hydra would stop the sweep
+        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         later = "" if Sweep.started_here else time_left(*self.progress())  # where no live line says it
         later = f"  {later}".rstrip()
         print(f"{config.hydra.job.num + 1} of {self.jobs}  {folder.name}: {outcome}{later}", flush=True)
@@ -214,15 +212,17 @@ def describe_sweep(what: str, folder: Path, varied: Mapping[str, Sequence[str]])
 
 def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str:
     """What a job's line says. error.txt keeps why it failed, with the traceback unless it is a mistake."""
-    if job_return.status == JobStatus.COMPLETED:
-        from gpt.run import Result
+    from gpt.run import FolderInUse, Result
 
+    if job_return.status == JobStatus.COMPLETED:
         (folder / "error.txt").unlink(missing_ok=True)
         path = folder / "result.json"
         result = Result.read(path)
         before = " (done before)" if path.stat().st_mtime < started else ""
         return f"{result.headline}, {result.seconds:.0f} s{before}"
     error = job_return._return_value
+    if isinstance(error, FolderInUse):  # error.txt would lie in the folder of a run that is well
+        return f"left out: {one_line(error)}"
     is_mistake = isinstance(error, UserError)
     reason = one_line(error if is_mistake else f"{type(error).__name__}: {error}")
     trace = "" if is_mistake else "\n" + "".join(traceback.format_exception(error))

@@ -96,9 +96,7 @@ class Classifier(GPT):
         # Read at the extract token, the last one of a sequence: padding, which comes later, has no part in it
         rows = torch.arange(len(batch.extract), device=batch.extract.device)
         read = activations[rows, batch.extract].unflatten(0, (len(batch.labels), -1))  # (B, N / B, C)
-        if (
-            self.kind != "choice"
-        ):  # [G] section 3.3 adds the two orders of similarity. Others have a single one
+        if self.kind != "choice":  # [G] section 3.3 adds the two orders of similarity; others have one
             read = read.sum(dim=1, keepdim=True)
         return self.answer(self.answer_dropout(read)).flatten(1)  # of a choice one score for each candidate
 

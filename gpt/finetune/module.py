@@ -234,7 +234,7 @@ def language_loss(model: Classifier, activations: Tensor, batch: Inputs) -> tupl
 def finetuning_parts(
     config: RunConfig, source: GPT | None, tokenizer: Tokenizer | None
 ) -> tuple[TaskData, Callable[[RunConfig], ClassifierModule]]:
-    """The data of a run, and what makes its module once resolved. Raises UserError for wrong settings."""
+    """The data of a run, and what makes its module. Raises UserError for wrong settings."""
     finetune = config.finetune
     assert finetune is not None
     layers, has = finetune.layers, config.model.n_layer

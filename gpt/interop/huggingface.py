@@ -120,7 +120,8 @@ def from_hf(source: Any) -> GPT:
     if isinstance(source, (str, Path)):
         auto, options = load_transformers(), {"trust_remote_code": False}
         try:
-            needed = our_config(auto.AutoConfig.from_pretrained(source, **options).to_dict()).parameter_count()
+            described = our_config(auto.AutoConfig.from_pretrained(source, **options).to_dict())
+            needed = described.parameter_count()
             stored = sum(file.stat().st_size for file in Path(source).glob("*.safetensors"))
             if 0 < stored < needed:  # before memory is taken for them
                 raise ValueError(f"{stored:,} bytes of safetensors, {needed:,} parameters in config.json")
