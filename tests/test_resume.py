@@ -64,7 +64,7 @@ for name in {*ARCHITECTURES} - {variant.partition(",")[0] for variant in VARIANT
 CASES = [pytest.param(name, marks=no_compiler if name == "compiled" else ()) for name in VARIANTS]
 # After a step with a validation, not at the end of a step at all, and after a step without a validation:
 # where training is ended, how (None for a second Ctrl-C), the exit code, and the last step that was saved
-ENDS = [(2, signal.SIGUSR1, 138, 3), (7, None, 130, 6), (8, signal.SIGTERM, 143, 9)]
+ENDS = [(3, signal.SIGUSR1, 138, 3), (7, None, 130, 6), (8, signal.SIGTERM, 143, 8)]
 
 
 def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
