@@ -103,6 +103,14 @@ def test_interval_is_welchs(tmp_path):
     assert list(intervals[[0, 4]]) == pytest.approx([12.706204736, 0])  # Student's t, 1 degree of freedom
 
 
+def test_copy_of_a_run_does_not_count_as_another_seed(tmp_path):
+    for name, seed in {"a": 1, "b": 2, "c": 1}.items():
+        make_run(tmp_path / name, 2.0 + seed / 10, seed)
+    found = compare_runs(tmp_path)
+    assert found.table[["seeds", "loss"]].to_numpy().tolist() == [[2, pytest.approx(2.15)]]
+    assert found.left_out == ["c: has the settings and the seed of another run"]
+
+
 def test_noise_of_single_seeds_is_not_claimed(tmp_path):
     for n_layer in (1, 2):
         make_run(tmp_path / str(n_layer), 3 - n_layer, settings={"model.n_layer": n_layer})

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import TINY
-from gpt.cli.main import targets
+from gpt.cli.main import is_trusted, targets
 from gpt.cli.overrides import parse_overrides
 from gpt.config import RunConfig
 from gpt.errors import UserError
@@ -234,3 +234,17 @@ def test_a_run_that_has_ended_without_checkpoints_is_not_begun_again(call, train
 
 def test_classes_are_found_at_any_depth():
     assert targets({"_target_": "a", "x": [{"y": {"_target_": "b"}}, "c"], "z": None}) == ["a", "b"]
+
+
+def test_trusted_classes_are_callbacks_and_loggers_alone():
+    assert is_trusted("gpt.callbacks.EMA")
+    assert is_trusted("lightning.pytorch.loggers.WandbLogger")
+    for imported in ("loggers.write_text", "checkpoints.torch.load", "checkpoints.Path", "nothing"):
+        assert not is_trusted(f"gpt.callbacks.{imported}")
+
+
+@pytest.mark.parametrize("target", ["gpt.config.ModelConfig", "pathlib.Path"])
+def test_class_that_is_no_callback_is_one_line(call, text, target):
+    code, _, err = call(*TINY, f"data.path={text}", f"+callbacks.mine._target_={target}")
+    assert (code, err) == (2, f"error: callbacks.mine = {target}: not a Callback of Lightning\n")
+    assert not list(Path().iterdir())

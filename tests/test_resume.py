@@ -18,7 +18,7 @@ from conftest import ARCHITECTURES, EXACT, ROOT, TINY, assert_same_run, history,
 from gpt.callbacks import StepSeed
 from gpt.checkpoint import load, write
 from gpt.module import GPTModule
-from gpt.run import Run
+from gpt.run import FolderInUse, Run
 
 
 def begin(*arguments: str) -> subprocess.Popen:
@@ -173,7 +173,7 @@ REFUSED = {
     "resume=RUN trainer.max_steps=3": "trainer.max_steps = 3: the run in RUN has taken 4 steps",
     "resume=RUN hydra.run.dir=other": "resume = RUN: it continues in the run's own folder",
     "resume=nowhere": "resume = nowhere: no run there",
-    "resume=last": "resume = last: no run under outputs/ that has not ended",
+    "resume=last": "resume = last: no unfinished run under outputs/",
 }
 
 
@@ -217,6 +217,18 @@ def test_second_process_is_refused_with_the_number_of_the_first(succeed, refuse,
         assert files_of(trained).items() >= before.items()
     assert f"process {os.getpid()} is at work there" in err
     succeed("resume=run", "trainer.max_steps=5")
+
+
+def test_process_that_read_the_folder_before_another_trained_there_is_refused(trained):
+    late = Run(trained)
+    with Run(trained) as other:
+        other.begin(other.config, {})
+    with pytest.raises(FolderInUse, match="has worked there meanwhile; run the command again"):
+        late.begin(late.config, {})
+    (trained / ".lock.pid").unlink()
+    with Run(trained) as other, pytest.raises(FolderInUse, match=r"process \(unknown\) is at work there"):
+        other.lock.acquire()
+        Run(trained).begin(late.config, {})
 
 
 def test_nan_in_one_batch_ends_the_run_before_it_is_saved(refuse, monkeypatch):

@@ -97,7 +97,7 @@ def find_runs(outputs: Path = OUTPUTS, pattern: str = "checkpoints/*.safetensors
 
 
 def find_unfinished(place: str) -> Path:
-    """The run that `resume=place` means; `last` is the newest under outputs/ that has not ended.
+    """The run that `resume=place` means; `last` is the newest unfinished one under outputs/.
 
     Raises UserError if there is no such run.
     """
@@ -105,7 +105,7 @@ def find_unfinished(place: str) -> Path:
         for run in find_runs(pattern="run.json"):
             if not any((run / name).exists() for name in ("result.json", "error.txt")):
                 return run
-        reason = "no run under outputs/ that has not ended; name one: resume=outputs/RUN"
+        reason = "no unfinished run under outputs/; name one: resume=outputs/RUN"
         raise UserError(f"resume = last: {reason}")
     if not (Path(place) / "config.yaml").is_file():
         raise UserError(f"resume = {shorten(place)}: no run there; give a run folder, such as outputs/RUN")
