@@ -226,9 +226,10 @@ def test_process_that_read_the_folder_before_another_trained_there_is_refused(tr
     with pytest.raises(FolderInUse, match="has worked there meanwhile; run the command again"):
         late.begin(late.config, {})
     (trained / ".lock.pid").unlink()
-    with Run(trained) as other, pytest.raises(FolderInUse, match=r"process \(unknown\) is at work there"):
+    with Run(trained) as other:
         other.lock.acquire()
-        Run(trained).begin(late.config, {})
+        with pytest.raises(FolderInUse, match=r"process \(unknown\) is at work there"):
+            Run(trained).begin(late.config, {})
 
 
 def test_nan_in_one_batch_ends_the_run_before_it_is_saved(refuse, monkeypatch):
