@@ -109,9 +109,8 @@ class Run:
     @property
     def config(self) -> RunConfig | None:
         """The configuration that the run began with. None if there is no run yet. Raises UserError."""
-        return (
-            RunConfig.from_dict(read_config(self.folder)) if (self.folder / "config.yaml").exists() else None
-        )
+        exists = (self.folder / "config.yaml").exists()
+        return RunConfig.from_dict(read_config(self.folder)) if exists else None
 
     @property
     def result(self) -> Result | None:
