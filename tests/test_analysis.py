@@ -108,6 +108,9 @@ def test_copy_of_a_run_does_not_count_as_another_seed(tmp_path):
         make_run(tmp_path / name, 2.0 + seed / 10, seed)
     found = compare_runs(tmp_path)
     assert found.table[["seeds", "loss"]].to_numpy().tolist() == [[2, pytest.approx(2.15)]]
+    for seed in (1, 2):
+        make_run(tmp_path / "seeds" / f"seed-{seed}", 2.0, seed)
+    assert compare_runs(tmp_path / "seeds").table["run"].tolist() == ["seeds"]
     assert found.left_out == ["c: has the settings and the seed of another run"]
 
 

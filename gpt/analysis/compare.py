@@ -55,7 +55,7 @@ def compare_runs(folder: Path, baseline: str = "") -> Comparison:
     runs = runs[~is_copy]
     lines = runs.groupby("line")
     first, common = lines["name"].first(), lines["name"].first().str.replace(SEED, "", regex=True)
-    names = common.where((lines.size() > 1) & (common != ""), first)
+    names = first.where(lines.size() == 1, common.mask(common == "", folder.absolute().name))
     if metric == "accuracy":
         settings = {"task": lines["task.name"].first()} | settings
     columns = {"run": names} | settings | {"sd": lines[metric].std(), "seeds": lines.size()}
