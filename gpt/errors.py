@@ -4,7 +4,9 @@ import contextlib
 import difflib
 import math
 import os
+import signal
 import sys
+import threading
 import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -113,6 +115,22 @@ def user_errors() -> Iterator[None]:
             fail(f"error: output = (standard output): {error.strerror}; make room", 2)
         traceback.print_exc()
         fail("This is a bug of this project. Please report it with the lines above and the command.", 1)
+
+
+@contextlib.contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of imports: some libraries take it for a missing module, and continue."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    noted: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
+    if noted:
+        signal.raise_signal(signal.SIGINT)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -87,6 +87,6 @@ def test_interrupt_at_the_start_is_one_line_and_leaves_nothing(expected, tmp_pat
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.count("\n") <= 1
     assert list(tmp_path.iterdir()) == []

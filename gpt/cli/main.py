@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from gpt.cli.overrides import CONF, FILES, hydra_errors, parse_overrides, quote_paths
 from gpt.cli.sweep import Sweep, live_line
 from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig
-from gpt.errors import UserError, shorten, user_errors
+from gpt.errors import UserError, interrupts_deferred, shorten, user_errors
 
 TRUSTED = ("gpt.callbacks.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")  # modules
 
@@ -72,9 +72,10 @@ def run_job(cfg: DictConfig) -> float:
     is_sweep = settings.mode == RunMode.MULTIRUN
     with contextlib.nullcontext() if is_sweep else user_errors(), hydra_errors():
         # this imports torch and Lightning, which --help can do without
-        from gpt.cli.summary import describe_resuming, summarise
-        from gpt.machine import is_first_process
-        from gpt.train import RunOptions, train
+        with interrupts_deferred():
+            from gpt.cli.summary import describe_resuming, summarise
+            from gpt.machine import is_first_process
+            from gpt.train import RunOptions, train
 
         folder, cwd = Path(settings.runtime.output_dir), Path(settings.runtime.cwd)
         if str(cwd) not in sys.path:
