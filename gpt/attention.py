@@ -70,11 +70,12 @@ def fastest_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tens
     """The mixed values (B, H, T, D) of `attention`, computed in the fastest way.
 
     That is PyTorch's fused kernel, except for a cached prefix, which `is_causal` cannot express, and on a CPU
-    for dropout, which is slow there, and for bfloat16, whose backward pass is.
+    for dropout, which is slow there, and for bfloat16, whose backward pass is. Under autocast, values alone
+    tell: norms and rotary positions leave queries and keys in float32, whatever they are multiplied in.
     """
     T, S = q.size(-2), k.size(-2)
     p = dropout.p if dropout.training else 0.0
-    if (q.device.type == "cpu" and (p or q.dtype == torch.bfloat16)) or 1 < T < S:
+    if (q.device.type == "cpu" and (p or v.dtype == torch.bfloat16)) or 1 < T < S:
         return blockwise_attention(q, k, v, dropout)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
 
