@@ -143,7 +143,7 @@ def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> di
 def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:
     """The configuration of the run in `folder`, with what was typed in place of single settings.
 
-    `values` are those that were composed without it. Raises UserError for a choice of a whole group, and for
+    `values` are those that were composed without it. Raises UserError for a choice of another group, and for
     a stored class that is neither of this project nor one of Lightning's callbacks and loggers, unless it is
     typed again.
     """
@@ -158,6 +158,9 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
                 advice = f"if you trust it, add ++{place}._target_={target}"
                 raise UserError(f"{place} = {target}: neither of this project nor of Lightning; {advice}")
     for key, value in typed.items():
+        if key in ("callbacks", "logger") and value is not None:  # more of them may be added
+            stored[key] = values[key] | stored[key]
+            continue
         *groups, setting = key.split(".")
         inner: Any = stored if groups else None
         for group in groups:

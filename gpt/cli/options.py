@@ -107,9 +107,11 @@ def find_unfinished(place: str) -> Path:
                 return run
         reason = "no unfinished run under outputs/; name one: resume=outputs/RUN"
         raise UserError(f"resume = last: {reason}")
-    if not (Path(place) / "config.yaml").is_file():
+    is_file = Path(place).name == "last.safetensors"
+    folder = Path(place).parent.parent if is_file else Path(place)
+    if not (folder / "config.yaml").is_file():
         raise UserError(f"resume = {shorten(place)}: no run there; give a run folder, such as outputs/RUN")
-    return Path(place)
+    return folder
 
 
 def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
