@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # --help and --list need no torch
 LARGEST_PROMPT = 2**24  # bytes
 TEXTS_AT_ONCE = 32
 SEPARATOR = "-" * 20 + "\n"
+# Options that say how a token is drawn, by the names of gpt.generate.Sampling
+SETTINGS = ("temperature", "top_k", "top_p")
 # From which surprise on, in nats, a character has which of a terminal's 256 colours: black on ever darker red
 TINTS = ((5.0, "48;5;203;30"), (3.0, "48;5;210;30"), (1.5, "48;5;217;30"), (0.5, "48;5;224;30"))
 
@@ -129,13 +131,13 @@ class TextWriter:
     ) -> "Iterator[Tensor]":
         from gpt.generate import generate
 
-        settings = self.options.temperature, self.options.top_k, self.options.top_p
-        return generate(cached, ids.to(self.device), self.longest, *settings, generators)
+        settings = {name: getattr(self.options, name) for name in SETTINGS}
+        return generate(cached, ids.to(self.device), self.longest, generators, **settings)
 
     def cached_model(self, longest: int = sys.maxsize) -> "CachedModel":
-        from gpt.interop.numpy_decoder import NumpyCachedModel
+        from gpt.generate import CachedModel
 
-        return NumpyCachedModel(self.model, longest)
+        return CachedModel(self.model, longest)
 
     def shorten(self, pieces: Iterable[bytes]) -> Iterable[bytes]:
         from gpt.generate import until
@@ -298,11 +300,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(list_runs())
         return
 
-    from gpt.generate import check_sampling
+    from gpt.generate import Sampling
     from gpt.machine import keep_freed_memory
 
     keep_freed_memory()
-    check_sampling(options.temperature, options.top_k, options.top_p)
+    Sampling(**{name: getattr(options, name) for name in SETTINGS})
     if options.stop == "":
         raise UserError("stop = '': every text contains it; give at least one character, or leave it out")
     model, tokenizer, _ = load_models(options.checkpoint or [])
