@@ -25,6 +25,7 @@ from gpt.config import ModelConfig
 from gpt.model import GPT, CausalConv
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault("VIRTUAL_ENV", sys.prefix)  # as in a shell where the environment is activated
 # Event files of one process and one second are read in the order of their numbers as texts: 10 before 9
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 FOUND = sorted(ROOT.glob("conf/model/arch/*.yaml"))

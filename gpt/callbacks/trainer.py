@@ -118,6 +118,8 @@ class BeginRun(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.run.has_begun:
+            if trainer.is_global_zero:
+                os.stat(self.run.folder / "run.json")  # raises FileNotFoundError if the folder was removed
             return
         nodes = {name: dict(node) for name, node in self.config.logger.items()}
         for node, logger in zip(nodes.values(), trainer.loggers, strict=True):
