@@ -125,7 +125,7 @@ MISTAKES = {  # the arguments, and what the line must say
     ("--stop", ""): "stop = '': is in every text; give another string",
     ("--stop", "O", "--stop", "Ω"): "stop = 'Ω': the model never writes 'Ω'; give another string",
     ("--tokens", "5", "--tokens", "7"): "--tokens is given twice, and only one of the two can count",
-    ("--prompt", "O", "--out", "/dev/full/x"): "file = /dev/full/x: not written, Not a directory",
+    ("--prompt", "O", "--seed", "1", "--out", "/dev/full/x"): "file = /dev/full/x: not written, Not a directory",
     ("--json", "--color"): "--color shows one text",
     ("--seed",): "argument --seed: expected one argument; --help lists all options",
     ("--colour", "red"): "unrecognized arguments: --colour red; --help lists all options",
