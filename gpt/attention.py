@@ -69,14 +69,15 @@ class Dropout(nn.Module):
 def fastest_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
     """The mixed values (B, H, T, D) of `attention`, computed in the fastest way.
 
-    That is PyTorch's fused kernel, except for a cached prefix, which `is_causal` cannot express, and on a CPU
-    for dropout, which is slow there, and for bfloat16, whose backward pass is.
+    That is PyTorch's fused kernel, but for two things on a CPU: dropout, which is slow there, and bfloat16,
+    whose backward pass is. After a cached prefix, it needs the mask that it otherwise knows.
     """
     T, S = q.size(-2), k.size(-2)
     p = dropout.p if dropout.training else 0.0
-    if (q.device.type == "cpu" and (p or q.dtype == torch.bfloat16)) or 1 < T < S:
+    if q.device.type == "cpu" and (p or q.dtype == torch.bfloat16):
         return blockwise_attention(q, k, v, dropout)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
+    past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if 1 < T < S else None
+    return F.scaled_dot_product_attention(q, k, v, past, p, is_causal=T == S > 1)
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Dropout], Tensor]  # `fastest_attention` and what can replace it
@@ -108,13 +109,14 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class KVCache:
     """Keys, values and inputs of convolutions of the positions read so far, so that none is computed twice.
 
-    `length` counts them; `GPT.forward` advances it. Tensors are written in place: it is not for training.
+    `length` counts them; `GPT.forward` advances it, and lowering it forgets the last ones. Tensors are
+    written in place: it is not for training.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
         self.keys_values: dict[nn.Module, Tensor] = {}  # per SelfAttention (2, B, H, capacity, D)
-        self.conv_inputs: dict[nn.Module, Tensor] = {}  # per CausalConv (B, width, C)
+        self.conv_inputs: dict[nn.Module, Tensor] = {}  # per CausalConv (B, width + capacity, C)
 
     def append(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values of new positions (B, H, T, D). Returns views of those of all (B, H, S, D)."""
@@ -128,7 +130,7 @@ class KVCache:
     def prepend_conv_inputs(self, layer: nn.Module, x: Tensor, width: int) -> Tensor:
         """x (B, T, C) after the last `width` inputs of the layer, zeros at the start: (B, width + T, C)."""
         if layer not in self.conv_inputs:
-            self.conv_inputs[layer] = x.new_zeros(x.size(0), width, x.size(-1))
-        x = torch.cat((self.conv_inputs[layer], x), dim=1)
-        self.conv_inputs[layer] = x[:, -width:]
-        return x
+            self.conv_inputs[layer] = x.new_zeros(x.size(0), width + self.capacity, x.size(-1))
+        end = self.length + width + x.size(1)
+        self.conv_inputs[layer][:, self.length + width : end] = x
+        return self.conv_inputs[layer][:, self.length : end]

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt.config import DataConfig
+from gpt.draft import count
 from gpt.errors import UserError, one_line
 from gpt.files import atomic, remove_staged
 from gpt.text import Text, find_files, tiny_shakespeare_file
@@ -170,6 +172,7 @@ class Data(L.LightningDataModule):
     description: str  # what there is to train on: "1,003,854 characters for training"
     metadata: Mapping[str, Any] = {}  # what else a checkpoint says about it
     max_steps: int | None = None  # the most steps that it allows
+    draft: Mapping[str, Tensor] = {}  # the table of a `gpt.draft.Drafter`, if there can be one
 
 
 class TextData(Data):
@@ -203,6 +206,10 @@ class TextData(Data):
                 few = f"{len(ids):,} {self.unit}, fewer than the {context_length + 1:,} of one window"
                 advice = "give a longer text, or set a smaller model.context_length"
                 raise UserError(f"data.path = {name}: its {part} split has {few}; {advice}")
+
+    @cached_property
+    def draft(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return count(np.asarray(self.train_ids), len(self.tokenizer))
 
     def train_dataloader(self) -> ShuffledWindows:
         trainer = cast(L.Trainer, self.trainer)

@@ -12,6 +12,7 @@ Shapes, everywhere in this package:
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -120,6 +121,7 @@ class GPT(nn.Module):
     """Token ids in, scores of the next token out, at every position at once ([G] equation 2)."""
 
     rotary: Tensor
+    draft: Any = None  # a `gpt.draft.Drafter` of the text that it was trained on, which lets it write faster
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ def pack(run: Path, target: Path = PRETRAINED) -> dict[str, Any]:
         "losses_as_trained": exact,
         "losses_as_stored": losses(model, tokenizer, metadata),
     }
-    write(target, {"gpt": metadata, "state_dict": weights})
+    write(target, {"gpt": metadata, "state_dict": weights, "draft": model.draft.table})
     return metadata["pretrained"]
 
 

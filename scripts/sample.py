@@ -39,8 +39,8 @@ if TYPE_CHECKING:  # --help and --list need no torch
 LARGEST_PROMPT = 2**24  # bytes
 TEXTS_AT_ONCE = 32
 SEPARATOR = "-" * 20 + "\n"
-# Options that say how a token is drawn, by the names of gpt.generate
-SETTINGS = ("temperature", "top_k", "top_p")
+# Options that say how a token is drawn, by the names of gpt.generate.Sampling
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -92,6 +92,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     option("--top-k", type=whole_number(1), help="choose among the k likeliest tokens")
     top_p = "choose among the likeliest tokens whose probabilities sum to p"
     option("--top-p", type=float, help=top_p)
+    min_p = "choose among the tokens that are at least p times as likely as the likeliest"
+    option("--min-p", type=float, help=min_p)
+    repeated = "above 1: make what the model sees of the text less likely to be written again"
+    option("--repetition-penalty", type=float, metavar="X", help=repeated)
 
 
 def read_prompt(options: argparse.Namespace) -> str | None:
@@ -146,12 +150,12 @@ class TextWriter:
         from gpt.generate import generate
 
         settings = {name: getattr(self.options, name) for name in SETTINGS}
-        return generate(cached, ids.to(self.device), self.longest, generator=generators, **settings)
+        return generate(cached, ids.to(self.device), self.longest, generators, **settings)
 
     def cached_model(self, longest: int = sys.maxsize) -> "CachedModel":
-        from gpt.interop.numpy_decoder import NumpyCachedModel
+        from gpt.generate import CachedModel
 
-        return NumpyCachedModel(self.model, longest)
+        return CachedModel(self.model, longest)
 
     def shorten(self, pieces: Iterable[bytes]) -> Iterable[bytes]:
         from gpt.generate import until
@@ -331,11 +335,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(list_runs())
         return
 
-    from gpt.generate import check_sampling
+    from gpt.generate import Sampling
     from gpt.machine import keep_freed_memory
 
     keep_freed_memory()
-    check_sampling(**{name: getattr(options, name) for name in SETTINGS})
+    Sampling(**{name: getattr(options, name) for name in SETTINGS})  # refuses what has no meaning
     model, tokenizer, _ = load_models(options.checkpoint or [])
     for stop in options.stop:
         if unknown := {char for char in stop if not tokenizer.knows(char)} or not stop:

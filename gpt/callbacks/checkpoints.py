@@ -33,6 +33,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: Any = None) -> None:
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
         content = {"gpt": checkpoint["gpt"], "state_dict": weights}
+        content |= {"draft": checkpoint["draft"]} if "draft" in checkpoint else {}
         if storage_options != WEIGHTS_ALONE:
             content |= {key: value for key, value in checkpoint.items() if key not in (*NOT_STORED, *content)}
         try:

@@ -173,8 +173,8 @@ class Samples(Stateful):
         prompt = tokenizer.drop_unknown(self.prompt) or tokenizer.default_prompt
         ids = tokenizer.encode(prompt)[None].expand(rows, -1).to(device)
         generators = [torch.Generator(device).manual_seed(0) for _ in range(rows)]
-        settings = torch.tensor(self.temperatures, device=device), self.top_k
-        drawn = generate(model_of(pl_module), ids, self.tokens, *settings, generator=generators)
+        settings = {"temperature": torch.tensor(self.temperatures, device=device), "top_k": self.top_k}
+        drawn = generate(model_of(pl_module), ids, self.tokens, generators, **settings)
         columns = [column.tolist() for column in drawn]
         return [prompt + tokenizer.decode(column[row] for column in columns) for row in range(rows)]
 
