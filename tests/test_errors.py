@@ -3,7 +3,6 @@ import os
 
 import pytest
 
-from gpt.cli.main import told_in_one_line
 from gpt.errors import UserError, did_you_mean, one_line, printable, shorten, user_errors
 
 
@@ -60,14 +59,3 @@ def test_bugs_keep_their_traceback(capsys, error):
     assert err.endswith(
         "This is a bug of this project. Please report it with the lines above and the command.\n"
     )
-
-
-def test_what_others_have_done_to_a_run_is_one_line(tmp_path, monkeypatch):
-    lost = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
-    with pytest.raises(RuntimeError), told_in_one_line(tmp_path):
-        raise lost
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="another process of this run has ended"), told_in_one_line(tmp_path):
-        raise lost
-    with pytest.raises(UserError, match="it was removed or renamed"), told_in_one_line(tmp_path):
-        raise FileNotFoundError(errno.ENOENT, "gone", "metrics.csv")

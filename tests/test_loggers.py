@@ -4,6 +4,7 @@ import itertools
 import math
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer import event_file_writer
 from test_callbacks import fit
 
 from conftest import TINY, run_program, write_play
@@ -155,8 +157,10 @@ class Write(Callback):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_killed_and_resumed_run_shows_each_point_once(tmp_path):
-    for killed_at in (30, 40, None):
+def test_killed_and_resumed_run_shows_each_point_once_also_if_its_clock_is_set_back(tmp_path, monkeypatch):
+    for number, killed_at in enumerate((30, 40, None)):
+        clock = SimpleNamespace(time=lambda now=2e9 - number * 1e8: now)  # which names the files
+        monkeypatch.setattr(event_file_writer, "time", clock)
         callbacks = [LastCheckpoint(), HParams({"seed": 1}, {}), Write(killed_at)]
         try:
             fit(tmp_path, 60, callbacks, loggers=[TensorBoard(str(tmp_path)), MetricsFile(str(tmp_path))])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -17,7 +18,9 @@ from test_train import no_compiler
 from conftest import ARCHITECTURES, EXACT, ROOT, TINY, assert_same_run, history, read_checkpoint, read_result
 from gpt.callbacks import StepSeed
 from gpt.checkpoint import load, write
+from gpt.config import RunConfig
 from gpt.module import GPTModule
+from gpt.resume import resolve, validation_interval
 from gpt.run import FolderInUse, Run
 
 
@@ -174,6 +177,8 @@ REFUSED = {
     "resume=RUN hydra.run.dir=other": "resume = RUN: it continues in the run's own folder",
     "resume=nowhere": "resume = nowhere: no run there",
     "resume=last": "resume = last: no unfinished run under outputs/",
+    "resume=RUN callbacks.best=null": "callbacks.best._target_ = None: the run in RUN has gpt.callbacks.Best",
+    "resume=RUN callbacks.last.every=2": "callbacks.last.every = 2: the run in RUN has None",
 }
 
 
@@ -185,8 +190,44 @@ def files_of(run: Path) -> dict[Path, bytes]:
 def test_override_that_makes_another_run_is_refused(given, refuse, trained):
     before = files_of(trained)
     said = REFUSED[given].replace("RUN", str(trained))
-    assert refuse(*given.replace("RUN", str(trained)).split()).startswith(f"error: {said}"[:70])
+    err = refuse(*given.replace("RUN", str(trained)).split())
+    assert err.startswith(f"error: {said}"[:70])
+    advises_init = f"leave it out, or begin a new run from its weights: init={trained}\n" in err
+    assert advises_init is ("the run in RUN has" in REFUSED[given] and "taken" not in said)
     assert files_of(trained) == before
+
+
+def test_lines_that_were_deleted_from_config_yaml_are_noticed(refuse, trained):
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    del config["callbacks"]["best"], config["optimizer"]["lr"]
+    config["optimizer"]["muon_lr"] = 0.5
+    (trained / "config.yaml").write_text(yaml.safe_dump(config))
+    err = refuse("resume=run", "trainer.max_steps=5")
+    assert err.startswith("error: optimizer.muon_lr, callbacks.best._target_ = 0.5, None: the run in ")
+
+
+def test_early_stopping_and_loggers_may_be_added(succeed, refuse, trained):
+    more = ["+logger.more._target_=lightning.pytorch.loggers.CSVLogger", "+logger.more.save_dir=null"]
+    stopping = ["callbacks=early_stopping", "callbacks.early_stopping.patience=3"]
+    succeed("resume=run/checkpoints/last.safetensors", "trainer.max_steps=5", *stopping, *more)
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["callbacks"]["early_stopping"]["patience"] == 3
+    assert config["callbacks"]["samples"]["tokens"] == 20  # as it was
+    (hparams,) = trained.glob("lightning_logs/*/hparams.yaml")
+    assert "model.n_embd: 16\n" in hparams.read_text()
+    err = refuse("resume=run", "callbacks=early_stopping", "callbacks.early_stopping.patience=4")
+    assert err.startswith("error: callbacks.early_stopping.patience = 4: the run in ")
+
+
+def test_steps_and_validations_by_default():
+    intervals = {1: 1, 8: 1, 20: 4, 57: 10, 300: 50, 2000: 250}
+    assert {steps: validation_interval(steps) for steps in intervals} == intervals
+    config = RunConfig().updated("trainer", max_steps=60)
+    config, reasons = resolve(
+        config, None, SimpleNamespace(tokenizer=range(7), unit="characters", max_steps=40)
+    )
+    assert (config.trainer.max_steps, config.trainer.val_check_interval) == (40, 5)
+    assert "40 steps: the epochs that are set end before trainer.max_steps = 60" in reasons
 
 
 def test_another_text_is_refused_and_another_machine_is_noted(call, refuse, trained, text):

@@ -29,6 +29,7 @@ from gpt.module import is_training
 # Groups of which a file can be chosen. Without a choice they are "-", or TensorBoard would see no difference
 CHOICES = ["ablation", "callbacks", "data", "experiment", "model", "model/arch"]
 CHOICES += ["optimizer", "scheduler", "trainer"]
+EVENTS = "events.out.tfevents."  # begins the name of each of TensorBoard's files
 
 
 class MetricsFile(RunLogger):
@@ -67,11 +68,20 @@ class MetricsFile(RunLogger):
 
 
 class LateWriter(SummaryWriter):
-    """Makes its file when it first writes: Lightning asks for it before the first step, which may fail."""
+    """Makes its file when it first writes: Lightning asks for it before the first step, which may fail.
+
+    TensorBoard reads files in the order of their names, which begin with the time. Those that are there get
+    numbers in place of it, so that the new one is the last, even if the clock was set back.
+    """
 
     def _get_file_writer(self) -> Any:
-        is_made = hasattr(self, "default_bins")  # which the constructor sets last
-        return super()._get_file_writer() if is_made else None
+        if not hasattr(self, "default_bins"):  # which the constructor sets last
+            return None
+        earlier = sorted(Path(self.log_dir).glob(f"{EVENTS}*")) if self.file_writer is None else ()
+        for number, path in enumerate(earlier):
+            rest = path.name.removeprefix(EVENTS).partition(".")[2]  # host, process, number of the writer
+            path.replace(path.with_name(f"{EVENTS}{number:010d}.{rest}"))
+        return super()._get_file_writer()
 
 
 class TensorBoard(RunLogger):

@@ -6,9 +6,8 @@ What Hydra composes begins with the defaults of `gpt.config`, registered here, a
 import contextlib
 import logging
 import os
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,30 +99,17 @@ def run_job(cfg: DictConfig) -> float:
             sweep = Sweep.started_here  # None in other processes, which have no terminal
             live = live_line(f"{settings.job.num + 1} of {sweep.jobs}", folder.name) if sweep else []
             options = RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)
-        with told_in_one_line(folder):
+        try:
             result = train(config, folder, options)
+        except OSError as error:
+            if error.filename is None or (folder / "run.json").exists():
+                raise
+            reason = "it was removed or renamed while the run was training; put it back and resume the run"
+            raise UserError(f"run_dir = {folder}: {reason}") from None
         if not is_sweep and is_first_process():
             os.chdir(cwd)
             summarise(folder, result, config)
         return result.loss
-
-
-@contextlib.contextmanager
-def told_in_one_line(folder: Path) -> Iterator[None]:
-    """Raise a UserError for what is no bug: a folder that was removed, and another process that has ended."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None or (folder / "run.json").exists():
-            raise
-        reason = "it was removed or renamed while the run was training; put it back and resume the run"
-        raise UserError(f"run_dir = {folder}: {reason}") from None
-    except RuntimeError as error:
-        processes, is_theirs = os.environ.get("WORLD_SIZE", "1"), re.search("gloo|NCCL|onnection", str(error))
-        if processes == "1" or not is_theirs:
-            raise
-        reason = "another process of this run has ended; the same command continues from the last checkpoint"
-        raise UserError(f"process = {os.environ.get('RANK', '?')}: {reason}") from None
 
 
 def plain(cfg: DictConfig, cwd: Path | None = None) -> dict[str, Any]:
@@ -166,7 +152,7 @@ def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> di
 def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:
     """The configuration of the run in `folder`, with what was typed in place of single settings.
 
-    `values` are those that were composed without it. Raises UserError for a choice of a whole group, and for
+    `values` are those that were composed without it. Raises UserError for a choice of another group, and for
     a stored class that is neither of this project nor one of Lightning's callbacks and loggers, unless it is
     typed again.
     """
@@ -182,6 +168,9 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
                 raise UserError(f"{place} = {target}: neither of this project nor of Lightning; {advice}")
     changed = OmegaConf.create(stored)
     for key, value in typed.items():
+        if key in ("callbacks", "logger") and value is not None:  # more of them may be added
+            OmegaConf.update(changed, key, values[key] | stored[key])
+            continue
         if (CONF / key).is_dir() or "/" in key:
             reason = "a run that is resumed continues with its own"
             raise UserError(f"{key} = {shorten(value)}: not with resume, because {reason}; leave it out")

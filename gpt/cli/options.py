@@ -138,9 +138,11 @@ def find_unfinished(place: str) -> Path:
         raise UserError(
             f"resume = last: no unfinished run under outputs/{others}; name one: resume=outputs/RUN"
         )
-    if not os.path.isfile(Path(place) / "config.yaml"):
+    is_file = Path(place).name == "last.safetensors"
+    folder = Path(place).parent.parent if is_file else Path(place)
+    if not os.path.isfile(folder / "config.yaml"):
         raise UserError(f"resume = {shorten(place)}: no run there; give a run folder, such as outputs/RUN")
-    return Path(place)
+    return folder
 
 
 def has_ended(run: Path) -> bool:
