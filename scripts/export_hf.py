@@ -6,8 +6,11 @@ python scripts/export_hf.py outputs/RUN --out exported
 import argparse
 from pathlib import Path
 
+try:
+    from gpt.errors import user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 from gpt.cli.options import Parser, add_checkpoint, find_checkpoint
-from gpt.errors import user_errors
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

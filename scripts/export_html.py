@@ -11,8 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+try:
+    from gpt.errors import UserError, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 from gpt.cli.options import Parser, add_checkpoint, find_checkpoint
-from gpt.errors import UserError, user_errors
 
 if TYPE_CHECKING:
     from gpt.config import ModelConfig

@@ -11,13 +11,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+try:
+    from gpt.errors import UserError, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 import numpy as np
 import torch
 
 from gpt.checkpoint import find, load, write
 from gpt.cli.options import Parser
 from gpt.data import VALIDATION_BATCH, AllWindows
-from gpt.errors import UserError, user_errors
 from gpt.files import PRETRAINED, read_json
 from gpt.model import GPT
 from gpt.module import cross_entropy

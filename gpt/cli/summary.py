@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt.analysis import report_line
 from gpt.checkpoint import SUFFIX, load
-from gpt.cli.overrides import quote_override
+from gpt.cli.overrides import quote
 from gpt.config import RunConfig
 from gpt.errors import printable, shorten
 from gpt.finetune.predict import wilson_interval
@@ -77,9 +77,7 @@ def describe_task_result(result: TaskResult, config: RunConfig) -> str:
 
 def next_commands(folder: Path, config: RunConfig) -> list[str]:
     """Commands that work from where the user stands, with what the run has kept."""
-    run, commands = shell_path(folder), []
-    if not (sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ):  # the shell finds another Python
-        commands.append(f"source {shell_path(Path(sys.prefix))}/bin/activate")
+    run, commands = shell_path(folder), list(filter(None, [activation()]))
     has_checkpoint = any((folder / "checkpoints").glob(f"*{SUFFIX}"))
     if config.task is not None:
         commands += [f"{program('classify')} {run} --text {example_texts(config)}"] if has_checkpoint else []
@@ -110,8 +108,15 @@ def example_texts(config: RunConfig) -> str:
 
 def describe_resuming(folder: Path, config: RunConfig) -> str:
     """The command that continues a run, quoted for the shell."""
-    override = quote_override("resume", os.path.relpath(folder))
-    return f"To continue: {program('finetune' if config.task else 'train')} {shlex.quote(override)}"
+    override = shlex.quote(f"resume={quote(os.path.relpath(folder))}")
+    commands = [activation(), f"{program('finetune' if config.task else 'train')} {override}"]
+    return f"To continue: {' && '.join(filter(None, commands))}"
+
+
+def activation() -> str:
+    """The command by which the shell finds the Python of this environment. Empty if it does."""
+    is_found = sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ
+    return "" if is_found else f"source {shell_path(Path(sys.prefix, 'bin', 'activate'))}"
 
 
 def shell_path(path: Path) -> str:
