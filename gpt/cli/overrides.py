@@ -12,16 +12,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt.config import RunConfig, setting_names
+from gpt.config import DECISIVE, RunConfig, setting_names, short_names
 from gpt.errors import UserError, did_you_mean, shorten
 
 CONF = Path(__file__).parents[2] / "conf"  # in the repository
 if not CONF.is_dir():
     CONF = Path(__file__).parents[1] / "conf"  # in an installed copy
 LONGEST = 80  # bytes of a single run's name
-# what decides a result, and what of it does not: where the text is, what only watches, on what it runs
-GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")
-DECISIVE = tuple(f"{group}." for group in (*GROUPS, "callbacks.ema", "callbacks.early_stopping"))
+# of what decides a result, what does not: where the text is, what only watches, on what it runs
 UNDECISIVE = ["accelerator", "compile", "detect_anomaly", "devices", "log_every_n_steps", "max_time"]
 UNDECISIVE += ["num_nodes", "precision", "profiler", "strategy", "val_check_interval"]
 UNNAMED = {"data.path", "data.folder", *(f"trainer.{name}" for name in UNDECISIVE)}
@@ -57,13 +55,6 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     return quoted
 
 
-def short_names(keys: Sequence[str]) -> list[str]:
-    """n_head for model.n_head, unless another key ends so too."""
-    dotted = [key.replace("/", ".") for key in keys]
-    last = [key.rpartition(".")[2] for key in dotted]
-    return [short if last.count(short) == 1 else key for short, key in zip(last, dotted, strict=True)]
-
-
 def name_run(start: str, name: str, overrides: Mapping[str, Any]) -> str:
     """The name of a run's folder: `start`, and the overrides that decide the result, as many as fit.
 
@@ -73,7 +64,7 @@ def name_run(start: str, name: str, overrides: Mapping[str, Any]) -> str:
     chosen = {}
     for key, value in overrides.items():
         is_choice = (CONF / key).is_dir() and key != "logger" and value != name
-        is_setting = key in ("seed", "init") or key.startswith(DECISIVE)
+        is_setting = key in ("seed", "init") or key.startswith(tuple(f"{group}." for group in DECISIVE))
         if value is not None and key not in UNNAMED and (is_choice or is_setting):
             chosen[key] = value
     while chosen and len(f"{start}_{name_settings(chosen)}".encode()) > LONGEST:
