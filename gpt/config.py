@@ -8,12 +8,16 @@ Understanding by Generative Pre-Training*.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from gpt.errors import explain
+
+# The groups of settings that decide a result. Callbacks other than these two only watch
+DECISIVE = ["model", "data", "optimizer", "scheduler", "trainer", "task", "finetune"]
+DECISIVE += ["callbacks.ema", "callbacks.early_stopping"]
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -261,11 +265,9 @@ class RunConfig(Settings):
     def flat(self) -> dict[str, Any]:
         """The settings that affect the result, as they are typed: {"model.n_layer": 5, ..., "seed": 1}."""
         values = self.to_dict()
-        groups = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")
-        flat = {f"{group}.{key}": value for group in groups for key, value in values.get(group, {}).items()}
-        for name in ("ema", "early_stopping"):  # the others only watch
-            settings = values["callbacks"].get(name, {})
-            flat |= {f"callbacks.{name}.{key}": value for key, value in settings.items() if key != "_target_"}
+        groups = values | {f"callbacks.{name}": one for name, one in values["callbacks"].items()}
+        settings = [(group, groups.get(group, {})) for group in DECISIVE]
+        flat = {f"{group}.{key}": one[key] for group, one in settings for key in one if key != "_target_"}
         return flat | {key: values[key] for key in ("init", "seed") if key in values}
 
     def updated(self, group: str, **changes: Any) -> Self:
@@ -287,3 +289,10 @@ def setting_names(cls: type[BaseModel], prefix: str = "") -> list[str]:
         inner = [inside for group in groups for inside in setting_names(group, f"{prefix}{name}.")]
         names += list(dict.fromkeys(inner)) or [f"{prefix}{name}"]
     return names
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """n_head for model.n_head, unless another key ends so too."""
+    dotted = [key.lstrip("+").replace("/", ".") for key in keys]
+    last = [key.rpartition(".")[2] for key in dotted]
+    return [short if last.count(short) == 1 else key for short, key in zip(last, dotted, strict=True)]

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt.config import RunConfig, setting_names
+from gpt.config import RunConfig, setting_names, short_names
 from gpt.errors import UserError, did_you_mean, shorten
 
 CONF = Path(__file__).parents[2] / "conf"  # in the repository
@@ -59,13 +59,6 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
             argument = f"{key}=" + ",".join(quote(os.path.expanduser(place)) for place in places)
         quoted.append(argument)
     return quoted
-
-
-def short_names(keys: Sequence[str]) -> list[str]:
-    """n_head for model.n_head, unless another key ends so too."""
-    dotted = [key.lstrip("+").replace("/", ".") for key in keys]
-    last = [key.rpartition(".")[2] for key in dotted]
-    return [short if last.count(short) == 1 else key for short, key in zip(last, dotted, strict=True)]
 
 
 def name_run(start: str, name: str, overrides: Mapping[str, Any]) -> str:

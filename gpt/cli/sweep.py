@@ -23,7 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gpt.cli.options import find_unfinished
-from gpt.cli.overrides import hydra_errors, name_run, name_settings, parse_overrides, short_names
+from gpt.cli.overrides import hydra_errors, name_run, name_settings, parse_overrides
+from gpt.config import short_names
 from gpt.errors import UserError, one_line, printable, shorten, user_errors
 from gpt.files import write_text
 
