@@ -11,7 +11,15 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gpt.errors import explain
 
@@ -39,6 +47,10 @@ def check_run_name(name: str) -> str:
 
 
 FileName = Annotated[str, AfterValidator(check_file_name)]
+Places = FileName | list[FileName]
+# 32 is short for 32-true: the two are not two kinds of run
+in_full = BeforeValidator(lambda name: "32-true" if str(name) == "32" else name)
+Precision = Annotated[Literal["auto", "32-true", "bf16-mixed"], in_full]
 
 
 class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True):
@@ -76,13 +88,13 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def heads_divide_the_width(self) -> Self:
-        if self.n_embd % self.n_head:
-            fitting = [n for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % n == 0]
-            reason = f"n_embd = {self.n_embd} is not divisible by it; try one of {fitting}"
-            raise ValueError(f"n_head = {self.n_head}: {reason}")
-        if self.positions == "rotary" and self.head_size % 2:
-            reason = f"it turns pairs, but the head size n_embd / n_head = {self.head_size} is odd"
-            raise ValueError(f"positions = rotary: {reason}; choose another n_head, or positions=learned")
+        step = 2 if self.positions == "rotary" else 1
+        if self.n_embd % (step * self.n_head):
+            fitting = [n for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % (step * n) == 0]
+            reason = f"n_embd = {self.n_embd} is not divisible by it"
+            reason += " into heads of even size, as positions=rotary needs them" if step == 2 else ""
+            advice = f"try one of {fitting}" if fitting else "choose an even n_embd, or positions=learned"
+            raise ValueError(f"n_head = {self.n_head}: {reason}; {advice}")
         return self
 
     @property
@@ -119,12 +131,18 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Which text is read, how it becomes ids, and how many of them make a batch."""
 
-    path: FileName | None = None  # a file, a folder, or a pattern: 'texts/*.txt'; None: Tiny Shakespeare
+    path: Places | None = None  # a file, folder or pattern ('texts/*.txt'), or [a,b]; None: Tiny Shakespeare
+    val_path: Places | None = None  # likewise, for validation; None: the end of `path`
+    val_fraction: Probability = 0.1  # the share of the text, at its end, for validation; 0: there is none
+    separator: str = "\n"  # stands between two files or rows, unless the first ends with it
+    column: str | None = None  # of .jsonl, .csv, .tsv and .parquet files, the one with the text
     folder: FileName = "data"  # keeps Tiny Shakespeare if it is downloaded, and the ids of large texts
-    val_fraction: Fraction = 0.1  # the share of the text, at its end, that is held out for validation
     batch_size: Count = 4  # windows of context_length tokens, over all processes together
     tokenizer: Literal["char", "byte", "bpe"] = "char"  # byte suits any file; bpe (of words) needs extra hf
     bpe_vocab_size: int = Field(512, ge=2**8, le=2**16)  # the number of pieces, for tokenizer=bpe alone
+    # With init=, what becomes of characters that its model does not know, which are refused otherwise
+    drop_unknown: bool = False  # leave them out
+    extend_vocabulary: bool = False  # give them new rows of the embedding and the head
 
 
 class AdamWConfig(Settings):
@@ -166,7 +184,7 @@ class TrainerConfig(Settings, extra="allow"):
     strategy: Literal["auto", "ddp"] = "auto"  # ddp: each of several devices has a share of the batch
     # auto: bf16-mixed where the hardware computes it. float16 would need a scaled loss, and pure bfloat16 has
     # only three significant digits
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: Precision = "auto"
     compile: bool | None = None  # torch.compile; None: where it pays
     max_steps: Count = 2000
     max_time: str | None = Field(None, pattern=r"^\d\d:\d\d:\d\d:\d\d$")  # '00:01:30:00': 90 minutes
@@ -177,12 +195,6 @@ class TrainerConfig(Settings, extra="allow"):
     deterministic: bool = False  # true: torch refuses operations that give other bits each time (on GPUs)
     detect_anomaly: bool = False
     profiler: Literal["simple", "advanced"] | None = None  # print where the time goes
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def in_full(cls, value: Any) -> Any:
-        """32 is short for 32-true: the two are not two kinds of run."""
-        return "32-true" if str(value) == "32" else value
 
 
 class TaskConfig(Settings):
@@ -267,10 +279,6 @@ class RunConfig(Settings):
             settings = values["callbacks"].get(name, {})
             flat |= {f"callbacks.{name}.{key}": value for key, value in settings.items() if key != "_target_"}
         return flat | {key: values[key] for key in ("init", "seed") if key in values}
-
-    def updated(self, group: str, **changes: Any) -> Self:
-        """The same configuration with other values in one of its groups."""
-        return self.model_copy(update={group: getattr(self, group).model_copy(update=changes)})
 
     @property
     def tokens_per_batch(self) -> int:

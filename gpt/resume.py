@@ -12,8 +12,7 @@ from gpt.run import Run
 # Settings that may change on resume: none of them changes the batches or the model. Other devices change the
 # last digits, and that a text somewhere else is the same one is checked by its SHA-256
 MAY_CHANGE = {
-    "data.path",
-    "data.folder",
+    *(f"data.{name}" for name in ("path", "val_path", "separator", "column", "folder")),
     "task.path",
     "trainer.max_steps",
     "trainer.max_time",
@@ -74,9 +73,9 @@ def check_text(run: Run, config: RunConfig, data: Data) -> None:
     """Raises UserError if the data are not those that the run in the folder has seen."""
     if run.origin.get("text_sha256") != data.sha256:
         name = (config.task and config.task.path) or config.data.path or "null"
-        raise UserError(
-            f"data.path = {name}: not the text that the run in {run.folder} has seen; use that one"
-        )
+        reason = f"not the text that the run in {run.folder} has seen; use that one"
+        advice = f"or begin a run from its weights with init={run.folder}"
+        raise UserError(f"data.path = {name}: {reason}, {advice}")
 
 
 def check_resumable(

@@ -79,7 +79,7 @@ class BestCheckpoint(Stateful, Checkpoint):
     step = 0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not is_training(trainer):
+        if not is_training(trainer) or "val/loss" not in trainer.callback_metrics:  # data.val_fraction=0
             return
         score = trainer.callback_metrics["val/loss"].item()
         is_better = self.score is None or score < self.score

@@ -24,8 +24,8 @@ GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetun
 DECISIVE = tuple(f"{group}." for group in (*GROUPS, "callbacks.ema", "callbacks.early_stopping"))
 UNDECISIVE = ["accelerator", "compile", "detect_anomaly", "devices", "log_every_n_steps", "max_time"]
 UNDECISIVE += ["num_nodes", "precision", "profiler", "strategy", "val_check_interval"]
-UNNAMED = {"data.path", "data.folder", *(f"trainer.{name}" for name in UNDECISIVE)}
-FILES = ("data.path", "data.folder", "task.path", "init")
+UNNAMED = {"data.path", "data.val_path", "data.folder", *(f"trainer.{name}" for name in UNDECISIVE)}
+FILES = ("data.path", "data.val_path", "data.folder", "task.path", "init")
 PATHS = (*FILES, "resume", "hydra.run.dir", "hydra.sweep.dir", "name")
 
 
