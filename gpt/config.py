@@ -9,7 +9,7 @@ Understanding by Generative Pre-Training*.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -264,7 +264,7 @@ class RunConfig(Settings):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise explain(error, known=setting_names(RunConfig)) from None
+            raise explain(error, known=setting_names()) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` takes: dictionaries, lists, numbers, text."""
@@ -286,12 +286,8 @@ class RunConfig(Settings):
         return self.model.context_length * self.data.batch_size
 
 
-def setting_names(cls: type[BaseModel], prefix: str = "") -> list[str]:
+def setting_names() -> list[str]:
     """The names of all settings, as they are typed: ["name", "seed", "model.vocab_size", ...]."""
-    names = []
-    for name, field in cls.model_fields.items():
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
-        groups = [kind for kind in kinds if issubclass(kind, Settings)]
-        inner = [inside for group in groups for inside in setting_names(group, f"{prefix}{name}.")]
-        names += list(dict.fromkeys(inner)) or [f"{prefix}{name}"]
-    return names
+    values = RunConfig(task=TaskConfig(), finetune=FinetuneConfig()).model_dump()
+    inner = {name: isinstance(value, dict) and list(value) for name, value in values.items()}
+    return [f"{name}.{key}" if key else name for name, keys in inner.items() for key in keys or [""]]

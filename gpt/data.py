@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from tqdm import tqdm
 from gpt.config import DataConfig
 from gpt.errors import UserError, one_line, shorten
 from gpt.files import atomic, remove_staged
+from gpt.sources import PART
 from gpt.text import Text
 from gpt.tokenizer import CharTokenizer, Tokenizer, tokenizer_class
 
@@ -121,10 +124,8 @@ def encode(text: Text, tokenizer: Tokenizer, folder: Path) -> tuple[np.ndarray, 
         train, val = zip(*encode_parts(text, tokenizer), strict=True)
         return np.concatenate(train), np.concatenate(val)
     dtype = tokenizer.ids("").dtype
-    key = json.dumps([text.sha256, tokenizer.state, text.split, dtype.str]).encode()
-    place = (
-        folder / ".ids" / hashlib.sha256(key).hexdigest()
-    )  # hidden: it is no part of a text in this folder
+    key = hashlib.sha256(json.dumps([text.sha256, tokenizer.state, text.split, dtype.str]).encode())
+    place = folder / ".ids" / key.hexdigest()  # hidden, so that it is no part of a text in the same folder
     train_file, val_file = place / "train.ids", place / "val.ids"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -145,15 +146,14 @@ def encode(text: Text, tokenizer: Tokenizer, folder: Path) -> tuple[np.ndarray, 
 
 def encode_parts(text: Text, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Encode a text part by part: the ids (T,) for training and those for validation, with a progress bar."""
-    position = 0
-    is_hidden = None if len(text) > IN_MEMORY else True  # None: if stderr is not a terminal
+    position, is_long = 0, len(text) > IN_MEMORY
     shown = "encoding the text {percentage:.0f}% {bar} ETA {remaining}"
-    with tqdm(total=len(text), disable=is_hidden, leave=False, dynamic_ncols=True, bar_format=shown) as line:
-        for part in text:
-            cut = min(max(text.split - position, 0), len(part))
-            position += len(part)
-            yield tokenizer.ids(part[:cut]), tokenizer.ids(part[cut:])
-            line.update(len(part))
+    count = math.ceil(len(text) / PART)  # None: no bar if stderr is not a terminal
+    bar: Any = {"disable": None if is_long else True, "leave": False, "dynamic_ncols": True}
+    for part in tqdm(text, total=count, bar_format=shown, **bar):
+        cut = min(max(text.split - position, 0), len(part))
+        position += len(part)
+        yield tokenizer.ids(part[:cut]), tokenizer.ids(part[cut:])
 
 
 @rank_zero_only
@@ -175,23 +175,23 @@ class Data(L.LightningDataModule):
 
 
 def adapted(tokenizer: Tokenizer, text: Text, config: DataConfig) -> Tokenizer:
-    """The tokenizer of other weights for a text, in which it may not know all characters.
+    """The tokenizer of other weights for a text, of which it may not know all characters.
 
     Raises UserError if so, unless data.drop_unknown or data.extend_vocabulary says what to do with them.
     """
-    if not isinstance(tokenizer, CharTokenizer):  # the others know all bytes
+    known = tokenizer.vocabulary if isinstance(tokenizer, CharTokenizer) else None  # None: any text
+    new = "" if known is None else "".join(sorted({*CharTokenizer.fit(text).vocabulary} - {*known}))
+    if known is None or not new:
         return tokenizer
-    new = "".join(char for char in CharTokenizer.fit(text).vocabulary if not tokenizer.knows(char))
-    if new and config.extend_vocabulary:
-        return CharTokenizer(tokenizer.vocabulary + new)
+    if config.extend_vocabulary:
+        return CharTokenizer(known + new)
     names = shorten(", ".join(map(repr, new)))
-    if new and not config.drop_unknown:
-        reason = f"{names} not among the {len(tokenizer)} characters that the model knows"
-        advice = "data.extend_vocabulary=true teaches it to, data.drop_unknown=true leaves them out"
-        raise UserError(f"{text.name}: {reason}; {advice}")
-    if new:
+    if config.drop_unknown:
         print_note(f"{text.name}: left out {names}, which the model does not know")
-    return CharTokenizer(tokenizer.vocabulary, drops_unknown=True)
+        return CharTokenizer(known, drops_unknown=True)
+    reason = f"{names} not among the {len(known)} characters that the model knows"
+    advice = "data.extend_vocabulary=true teaches them, data.drop_unknown=true leaves them out"
+    raise UserError(f"{text.name}: {reason}; {advice}")
 
 
 class TextData(Data):
@@ -208,8 +208,8 @@ class TextData(Data):
         self.config, self.context_length, self.seed = config, context_length, seed
         kind = tokenizer_class(config.tokenizer) if tokenizer is None else type(tokenizer)
         text = Text(config, kind.reads_bytes)
-        fitted = kind.fit(text, config.bpe_vocab_size) if tokenizer is None else tokenizer
-        self.tokenizer = adapted(fitted, text, config)
+        fit = partial(kind.fit, text, config.bpe_vocab_size)
+        self.tokenizer = fit() if tokenizer is None else adapted(tokenizer, text, config)
         if len(self.tokenizer) < 2:
             only = self.tokenizer.decode([0])
             raise UserError(f"{text.name}: only the character {only!r}, nothing to predict")

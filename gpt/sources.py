@@ -20,8 +20,9 @@ from gpt.errors import UserError, shorten
 
 PART = 2**22  # characters or bytes read at once
 ROWS = 2**12  # of a table, likewise
+SAMPLE = 2**16  # bytes by which an encoding is told
 TABLES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")  # of the first three nobody learns the syntax
-LIKELY = ["utf_8", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "cp1252", "cp1250", "cp1251", "koi8_r"]
+LIKELY = ["utf_16", "utf_16_le", "utf_16_be", "utf_32", "cp1252", "cp1250", "cp1251", "koi8_r"]
 LIKELY += ["cp1253", "cp1254", "cp1255", "cp1256", "gb18030", "big5", "cp932", "euc_jp", "cp949"]
 
 
@@ -88,63 +89,64 @@ class Documents:
 
     def parts_of(self, path: Path) -> Iterator[Any]:
         """The parts of one file."""
+        is_table = self.config.column is not None or (path.suffix in TABLES[:3] and not self.raw)
         try:
             with open(path, "rb") as file:
                 text = io.TextIOWrapper(file, "utf-8-sig", newline="")
                 try:
-                    if self.config.column is not None or (path.suffix in TABLES[:3] and not self.raw):
-                        cells = self.cells(path, rows(file, text, path.suffix, self.config.column))
-                        while part := "".join(islice(cells, ROWS)):
-                            yield part.encode() if self.raw else part
+                    cells = self.cells(path, rows(file, text, path.suffix)) if is_table else iter(())
+                    while part := "".join(islice(cells, ROWS)):
+                        yield part.encode() if self.raw else part
                     while piece := (file if self.raw else text).read(PART):
                         yield piece
-                except UnicodeDecodeError as error:  # which counts from the first byte of `error.object`
-                    wrong = file.tell() - len(error.object) + error.start
-                    raise UserError(f"{self.setting} = {path}: {self.explain(path, error, wrong)}") from None
-        except OSError as error:
-            reason = f"{error.strerror}; give a file that can be read"
-            raise UserError(f"{self.setting} = {path}: {reason}") from None
+                except UnicodeDecodeError as error:
+                    error.start += file.tell() - len(error.object)  # it counts from the object's first byte
+                    error.object += file.read(SAMPLE)  # by which the encoding is told
+                    raise
+        except UserError:
+            raise
+        except (AttributeError, ImportError, OSError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(f"{self.setting} = {path}: {self.explain(path, error)}") from None
 
     def cells(self, path: Path, found: Iterator[Any]) -> Iterator[str]:
-        """What rows have in the column, each with the separator after it."""
-        number, column, separator = 0, self.config.column, self.config.separator
-        try:
-            for number, row in enumerate(found, start=1):
-                if column not in row and number == 1:
-                    has = f"{path} has no such column; choose one of {shorten(', '.join(map(str, row)), 200)}"
-                    raise UserError(f"data.column = {column or 'null'}: {has}")
-                if cell := row.get(column):
-                    known = str(cell).encode(errors="replace").decode()  # JSON may have half a surrogate pair
-                    yield known.removesuffix(separator) + separator
-        except (UserError, UnicodeDecodeError):
-            raise
-        except ImportError:
-            raise UserError(f"{self.setting} = {path}: Parquet needs pyarrow; pip install pyarrow") from None
-        except (AttributeError, TypeError, ValueError, csv.Error) as error:
-            reason = f"row {number + 1} is none of a {path.suffix} file ({shorten(error)})"
-            raise UserError(f"{self.setting} = {path}: {reason}; correct it, or leave the file out") from None
+        """What rows have in the column, each with the separator after it. Empty ones are left out."""
+        column, separator = self.config.column, self.config.separator
+        for number, row in enumerate(found):
+            if number == 0 and column not in row:
+                columns = shorten(", ".join(map(str, row)), 200)
+                reason = f"{path} has no such column; choose one of {columns}"
+                raise UserError(f"data.column = {column or 'null'}: {reason}")
+            if cell := row.get(column):
+                known = str(cell).encode(errors="replace").decode()  # JSON may have half a surrogate pair
+                yield known.removesuffix(separator) + separator
 
-    def explain(self, path: Path, error: UnicodeDecodeError, wrong: int) -> str:
-        """Why a file is not UTF-8 from byte number `wrong` on, and what to do about it."""
-        encoding, name, new = encoding_of(error.object), shlex.quote(str(path)), f"new{path.suffix}"
-        if encoding is not None:
-            convert = f"iconv -f {encoding} -t utf-8 {name} > {new}"
-            if encoding in ("ascii", "utf-8"):  # the last character is cut off
-                convert = f"head -c {wrong} {name} > {new}"
-            return f"not UTF-8 at byte {wrong}; convert it, {convert}, and use {new} in its place"
+    def explain(self, path: Path, error: Exception) -> str:
+        """Why a file cannot be read, and what to do about it."""
+        if isinstance(error, OSError):
+            return f"{error.strerror}; give a file that can be read"
+        if isinstance(error, ImportError):
+            return "Parquet is read by pyarrow, which is not installed; pip install pyarrow"
+        if not isinstance(error, UnicodeDecodeError):
+            found = shorten(getattr(error, "doc", error))  # the line, if it should be JSON
+            return f"not the rows of a {path.suffix} file ({found}); correct it, or leave the file out"
+        place, name, new = f"not UTF-8 at byte {error.start}", shlex.quote(str(path)), f"new{path.suffix}"
+        if error.reason == "unexpected end of data":
+            command = f"head -c {error.start} {name} > {new}"
+            return f"{place}, where its last character is cut off; use {new} of: {command}"
+        if (encoding := encoding_of(error.object)) is not None:
+            command = f"iconv -f {encoding} -t utf-8 {name} > {new}"
+            return f"{place}, but probably {encoding}; use {new} of: {command}"
         texts = [file for file in self.files if str(mimetypes.guess_type(file)[0]).startswith("text/")]
         pattern = shlex.quote(f"{texts[0].parent}/*{texts[0].suffix}" if texts else "my.txt")
         return f"not a text; set {self.setting}={pattern}, or data.tokenizer=byte for any file"
 
 
-def rows(file: IO[bytes], text: IO[str], kind: str, column: str | None) -> Iterator[Any]:
+def rows(file: IO[bytes], text: IO[str], kind: str) -> Iterator[Any]:
     """The rows of a table as dictionaries. Raises ValueError if it is of no known kind."""
     if kind == ".parquet":
         from pyarrow.parquet import ParquetFile  # which nothing else here needs
 
-        table = ParquetFile(file)
-        columns = [column] if column in table.schema_arrow.names else None
-        yield from (row for batch in table.iter_batches(columns=columns) for row in batch.to_pylist())
+        yield from (row for batch in ParquetFile(file).iter_batches(ROWS) for row in batch.to_pylist())
     elif kind in (".csv", ".tsv"):
         csv.field_size_limit(2**31 - 1)  # a text may be longer than the default
         yield from csv.DictReader(text, delimiter="," if kind == ".csv" else "\t")
@@ -159,7 +161,8 @@ def encoding_of(sample: bytes) -> str | None:
     from charset_normalizer import from_bytes  # here, because it is for mistakes alone
 
     for cut in range(4):  # the sample may end within a character
-        if best := from_bytes(sample[: len(sample) - cut], cp_isolation=LIKELY).best():
-            name = "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding
-            return name.replace("_", "-")
+        if matches := from_bytes(sample[: len(sample) - cut], cp_isolation=LIKELY):
+            best = min(matches, key=lambda one: (one.chaos, -one.coherence, LIKELY.index(one.encoding)))
+            name = min(best.could_be_from_charset, key=LIKELY.index)
+            return re.sub("_?([lb]e)$", r"\1", name).replace("_", "-")  # utf-16le
     return None

@@ -57,8 +57,9 @@ class Text:
 
     def __init__(self, config: DataConfig, raw: bool = False, setting: str = "data.path") -> None:
         """Read it once. Raises UserError about `setting` if there is none, as `Documents` does."""
-        self.name = f"{setting} = {config.path or 'null'}"
-        files = find_files(config.path or str(tiny_shakespeare_file(Path(config.folder))), setting)
+        place, folder = config.path, Path(config.folder)
+        self.name = f"{setting} = {'null' if place is None else place}"
+        files = [tiny_shakespeare_file(folder)] if place is None else find_files(place, setting)
         self.parts = [Documents(files, config, raw, setting)]
         if config.val_path is not None:
             val_files = find_files(config.val_path, "data.val_path")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from gpt.config import DataConfig
 from gpt.errors import UserError
 from gpt.interop import bpe
 from gpt.interop.bpe import BPETokenizer, byte_letters
-from gpt.config import DataConfig
 from gpt.text import Text, tiny_shakespeare
 from gpt.tokenizer import restore
 

@@ -126,7 +126,7 @@ def test_flat_names_are_those_of_the_command_line(config):
     flat = config.flat()
     assert flat["model.context_length"] == 16
     assert flat["seed"] == 1337
-    assert flat.keys() - {"callbacks.ema.decay"} <= {*setting_names(RunConfig)}
+    assert flat.keys() - {"callbacks.ema.decay"} <= {*setting_names()}
     assert "callbacks.samples.tokens" not in flat  # it decides nothing
     ema = {"_target_": "gpt.callbacks.EMA", "decay": 0.9}
     with_ema = config.model_copy(update={"callbacks": config.callbacks | {"ema": ema}}).flat()

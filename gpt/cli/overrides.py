@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt.config import RunConfig, setting_names
+from gpt.config import setting_names
 from gpt.errors import UserError, did_you_mean, shorten
 
 CONF = Path(__file__).parents[2] / "conf"  # in the repository
@@ -140,7 +140,7 @@ def unknown_setting(key: str, words: Sequence[str]) -> str:
     if key.partition(".")[0] in ("task", "finetune"):
         return f"{key} = {shorten(value)}: a setting of fine-tuning; start scripts/finetune.py"
     groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
-    advice = did_you_mean(key, {*setting_names(RunConfig), *groups, "resume"})
+    advice = did_you_mean(key, {*setting_names(), *groups, "resume"})
     if key.startswith("trainer."):
         advice += f" (an argument of Lightning's Trainer is added by +{key})"
     return f"{key} = {shorten(value)}: no such setting; {advice}"
