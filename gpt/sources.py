@@ -160,9 +160,9 @@ def encoding_of(sample: bytes) -> str | None:
     """The likeliest encoding of a text, as iconv calls it. None: it is no text."""
     from charset_normalizer import from_bytes  # here, because it is for mistakes alone
 
-    for cut in range(4):  # the sample may end within a character
-        if matches := from_bytes(sample[: len(sample) - cut], cp_isolation=LIKELY):
-            best = min(matches, key=lambda one: (one.chaos, -one.coherence, LIKELY.index(one.encoding)))
-            name = min(best.could_be_from_charset, key=LIKELY.index)
-            return re.sub("_?([lb]e)$", r"\1", name).replace("_", "-")  # utf-16le
-    return None
+    sample = sample if b"\0" in sample else sample.lstrip(bytes(range(128)))  # of which ASCII tells nothing
+    ends = [len(sample) - cut for cut in range(4)]  # it may end within a character
+    matches = [match for end in ends for match in from_bytes(sample[:end], cp_isolation=LIKELY)]
+    best = min(matches, key=lambda one: (one.chaos, -one.coherence, LIKELY.index(one.encoding)), default=None)
+    name = min(best.could_be_from_charset, key=LIKELY.index) if best else None
+    return name and re.sub("_?([lb]e)$", r"\1", name).replace("_", "-")  # utf-16le

@@ -163,7 +163,7 @@ VERSES = {  # in two lines, by which an encoding can be told
     "Demain, dès l'aube, à l'heure où blanchit la campagne,\nje partirai. Là-bas, là-bas !\n": "cp1252",
     "Я помню чудное мгновенье,\nявилась ты, как мимолётное виденье.\n": "cp1251 koi8-r",  # noqa: RUF001
     "床前明月光疑是地上霜。\n举头望明月低头思故乡。\n": "gb18030",
-    "古池や蛙飛びこむ水の音。\n春はあけぼの。やうやう白くなりゆく山ぎは、少し。\n": "shift_jis euc-jp",
+    "古池や蛙飛びこむ水の音。\n春はあけぼの。やうやう白くなりゆく山ぎは、少し明かりて。\n": "cp932 euc-jp",
 }
 ENCODED = [(verse, encoding) for verse, encodings in VERSES.items() for encoding in encodings.split()]
 
