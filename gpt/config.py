@@ -11,15 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import ValidationError
 
 from gpt.errors import explain
 
@@ -251,11 +244,16 @@ class RunConfig(Settings):
         return {} if value is None else value
 
     @model_validator(mode="after")
-    def fine_tuning_is_whole(self) -> Self:
+    def groups_agree(self) -> Self:
         if (self.task is None) != (self.finetune is None):
             missing = "task" if self.task is None else "finetune"
             reason = "fine-tuning needs this group; start scripts/finetune.py"
             raise ValueError(f"{missing} = (missing): {reason}")
+        is_validated = self.data.val_fraction or self.data.val_path or self.task
+        if "early_stopping" in self.callbacks and not is_validated:
+            raise ValueError(
+                "data.val_fraction = 0: callbacks.early_stopping watches val/loss; leave one out"
+            )
         return self
 
     @classmethod

@@ -31,6 +31,8 @@ Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), which are the
 Share = tuple[int, int]  # of a process: its rank, and how many there are
 VALIDATION_BATCH = 32  # windows; fixed, so that no setting changes the order in which losses are added
 IN_MEMORY = 2**26  # characters; the ids of a longer text are kept in a file
+SHOWN = "encoding the text {percentage:.0f}% {bar} ETA {remaining}"
+BAR: dict[str, Any] = {"bar_format": SHOWN, "leave": False, "dynamic_ncols": True}
 
 
 def batch_of(windows: np.ndarray) -> Batch:
@@ -92,16 +94,12 @@ class AllWindows:
     """Every non-overlapping window of `ids` once, in order. A rest that is shorter than a window is left out.
 
     With several processes each gets whole batches, so that every batch has the same loss as with one process.
-    Of no window at all there is one batch (0, T): a run validates to be sampled and saved, whatever it finds.
     """
 
     def __init__(self, ids: Ids, context_length: int, batch_size: int, share: Share = (0, 1)) -> None:
-        windows = np.empty((0, context_length + 1))
-        if len(ids) > context_length:  # The last target of a window is the first input of the next one
-            windows = sliding_window_view(np.asarray(ids), context_length + 1)[::context_length]
-        batches = [
-            windows[start : start + batch_size] for start in range(0, max(1, len(windows)), batch_size)
-        ]
+        # The last target of a window is the first input of the next one
+        windows = sliding_window_view(np.asarray(ids), context_length + 1)[::context_length]
+        batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
         # With fewer batches than processes each takes all: one without any would make the others wait
         rank, processes = share
         self.batches = batches[rank::processes] if len(batches) >= processes else batches
@@ -146,11 +144,9 @@ def encode(text: Text, tokenizer: Tokenizer, folder: Path) -> tuple[np.ndarray, 
 
 def encode_parts(text: Text, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Encode a text part by part: the ids (T,) for training and those for validation, with a progress bar."""
-    position, is_long = 0, len(text) > IN_MEMORY
-    shown = "encoding the text {percentage:.0f}% {bar} ETA {remaining}"
-    count = math.ceil(len(text) / PART)  # None: no bar if stderr is not a terminal
-    bar: Any = {"disable": None if is_long else True, "leave": False, "dynamic_ncols": True}
-    for part in tqdm(text, total=count, bar_format=shown, **bar):
+    position = 0
+    is_hidden = None if len(text) > IN_MEMORY else True  # None: if stderr is not a terminal
+    for part in tqdm(text, total=math.ceil(len(text) / PART), disable=is_hidden, **BAR):
         cut = min(max(text.split - position, 0), len(part))
         position += len(part)
         yield tokenizer.ids(part[:cut]), tokenizer.ids(part[cut:])
@@ -232,8 +228,10 @@ class TextData(Data):
         windows = self.train_ids, self.context_length, self.config.batch_size, self.seed
         return ShuffledWindows(*windows, length, start, (trainer.global_rank, trainer.world_size))
 
-    def val_dataloader(self) -> AllWindows:
-        return self.exact(self.val_ids)
+    def val_dataloader(self) -> AllWindows | list[Batch]:
+        """All of the validation part. If there is none, an empty batch: it is then that a run is saved."""
+        nothing = batch_of(np.empty((0, self.context_length + 1)))
+        return self.exact(self.val_ids) if len(self.val_ids) else [nothing]
 
     def exact(self, ids: np.ndarray) -> AllWindows:
         """The batches whose mean loss is that of `ids` (N,): every position once, shared among processes."""
