@@ -24,6 +24,10 @@ def data_of(config: RunConfig) -> TextData:
     return TextData(config.data, config.model.context_length, config.seed)
 
 
+def updated(config: RunConfig, group: str, **changes) -> RunConfig:
+    return config.model_copy(update={group: getattr(config, group).model_copy(update=changes)})
+
+
 def test_default_size_is_one_line():
     config = ModelConfig(vocab_size=65)
     assert GPT(config).config is config
@@ -85,7 +89,7 @@ def test_resolving_decides_vocabulary_precision_and_compilation(config):
     assert resolved.trainer.compile is False  # so short a run is not compiled anywhere
     assert len(reasons) == 2
     assert resolve(resolved, None, data) == (resolved, [])
-    longer = config.updated("trainer", max_steps=10**9)
+    longer = updated(config, "trainer", max_steps=10**9)
     assert resolve(longer, resolved, data)[0].trainer.compile is False  # as it was decided when the run began
 
 
@@ -101,28 +105,28 @@ def test_resolving_decides_vocabulary_precision_and_compilation(config):
 )
 def test_long_runs_are_compiled_unless_the_model_has_many_masks(config, monkeypatch, changes, is_compiled):
     monkeypatch.setattr("gpt.machine.has_compiler", lambda device: True)
-    config = config.updated("trainer", precision="bf16-mixed", max_steps=10**9).updated("model", **changes)
+    config = updated(updated(config, "trainer", precision="bf16-mixed", max_steps=10**9), "model", **changes)
     assert resolve(config, None, data_of(config))[0].trainer.compile is is_compiled
 
 
 @pytest.mark.parametrize(("steps", "interval"), [(1, 1), (7, 1), (2000, 250)])
 def test_validation_interval_is_an_eighth_of_the_steps_unless_it_is_set(config, steps, interval):
-    undecided, data = config.updated("trainer", max_steps=steps), data_of(config)
+    undecided, data = updated(config, "trainer", max_steps=steps), data_of(config)
     assert resolve(undecided, None, data)[0].trainer.val_check_interval == interval
-    decided = undecided.updated("trainer", val_check_interval=5)
+    decided = updated(undecided, "trainer", val_check_interval=5)
     assert resolve(decided, None, data)[0].trainer.val_check_interval == 5
 
 
 def test_another_vocabulary_than_asked_for_is_refused(config):
     with pytest.raises(UserError, match=r"model\.vocab_size = 7: the text has 29 characters"):
-        resolve(config.updated("model", vocab_size=7), None, data_of(config))
+        resolve(updated(config, "model", vocab_size=7), None, data_of(config))
 
 
 def test_flat_names_are_those_of_the_command_line(config):
     flat = config.flat()
     assert flat["model.context_length"] == 16
     assert flat["seed"] == 1337
-    assert flat.keys() - {"callbacks.ema.decay"} <= {*setting_names(RunConfig)}
+    assert flat.keys() - {"callbacks.ema.decay"} <= {*setting_names()}
     assert "callbacks.samples.tokens" not in flat  # it decides nothing
     ema = {"_target_": "gpt.callbacks.EMA", "decay": 0.9}
     with_ema = config.model_copy(update={"callbacks": config.callbacks | {"ema": ema}}).flat()

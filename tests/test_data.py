@@ -14,7 +14,8 @@ from gpt import data
 from gpt.config import DataConfig
 from gpt.data import AllWindows, ShuffledWindows, TextData
 from gpt.errors import UserError
-from gpt.text import Text, find_files, tiny_shakespeare
+from gpt.sources import find_files
+from gpt.text import Text, tiny_shakespeare
 from gpt.tokenizer import KINDS, ByteTokenizer, CharTokenizer, Tokenizer
 
 IDS = torch.arange(1000)
@@ -132,7 +133,7 @@ TEXT = "To be, or not to be: π 🙂 that is the question.\n" * 40
 def test_large_text_is_encoded_once_into_files(kind, tmp_path, monkeypatch):
     if kind == "bpe":
         pytest.importorskip("tokenizers", reason="extra hf is not installed")
-    monkeypatch.setattr("gpt.text.PART", 100)
+    monkeypatch.setattr("gpt.sources.PART", 100)
     small = load(tmp_path, TEXT, kind)
     assert small.tokenizer.decode([*small.train_ids.tolist(), *small.val_ids.tolist()]) == TEXT
     monkeypatch.setattr(data, "IN_MEMORY", 10)
@@ -170,10 +171,10 @@ def encode_when_both_are_ready(folder: Path, ready, results) -> None:
     """What each of two processes does. The first result says whether it was the one that encoded."""
     encoded, encode_parts, data.IN_MEMORY = [], data.encode_parts, 10
     data.encode_parts = lambda *arguments: encoded.append(True) or encode_parts(*arguments)
-    text = Text([folder / "text.txt"])
+    text = Text(DataConfig(path=str(folder / "text.txt"), val_fraction=1 / 7))
     tokenizer = CharTokenizer.fit(text)
     ready.wait()
-    train, val = data.encode(text, tokenizer, 900_000, folder / "kept")
+    train, val = data.encode(text, tokenizer, folder / "kept")
     results.put((bool(encoded), len(train), len(val), int(val.sum())))
 
 

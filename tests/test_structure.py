@@ -31,6 +31,7 @@ DOORS = {
     "gpt.tokenizer": {"gpt.interop"},  # byte pairs need a library, and are imported when they are asked for
 }
 LIBRARIES_OF_THE_CORE = {"pydantic", "safetensors", "filelock", "yaml", "numpy", "torch", "lightning", "tqdm"}
+LIBRARIES_OF_THE_CORE |= {"charset_normalizer", "pyarrow"}  # imported when a text needs them
 
 
 def room_of(module: str) -> str:

@@ -157,6 +157,8 @@ class HParams(Stateful):
         self.settings = {key: v if isinstance(v, (int, float)) else shorten(v) for key, v in shown.items()}
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if "val/loss" not in trainer.callback_metrics:  # data.val_fraction=0
+            return
         loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
         accuracy = trainer.callback_metrics.get("val/accuracy")
         if self.best is None or loss < self.best:

@@ -118,7 +118,9 @@ def plain(cfg: DictConfig, cwd: Path | None = None) -> dict[str, Any]:
     for key in FILES:
         place = OmegaConf.select(own, key)
         if cwd is not None and place not in (None, "last", "pretrained"):
-            OmegaConf.update(own, key, str(cwd / Path(place).expanduser()))
+            names = [place] if isinstance(place, str) else place
+            found = [str(cwd / Path(name).expanduser()) for name in names]
+            OmegaConf.update(own, key, found[0] if isinstance(place, str) else found)
     return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 

@@ -1,5 +1,6 @@
 """What a person sees when a run has ended: the play, the numbers, and what to type next."""
 
+import math
 import os
 import shlex
 import sys
@@ -53,6 +54,8 @@ def describe_result(result: Result, config: RunConfig) -> str:
     unit = tokenizer_class(config.data.tokenizer).loss_unit
     per_character = "" if unit == "character" else f" ({result.final_bits_per_char:.4f} bits per character)"
     text = f"val loss {result.final_val_loss:.4f} nats per {unit}{per_character}"
+    if math.isnan(result.final_val_loss):
+        text = "no val loss, because nothing is held out,"
     text += f" after {result.step:,} steps, {result.seconds:,.0f} s"
     if (best := result.best_val_loss) is not None:
         text += f"; the best was {best:.4f} at step {result.best_step:,}"
