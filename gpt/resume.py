@@ -12,10 +12,10 @@ from gpt.run import Run
 
 # Settings that may change on resume: none of them changes the batches or the model. Other devices change the
 # last digits, and that a text somewhere else is the same one is checked by its SHA-256
-<<<<<<< HEAD
 OF_TRAINER = ["max_steps", "max_time", "log_every_n_steps", "profiler", "detect_anomaly"]
 OF_TRAINER += ["accelerator", "devices", "num_nodes", "strategy"]
-MAY_CHANGE = {"data.path", "data.folder", "task.path", *(f"trainer.{name}" for name in OF_TRAINER)}
+MAY_CHANGE = {*(f"data.{name}" for name in ("path", "val_path", "separator", "column", "folder"))}
+MAY_CHANGE |= {"task.path", *(f"trainer.{name}" for name in OF_TRAINER)}
 DECISIVE = ("best", "last", "ema", "early_stopping")  # callbacks: what a run computes or leaves behind
 NO_LIMIT = 10**9  # the largest trainer.max_steps, which conf/finetune.yaml sets
 VALIDATIONS = (8, 7, 9, 6, 10)  # how many of them a run may have by default, in the order of preference
@@ -25,24 +25,6 @@ def validation_interval(max_steps: int) -> int:
     """The steps between validations by default: about an eighth of all, so that the last interval is full."""
     intervals = [math.ceil(max_steps / number) for number in VALIDATIONS]
     return min(intervals, key=lambda interval: -max_steps % interval)  # the steps that the last one lacks
-=======
-MAY_CHANGE = {
-    *(f"data.{name}" for name in ("path", "val_path", "separator", "column", "folder")),
-    "task.path",
-    "trainer.max_steps",
-    "trainer.max_time",
-    "trainer.profiler",
-}
-MAY_CHANGE |= {
-    "trainer.log_every_n_steps",
-    "trainer.detect_anomaly",
-    "trainer.strategy",
-    "trainer.accelerator",
-}
-MAY_CHANGE |= {"trainer.devices", "trainer.num_nodes"}
-# callbacks that decide what a run computes or leaves behind
-DECISIVE = ("best", "last", "ema", "early_stopping")
->>>>>>> wt-data
 
 
 def resolve(config: RunConfig, stored: RunConfig | None, data: Data) -> tuple[RunConfig, list[str]]:
@@ -84,14 +66,8 @@ def check_text(run: Run, config: RunConfig, data: Data) -> None:
     """Raises UserError if the data are not those that the run in the folder has seen."""
     if run.origin.get("text_sha256") != data.sha256:
         name = (config.task and config.task.path) or config.data.path or "null"
-<<<<<<< HEAD
         reason = f"not the text that the run in {run.folder} has seen; use that one, or {begin_new(run)}"
         raise UserError(f"data.path = {name}: {reason}")
-=======
-        reason = f"not the text that the run in {run.folder} has seen; use that one"
-        advice = f"or begin a run from its weights with init={run.folder}"
-        raise UserError(f"data.path = {name}: {reason}, {advice}")
->>>>>>> wt-data
 
 
 def check_resumable(

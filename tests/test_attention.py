@@ -38,13 +38,6 @@ def test_attention_equals_a_loop_over_heads_and_positions():
                 torch.testing.assert_close(mixed[b, h, t], expected @ v[b, h, : t + 1])
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(("new", "held"), [(7, 0), (1, 6), (3, 4)])
-def test_fastest_attention_equals_the_formula(new, held):
-    q, k, v = random_qkv(new, held)
-    torch.testing.assert_close(fastest_attention(q, k, v, NO_DROPOUT), attention(q, k, v, NO_DROPOUT)[0])
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_training_in_bfloat16_or_with_dropout_goes_by_blocks(arch, precision, dropout, monkeypatch):
     model = make_model(arch, dropout=dropout, attention_dropout=True).train()
@@ -55,12 +48,8 @@ def test_training_in_bfloat16_or_with_dropout_goes_by_blocks(arch, precision, dr
     assert len(layers) == (2 if dropout or precision == "bf16-mixed" else 0)
 
 
-@pytest.mark.parametrize(("new", "held"), [(10, 0), (9, 5), (3, 0)])
-def test_blockwise_attention_equals_the_formula(new, held):
-=======
 @pytest.mark.parametrize(("new", "held"), [(7, 0), (1, 6), (3, 4), (10, 0), (9, 5)])
 def test_faster_attention_equals_the_formula(new, held):
->>>>>>> wt-data
     q, k, v = random_qkv(new, held)
     expected = attention(q, k, v, NO_DROPOUT)[0]
     torch.testing.assert_close(fastest_attention(q, k, v, NO_DROPOUT), expected)

@@ -21,19 +21,9 @@ ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+\n\Z")
 # What is refused by itself, as it is typed, by the reason. Settings of fine-tuning need the two groups below
 REFUSED = {
     "should be greater than": """
-<<<<<<< HEAD
         model.n_head=0 model.dropout=-0.1 data.batch_size=-4 optimizer.lr=0 optimizer.muon_lr=-1 seed=-1
         trainer.max_steps=0 task.max_length=4 finetune.epochs=0""",
     "should be less than": "model.n_embd=65537 model.dropout=1.0 scheduler.warmup_ratio=1.5",
-=======
-        model.n_head=0 model.n_layer=-1 model.context_length=0 model.vocab_size=0 model.dropout=-0.1
-        data.batch_size=-4 data.bpe_vocab_size=1 data.val_fraction=-1 optimizer.lr=0 optimizer.weight_decay=-1
-        optimizer.muon_lr=-1 scheduler.min_lr_ratio=-0.1 trainer.gradient_clip_val=-1
-        trainer.accumulate_grad_batches=0 trainer.max_steps=0 seed=-1 task.max_length=4 finetune.epochs=0""",
-    "should be less than": """
-        model.n_embd=65537 model.dropout=1.0 data.batch_size=10000000000 data.val_fraction=1
-        optimizer.lr=1e30 scheduler.warmup_ratio=1.5 trainer.accumulate_grad_batches=1e18 seed=4294967296""",
->>>>>>> wt-data
     "exceeded maximum size": "trainer.max_steps=1e30",
     "should be a valid integer": "model.n_head=abc model.n_head=null model.n_head=1.5 model.n_head=[]",
     "should be a valid number": "optimizer.lr=fast",

@@ -66,7 +66,7 @@ def refuse_unknown_options(words: Sequence[str]) -> None:
     """Raises UserError for an option that Hydra does not have, such as --max_iters=5, with the setting."""
     for option, _, value in (word.partition("=") for word in words):
         if option.startswith("-") and option not in get_args_parser()._option_string_actions:
-            advice = did_you_mean(option.lstrip("-").replace("-", "_"), setting_names(RunConfig))
+            advice = did_you_mean(option.lstrip("-").replace("-", "_"), setting_names())
             raise UserError(f"{option} = {value}: no such option; settings have no dashes; {advice}")
 
 
