@@ -30,7 +30,8 @@ def load_weights(place: str) -> InitialWeights:
         if (Path(place) / "config.json").is_file():
             from gpt.interop.huggingface import from_hf, tokenizer_from_hf  # they need an extra
 
-            model, tokenizer = from_hf(place), tokenizer_from_hf(Path(place))
+            tokenizer = tokenizer_from_hf(Path(place))
+            model = from_hf(place, len(tokenizer))
         else:
             model, tokenizer, _ = load(place)
     except UserError as error:
