@@ -1,5 +1,6 @@
 """Through the real `transformers`, `tokenizers` and onnxruntime: the same numbers on both sides."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -140,6 +141,19 @@ def test_onnx_has_the_same_logits(arch, tmp_path):
     for ids in (torch.randint(11, shape) for shape in ((1, 1), (3, 16), (2, 5))):
         logits = torch.from_numpy(session.run(None, {"ids": ids.numpy()})[0])
         torch.testing.assert_close(logits, model(ids), atol=1e-5, rtol=0)
+    export(model, CHARS, tmp_path / "cached", onnx=True, cache=True)
+    session = runtime.InferenceSession(tmp_path / "cached/model.onnx")
+    ids, sizes = torch.randint(11, (3, 16)), {"batch": 3, "past": 0}
+    state = {
+        each.name: torch.zeros([sizes.get(size, size) for size in each.shape]).numpy()
+        for each in session.get_inputs()[1:]
+    }
+    for start, end in itertools.pairwise((0, 5, 6, 7, 16)):  # a prompt, steps, and several ids at once
+        logits, *read = session.run(None, {"ids": ids[:, start:end].numpy()} | state)
+        state = dict(zip(state, read, strict=True))
+        torch.testing.assert_close(torch.from_numpy(logits), model(ids)[:, start:end], atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="--cache is of model"):
+        export_hf.main(["run", "--out", "exported/hf", "--cache"])
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
-"""To Hugging Face's `transformers` and back: the same numbers under other names (extra hf). And to ONNX.
+"""To Hugging Face's `transformers` and back: the same numbers under other names (extra hf).
 
 The classes that compute the same as a model here:
     gpt1, post-norm with learned positions   OpenAIGPTLMHeadModel, whose model_type is openai-gpt
     gpt2, pre-norm with learned positions    GPT2LMHeadModel, whose model_type is gpt2
 """
 
-import logging
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +21,8 @@ from gpt.errors import UserError, shorten
 from gpt.files import read_json, write_json, write_text
 from gpt.interop import library
 from gpt.interop.bpe import BPETokenizer, byte_letters
-from gpt.model import GPT, plain_attention
+from gpt.interop.onnx import write_onnx
+from gpt.model import GPT
 from gpt.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
 KINDS = {"post": "openai-gpt", "pre": "gpt2"}  # by our norm_position
@@ -160,20 +159,6 @@ def from_hf(source: Any, vocab_size: int | None = None) -> GPT:
     return ours.eval()
 
 
-def write_onnx(model: GPT, path: Path) -> None:
-    """Write a model of any architecture: `ids` (B, T) give `logits` (B, T, V), B and T free (extra onnx)."""
-    library("onnxscript", "onnx")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
-    longest = model.config.context_length
-    sizes = {"ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("position", max=longest)}}
-    example = (torch.zeros(2, min(2, longest), dtype=torch.int64),)
-    names: dict[str, Any] = {"input_names": ["ids"], "output_names": ["logits"]}
-    # By its formula, attention has no choice between kernels that would depend on the sizes of the example
-    with plain_attention(model), warnings.catch_warnings(action="ignore"):
-        program = torch.onnx.export(model, example, dynamic_shapes=sizes, verbose=False, **names)
-    path.write_bytes(program.model_proto.SerializeToString())  # type: ignore[union-attr]
-
-
 def tokenizer_json(tokenizer: Tokenizer) -> str:
     """The tokenizer as the content of a tokenizer.json, with the same ids, and SPECIAL after them."""
     hf = library("tokenizers", "hf")
@@ -214,11 +199,12 @@ def tokenizer_from_hf(folder: Path) -> Tokenizer:
         raise UserError(f"tokenizer = {path}: cannot be used here ({shorten(error, 100)})") from None
 
 
-def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -> str:
+def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False, cache: bool = False) -> str:
     """Write a folder that AutoModelForCausalLM and AutoTokenizer load; return what the model became.
 
-    With `onnx`, model.onnx is written too, and alone if no class can express the model. The folder is
-    written whole or not at all. Raises UserError if it exists, or if nothing can express the model.
+    With `onnx`, model.onnx is written too, and alone if no class can express the model; with `cache`, one
+    that continues a text. The folder is written whole or not at all. Raises UserError if it exists, or if
+    nothing can express the model.
     """
     if os.path.lexists(folder):
         raise UserError(f"--out = {folder}: already exists; choose another folder")
@@ -243,7 +229,7 @@ def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -
         write_json(staged / "tokenizer_config.json", settings)
         write_text(staged / "tokenizer.json", tokenizer_json(tokenizer))
         if onnx:
-            write_onnx(model, staged / "model.onnx")
+            write_onnx(model, staged / "model.onnx", cache)
         for path in staged.iterdir():  # safetensors lets nobody else read its file
             path.chmod((staged / "tokenizer.json").stat().st_mode)
         staged.rename(folder)
