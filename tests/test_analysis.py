@@ -122,7 +122,8 @@ def test_interval_is_welchs(tmp_path):
 
 def test_noise_is_not_claimed_of_single_seeds_nor_of_copies_of_a_run(tmp_path):
     for name, seed in {"a": 1, "b": 2, "copy": 1}.items():
-        make_run(tmp_path / name, 2.0 + seed / 10, seed, settings={"data.path": f"{name}.txt"})
+        settings = {"data.path": f"{name}.txt", "trainer.log_every_n_steps": len(name)}
+        make_run(tmp_path / name, 2.0 + seed / 10, seed, settings=settings)
     ((found,), left_out) = compare_runs(tmp_path)
     assert found.table[["seeds", "loss"]].to_numpy().tolist() == [[2, pytest.approx(2.15)]]
     assert left_out == ["copy: has the settings and the seed of a"]

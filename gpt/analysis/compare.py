@@ -19,7 +19,9 @@ NUMBERS |= {"chars_per_second": "chars_per_second", "accuracy": "test_accuracy"}
 NUMBERS |= {"majority": "majority_accuracy", "naive_bayes": "naive_bayes_accuracy"}
 COSTS = ["seconds", "parameters", "chars_per_second"]
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
-UNTOLD = ("seed", "data.path", "data.folder", "task.path")  # a text is known by its SHA-256
+# Settings that tell no runs apart: where a text is, which is known by its SHA-256, and what only watches
+UNTOLD = {"seed", "data.path", "data.folder", "task.path"}
+UNTOLD |= {"trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.profiler"}
 # Typed like choices, which stand for settings, but these do not
 SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")
 SEED = r"(^|[/,_])seed[=-]\d+(-\d+)?(?=[,_]|$)"  # in a run's name

@@ -112,7 +112,7 @@ def draw_settings(points: DataFrame, settings: list[str], metric: str, x: str) -
             style: Any = {"color": colours[label], "label": label, "fmt": "o-" if name in numbers else "o"}
             axes.errorbar(line["place"], line[metric], line["sd"], elinewidth=1, **style)
         axes.plot(points["place"][:1], points[metric][:1], "k*", markersize=9, zorder=4, label="best")
-        for reference in REFERENCES.keys() & points.dropna(axis=1).columns:
+        for reference in points.dropna(axis=1).columns.intersection([*REFERENCES]):
             axes.axhline(points[reference].mean(), ls=REFERENCES[reference], color="k", label=reference)
         labels = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))  # each of them once
         axes.legend(labels.values(), labels, loc="lower left", bbox_to_anchor=(0, 1))
