@@ -228,10 +228,12 @@ class TextData(Data):
         windows = self.train_ids, self.context_length, self.config.batch_size, self.seed
         return ShuffledWindows(*windows, length, start, (trainer.global_rank, trainer.world_size))
 
-    def val_dataloader(self) -> AllWindows | list[Batch]:
-        """All of the validation part. If there is none, an empty batch: it is then that a run is saved."""
-        nothing = batch_of(np.empty((0, self.context_length + 1)))
-        return self.exact(self.val_ids) if len(self.val_ids) else [nothing]
+    def val_dataloader(self) -> AllWindows:
+        """All of the validation part. If there is none, an empty batch: a run is saved all the same."""
+        windows = self.exact(self.val_ids if len(self.val_ids) else self.train_ids[: self.context_length + 1])
+        if not len(self.val_ids):
+            windows.batches = [batch[:0] for batch in windows.batches]
+        return windows
 
     def exact(self, ids: np.ndarray) -> AllWindows:
         """The batches whose mean loss is that of `ids` (N,): every position once, shared among processes."""

@@ -116,7 +116,7 @@ class Documents:
                 columns = shorten(", ".join(map(str, row)), 200)
                 reason = f"{path} has no such column; choose one of {columns}"
                 raise UserError(f"data.column = {column or 'null'}: {reason}")
-            if cell := row.get(column):
+            if (cell := row.get(column)) not in (None, ""):
                 known = str(cell).encode(errors="replace").decode()  # JSON may have half a surrogate pair
                 yield known.removesuffix(separator) + separator
 

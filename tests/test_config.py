@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import yaml
@@ -32,6 +33,21 @@ def test_default_size_is_one_line():
     config = ModelConfig(vocab_size=65)
     assert GPT(config).config is config
     assert (config.n_layer, config.n_head, config.n_embd, config.context_length) == (5, 2, 160, 256)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize(("n_embd", "n_head"), [(64, 3), (64, 64), (160, 32), (63, 2), (10, 4)])
+def test_advice_for_the_number_of_heads_works_when_it_is_typed(positions, n_embd, n_head):
+    try:
+        ModelConfig(n_embd=n_embd, n_head=n_head, positions=positions)
+    except ValidationError as error:
+        fitting = re.search(r"try one of \[(.*?)\]|choose an even n_embd", str(error))
+        for number in (fitting[1] or "").split(", ") if fitting[1] else []:
+            ModelConfig(n_embd=n_embd, n_head=int(number), positions=positions)
+        assert bool(fitting[1]) == (n_embd % 2 == 0 or positions == "learned")
+    else:
+        assert n_embd % n_head == 0
+        assert positions == "learned"
 
 
 def test_configuration_cannot_be_changed(config):

@@ -138,7 +138,7 @@ def test_other_command(line, call, text, trained, place, capsys):
     else:
         shutil.copytree(trained, run)
     if "sample" in script:
-        given += ["--tokens", "5", *([] if "--prompt" in given else ["--prompt", "O"])]
+        given += ["--tokens", "5", *([] if "--prompt" in line else ["--prompt", "O"])]
     if "tune" in script:
         space = min(path.stem for path in (ROOT / "conf/hparams_search").glob("*.yaml"))
         given = [word.replace("=NAME", f"={space}") for word in given]
