@@ -97,7 +97,7 @@ class Documents:
                     cells = self.cells(path, rows(file, text, path.suffix)) if is_table else iter(())
                     while part := "".join(islice(cells, ROWS)):
                         yield part.encode() if self.raw else part
-                    while piece := (file if self.raw else text).read(PART):
+                    while not is_table and (piece := (file if self.raw else text).read(PART)):
                         yield piece
                 except UnicodeDecodeError as error:
                     error.start += file.tell() - len(error.object)  # it counts from the object's first byte
