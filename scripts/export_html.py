@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gpt.config import ModelConfig
     from gpt.tokenizer import Tokenizer
 
-PRIVATE = ("hydra.", "data.path", "data.folder", "init=")  # settings that name folders of one machine
+PRIVATE = ("hydra.", "data.path", "data.val_path", "data.folder", "init=")  # which name folders of a machine
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -24,7 +24,7 @@ from gpt.module import cross_entropy
 from gpt.text import SHA256, tiny_shakespeare
 from gpt.tokenizer import Tokenizer
 
-PLACES = ("hydra.", "data.path", "data.folder")  # settings that name folders of one machine
+PLACES = ("hydra.", "data.path", "data.val_path", "data.folder")  # settings that name folders of one machine
 LARGEST = 6_000_000  # bytes of the packed file: it is cloned with the repository
 
 

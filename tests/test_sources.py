@@ -192,7 +192,7 @@ def test_advice_for_another_encoding_works_when_it_is_typed(verse, encoding, len
 @pytest.mark.parametrize("before", [0, 8190, 10**5])
 def test_first_wrong_byte_is_named_wherever_it_is(before, tree, monkeypatch):
     wrong = {b"abc\xc3\xa9\xe9 and": (5, "iconv -f .* ")}
-    wrong |= {b"abcd\xf0\x9f\x99": (4, "head -c .* "), b"\xe9 and": (0, "")}
+    wrong |= {b"abcd\xf0\x9f\x99": (4, "head -c .* "), b"\xe9 and": (0, ""), b"caf\xe9": (3, "iconv -f .* ")}
     for part in (3, 5000, 10**6):
         monkeypatch.setattr(sources, "PART", part)
         for mark in (b"", b"\xef\xbb\xbf"):
