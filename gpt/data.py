@@ -134,9 +134,8 @@ def encode(text: Text, tokenizer: Tokenizer, folder: Path) -> tuple[np.ndarray, 
                     for train, val in encode_parts(text, tokenizer):
                         train_ids.write(train.data)
                         val_ids.write(val.data)
-        is_empty = not val_file.stat().st_size  # which cannot be mapped
-        val = np.empty(0, dtype) if is_empty else np.memmap(val_file, dtype, mode="r")
-        return np.memmap(train_file, dtype, mode="r"), val
+        ids = np.memmap(train_file, dtype, mode="r")  # an empty file could not be mapped
+        return ids, np.memmap(val_file, dtype, mode="r") if text.split < len(text) else ids[:0]
     except OSError as error:
         reason = f"the text's ids cannot be kept there ({error.strerror}); set another folder"
         raise UserError(f"data.folder = {folder}: {reason}") from None

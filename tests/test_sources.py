@@ -63,13 +63,13 @@ def test_path_is_a_file_a_folder_a_pattern_or_a_list_of_them(tree, place, files)
         assert [str(file.relative_to(tree)) for file in absolute] == files
 
 
-@pytest.mark.parametrize("path", [".", "**", "**/*", "**/**/*"])
-def test_loops_of_links_end_and_a_file_is_listed_once(tree, path):
+def test_loops_of_links_end_and_a_file_is_listed_once(tree):
     (tree / "inner" / "loop").symlink_to(tree)
     links = {"y": ".", "z": ".", "z.txt": "a.txt", "gone.txt": "no", "me.txt": "me.txt"}
     for name, target in links.items():
         (tree / name).symlink_to(target)
-    assert [str(file) for file in find_files(path)] == ALL
+    for path in (".", "**", "**/*", "**/**/*"):
+        assert [str(file) for file in find_files(path)] == ALL
 
 
 @pytest.mark.parametrize("path", ["*.csv", "missing.txt", "x" * 300, "x" * 300 + "/*", "a.txt/b", "[", "q**"])
