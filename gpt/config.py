@@ -45,8 +45,7 @@ def check_run_name(name: str) -> str:
 
 FileName = Annotated[str, AfterValidator(check_file_name)]
 Places = FileName | list[FileName]
-# 32 is short for 32-true: the two are not two kinds of run
-in_full = BeforeValidator(lambda name: "32-true" if str(name) == "32" else name)
+in_full = BeforeValidator(lambda name: "32-true" if str(name) == "32" else name)  # not two kinds of run
 Precision = Annotated[Literal["auto", "32-true", "bf16-mixed"], in_full]
 
 

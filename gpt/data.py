@@ -135,9 +135,8 @@ def encode(text: Text, tokenizer: Tokenizer, folder: Path) -> tuple[np.ndarray, 
                     for train, val in encode_parts(text, tokenizer):
                         train_ids.write(train.data)
                         val_ids.write(val.data)
-        is_empty = not val_file.stat().st_size  # which cannot be mapped
-        val = np.empty(0, dtype) if is_empty else np.memmap(val_file, dtype, mode="r")
-        return np.memmap(train_file, dtype, mode="r"), val
+        ids = np.memmap(train_file, dtype, mode="r")  # an empty file could not be mapped
+        return ids, np.memmap(val_file, dtype, mode="r") if text.split < len(text) else ids[:0]
     except OSError as error:
         reason = f"the text's ids cannot be kept there ({error.strerror}); set another folder"
         raise UserError(f"data.folder = {folder}: {reason}") from None
@@ -234,10 +233,12 @@ class TextData(Data):
         windows = self.train_ids, self.context_length, self.config.batch_size, self.seed
         return ShuffledWindows(*windows, length, start, (trainer.global_rank, trainer.world_size))
 
-    def val_dataloader(self) -> AllWindows | list[Batch]:
-        """All of the validation part. If there is none, an empty batch: it is then that a run is saved."""
-        nothing = batch_of(np.empty((0, self.context_length + 1)))
-        return self.exact(self.val_ids) if len(self.val_ids) else [nothing]
+    def val_dataloader(self) -> AllWindows:
+        """All of the validation part. If there is none, an empty batch: a run is saved all the same."""
+        windows = self.exact(self.val_ids if len(self.val_ids) else self.train_ids[: self.context_length + 1])
+        if not len(self.val_ids):
+            windows.batches = [batch[:0] for batch in windows.batches]
+        return windows
 
     def exact(self, ids: np.ndarray) -> AllWindows:
         """The batches whose mean loss is that of `ids` (N,): every position once, shared among processes."""

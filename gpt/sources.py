@@ -89,15 +89,16 @@ class Documents:
 
     def parts_of(self, path: Path) -> Iterator[Any]:
         """The parts of one file."""
-        is_table = self.config.column is not None or (path.suffix in TABLES[:3] and not self.raw)
+        kind = path.suffix.lower()
+        is_table = self.config.column is not None or (kind in TABLES[:3] and not self.raw)
         try:
             with open(path, "rb") as file:
                 text = io.TextIOWrapper(file, "utf-8-sig", newline="")
                 try:
-                    cells = self.cells(path, rows(file, text, path.suffix)) if is_table else iter(())
+                    cells = self.cells(path, rows(file, text, kind)) if is_table else iter(())
                     while part := "".join(islice(cells, ROWS)):
                         yield part.encode() if self.raw else part
-                    while piece := (file if self.raw else text).read(PART):
+                    while not is_table and (piece := (file if self.raw else text).read(PART)):
                         yield piece
                 except UnicodeDecodeError as error:
                     error.start += file.tell() - len(error.object)  # it counts from the object's first byte
@@ -116,7 +117,7 @@ class Documents:
                 columns = shorten(", ".join(map(str, row)), 200)
                 reason = f"{path} has no such column; choose one of {columns}"
                 raise UserError(f"data.column = {column or 'null'}: {reason}")
-            if cell := row.get(column):
+            if (cell := row.get(column)) not in (None, ""):
                 known = str(cell).encode(errors="replace").decode()  # JSON may have half a surrogate pair
                 yield known.removesuffix(separator) + separator
 
@@ -130,7 +131,7 @@ class Documents:
             found = shorten(getattr(error, "doc", error))  # the line, if it should be JSON
             return f"not the rows of a {path.suffix} file ({found}); correct it, or leave the file out"
         place, name, new = f"not UTF-8 at byte {error.start}", shlex.quote(str(path)), f"new{path.suffix}"
-        if error.reason == "unexpected end of data":
+        if error.reason == "unexpected end of data" and error.object[-2:-1] > b"\x7f":  # no lone letter
             command = f"head -c {error.start} {name} > {new}"
             return f"{place}, where its last character is cut off; use {new} of: {command}"
         if (encoding := encoding_of(error.object)) is not None:
@@ -163,6 +164,7 @@ def encoding_of(sample: bytes) -> str | None:
     sample = sample if b"\0" in sample else sample.lstrip(bytes(range(128)))  # of which ASCII tells nothing
     ends = [len(sample) - cut for cut in range(4)]  # it may end within a character
     matches = [match for end in ends for match in from_bytes(sample[:end], cp_isolation=LIKELY)]
-    best = min(matches, key=lambda one: (one.chaos, -one.coherence, LIKELY.index(one.encoding)), default=None)
+    likely = [match for match in matches if match.encoding in LIKELY]
+    best = min(likely, key=lambda one: (one.chaos, -one.coherence, LIKELY.index(one.encoding)), default=None)
     name = min(best.could_be_from_charset, key=LIKELY.index) if best else None
     return name and re.sub("_?([lb]e)$", r"\1", name).replace("_", "-")  # utf-16le

@@ -60,22 +60,21 @@ class Text:
         place, folder = config.path, Path(config.folder)
         self.name = f"{setting} = {'null' if place is None else place}"
         files = [tiny_shakespeare_file(folder)] if place is None else find_files(place, setting)
-        self.parts = [Documents(files, config, raw, setting)]
+        self.parts = {self.name: Documents(files, config, raw, setting)}
         if config.val_path is not None:
             val_files = find_files(config.val_path, "data.val_path")
             held_out = {file.resolve() for file in val_files}  # which may be in the same folder
             files[:] = [file for file in files if file.resolve() not in held_out]
-            self.parts.append(Documents(val_files, config, raw, "data.val_path"))
-        digest, lengths = hashlib.sha256(), []
-        for documents in self.parts:
-            lengths.append(0)
+            name = f"data.val_path = {config.val_path}"
+            self.parts[name] = Documents(val_files, config, raw, "data.val_path")
+        self.length, digest = 0, hashlib.sha256()
+        for name, documents in self.parts.items():
+            self.split = self.length  # the end of the part before
             for part in documents:
                 digest.update(part if raw else part.encode())
-                lengths[-1] += len(part)
-        if not all(lengths):
-            name = self.name if not lengths[0] else f"data.val_path = {config.val_path}"
-            raise UserError(f"{name}: 0 characters; give a file that has text in it")
-        self.length, self.split = sum(lengths), lengths[0]
+                self.length += len(part)
+            if self.length == self.split:
+                raise UserError(f"{name}: 0 characters; give a file that has text in it")
         if config.val_path is None:
             self.split = int(self.length * (1 - config.val_fraction))
         else:  # the same text, split elsewhere, is another one
@@ -87,4 +86,4 @@ class Text:
         return self.length
 
     def __iter__(self) -> Iterator[Any]:
-        return chain.from_iterable(self.parts)
+        return chain.from_iterable(self.parts.values())

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # --help needs no torch
     from gpt.model import GPT
     from gpt.tokenizer import Tokenizer
 
-PLACES = ("hydra.", "data.path", "data.folder")  # settings that name folders of one machine
+PLACES = ("hydra.", "data.path", "data.val_path", "data.folder")  # settings that name folders of one machine
 LARGEST = 6_000_000  # bytes of the packed file: it is cloned with the repository
 
 

@@ -1,4 +1,6 @@
+import contextlib
 import math
+import re
 
 import pytest
 import yaml
@@ -28,16 +30,29 @@ def updated(config: RunConfig, group: str, **changes) -> RunConfig:
     return config.model_copy(update={group: getattr(config, group).model_copy(update=changes)})
 
 
-def test_default_size_is_one_line():
-    config = ModelConfig(vocab_size=65)
-    assert GPT(config).config is config
-    assert (config.n_layer, config.n_head, config.n_embd, config.context_length) == (5, 2, 160, 256)
-
-
-def test_configuration_cannot_be_changed(config):
+def test_default_size_is_one_line_and_nothing_can_be_changed(config):
+    default = ModelConfig(vocab_size=65)
+    assert GPT(default).config is default
+    assert (default.n_layer, default.n_head, default.n_embd, default.context_length) == (5, 2, 160, 256)
     for group, name in ((config, "seed"), (config.model, "n_head"), (config.optimizer, "lr")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(group, name, 1)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize(("n_embd", "n_head"), [(64, 3), (64, 64), (160, 32), (63, 2)])
+def test_advice_for_the_number_of_heads_works_when_it_is_typed(positions, n_embd, n_head):
+    heads = [n_head]
+    with (
+        contextlib.suppress(ValidationError)
+        if n_embd % n_head == 0
+        else pytest.raises(ValidationError) as error
+    ):
+        ModelConfig(n_embd=n_embd, n_head=n_head, positions=positions)
+    if error:
+        heads = re.findall(r"\d+", str(error.value).partition("try one of ")[2].partition("]")[0])
+    for number in heads:
+        ModelConfig(n_embd=n_embd, n_head=number, positions=positions)
 
 
 def test_configuration_of_a_run_is_read_as_it_was_written(trained):
@@ -93,28 +108,25 @@ def test_resolving_decides_vocabulary_precision_and_compilation(config):
     assert resolve(longer, resolved, data)[0].trainer.compile is False  # as it was decided when the run began
 
 
-@pytest.mark.parametrize(
-    ("changes", "is_compiled"),
-    [
-        ({}, True),
-        ({"dropout": 0.1}, True),
-        ({"dropout": 0.1, "attention_dropout": True}, False),
-        ({"attention_dropout": True}, True),
-        ({"activation": "relu"}, False),
-    ],
-)
-def test_long_runs_are_compiled_unless_the_model_has_many_masks(config, monkeypatch, changes, is_compiled):
+COMPILED = {"": True, "dropout": True, "dropout attention_dropout": False, "attention_dropout": True}
+
+
+@pytest.mark.parametrize(("settings", "is_compiled"), [*COMPILED.items(), ("activation", False)])
+def test_long_runs_are_compiled_unless_the_model_has_many_masks(config, monkeypatch, settings, is_compiled):
     monkeypatch.setattr("gpt.machine.has_compiler", lambda device: True)
-    config = updated(updated(config, "trainer", precision="bf16-mixed", max_steps=10**9), "model", **changes)
+    values = {"dropout": 0.1, "attention_dropout": True, "activation": "relu"}
+    config = updated(config, "model", **{name: values[name] for name in settings.split()})
+    config = updated(config, "trainer", precision="bf16-mixed", max_steps=10**9)
     assert resolve(config, None, data_of(config))[0].trainer.compile is is_compiled
 
 
-@pytest.mark.parametrize(("steps", "interval"), [(1, 1), (7, 1), (2000, 250)])
-def test_validation_interval_is_an_eighth_of_the_steps_unless_it_is_set(config, steps, interval):
-    undecided, data = updated(config, "trainer", max_steps=steps), data_of(config)
-    assert resolve(undecided, None, data)[0].trainer.val_check_interval == interval
-    decided = updated(undecided, "trainer", val_check_interval=5)
-    assert resolve(decided, None, data)[0].trainer.val_check_interval == 5
+def test_validation_interval_is_an_eighth_of_the_steps_unless_it_is_set(config):
+    data = data_of(config)
+    for steps, interval in ((1, 1), (7, 1), (2000, 250)):
+        undecided = updated(config, "trainer", max_steps=steps)
+        assert resolve(undecided, None, data)[0].trainer.val_check_interval == interval
+        decided = updated(undecided, "trainer", val_check_interval=5)
+        assert resolve(decided, None, data)[0].trainer.val_check_interval == 5
 
 
 def test_another_vocabulary_than_asked_for_is_refused(config):

@@ -93,15 +93,15 @@ def load(folder: Path, text: str | bytes, kind: str = "char", tokenizer: Tokeniz
     return TextData(config, context_length=16, seed=0, tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "0 characters; give"),
-        ("a" * 900, "only the character 'a', nothing to predict"),
-        ("ab" * 20, "its validation split has 8 characters, fewer than the 17 of one window; give"),
-        ("ab" * 8, "its training split has 12 characters, fewer than the 17 of one window; give"),
-    ],
-)
+SHORT = {
+    "": "0 characters; give",
+    "a" * 900: "only the character 'a', nothing to predict",
+    "ab" * 20: "its validation split has 8 characters, fewer than the 17 of one window; give",
+    "ab" * 8: "its training split has 12 characters, fewer than the 17 of one window; give",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), SHORT.items())
 def test_text_that_is_too_short_is_refused(text, message, tmp_path):
     with pytest.raises(UserError, match=f"text.txt: {message}"):
         load(tmp_path, text)
@@ -199,7 +199,6 @@ def test_what_a_killed_process_left_is_removed_and_a_folder_is_needed(tmp_path, 
     assert {path.name for path in place.iterdir()} - {"lock"} == {"train.ids", "val.ids"}
     shutil.rmtree(tmp_path / "kept")
     (tmp_path / "kept").touch()
-    with pytest.raises(
-        UserError, match=r"^data\.folder = .*kept: the text's ids cannot be kept there \(.+\);"
-    ):
+    kept = r"^data\.folder = .*kept: the text's ids cannot be kept there \(.+\);"
+    with pytest.raises(UserError, match=kept):
         load(tmp_path, TEXT)

@@ -138,7 +138,7 @@ def test_other_command(line, call, text, trained, place, capsys):
     else:
         shutil.copytree(trained, run)
     if "sample" in script:
-        given += ["--tokens", "5", *([] if "--prompt" in given else ["--prompt", "O"])]
+        given += ["--tokens", "5", *([] if "--prompt" in line else ["--prompt", "O"])]
     if "tune" in script:
         given = [*shortened(given, text), "--trials", "1"]
     importlib.import_module(Path(script).stem).main(given)

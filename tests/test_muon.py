@@ -31,8 +31,7 @@ def test_orthogonalize_takes_the_steps_of_newton_and_schulz():
 @SHAPES
 def test_muon_in_float32_agrees_with_torch_within_bfloat16(shape):
     def total_update(optimizer_class: type) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(0)
-        start = torch.randn(shape, generator=generator)
+        start = torch.randn(shape, generator=(generator := torch.Generator().manual_seed(0)))
         parameter = torch.nn.Parameter(start.clone())
         optimizer = optimizer_class([parameter], lr=0.02, momentum=0.95, weight_decay=2.0)
         for _ in range(3):
