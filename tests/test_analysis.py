@@ -238,14 +238,14 @@ def test_runs_that_cannot_be_compared(tmp_path):
 def test_tasks_are_compared_within_a_task(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     places = (None, "outputs/2026-11-28_12-00-00_small")
-    for task, init, seed in itertools.product(("mark", "reply"), places, (1, 2)):
+    for task, init, seed in itertools.product(("mark", "follows"), places, (1, 2)):
         accuracy = 0.5 + seed / 100 + (0 if init is None else 0.1 if task == "mark" else 0.3)
         make_task(tmp_path / f"task={task},init={init and 1},seed={seed}", accuracy, seed, task, init=init)
     shown = compare(tmp_path, baseline="init=null").splitlines()
     found = ["accuracy", "difference", "noise", "seeds", "majority", "naive_bayes", "seconds"]
     assert shown[0].split() == ["task", "init", *found]
     assert shown[1].split()[:6] == ["mark", "...-11-28_12-00-00_small", "0.6150", "±", "0.0071", "+0.1000"]
-    assert shown[4].split()[:5] == ["reply", "null", "0.5150", "±", "0.0071"]
+    assert shown[4].split()[:5] == ["follows", "null", "0.5150", "±", "0.0071"]
     assert list(read_csv(tmp_path / "compare.csv")["difference"]) == pytest.approx([0.1, 0, 0.3, 0])
     assert {path.name for path in tmp_path.glob("*.png")} == {"tasks.png"}
     assert list(compare_runs(tmp_path).table["difference"]) == pytest.approx([0, -0.1, 0, -0.3])

@@ -102,7 +102,7 @@ REFUSED = {  # of what is typed, the last word, by the reason
     "callbacks=early_stopping callbacks.early_stopping.patience=0": "should be greater",
     "callbacks=ema callbacks.ema.decay=1.0": "should be less",
     "callbacks=zero_shot callbacks.zero_shot.examples=0": "should be greater",
-    "callbacks=zero_shot callbacks.zero_shot.tasks=[marks]": "should be 'mark', 'reply'",
+    "callbacks=zero_shot callbacks.zero_shot.tasks=[marks]": "should be 'mark', 'follows'",
     "+callbacks.x._target_=gpt.callbacks.Sample": "",
     "+callbacks.x._target_=nowhere.Class": "No module named 'nowhere'",
     "+callbacks.best.monitor=lr": "BestCheckpoint() takes no arguments",
