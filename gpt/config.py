@@ -216,6 +216,9 @@ class FinetuneConfig(Settings):
 
     lm_weight: float = Field(0.5, ge=0, le=1e6)  # of the auxiliary objective: L3 = L2 + lm_weight * L1
     dropout: Probability = 0.1  # on what the new head reads
+    # true: the answer also reads how likely the text is; false: the extract token's activation, as in [G]
+    surprise: bool = True
+    class_weights: Literal["balanced"] | None = None  # of L2; balanced: labels count alike, however rare
     layers: Annotated[int, Field(ge=0)] | None = None  # how many pre-trained ones are taken over; None: all
     epochs: float = Field(3, gt=0, le=1e6)
     val_fraction: Fraction = 0.1  # the share of the training examples by which the checkpoint is chosen

@@ -70,8 +70,10 @@ class TaskResult(Result):
 
     test_accuracy: float  # of the best checkpoint
     test_examples: int
+    macro_f1: float | None = None  # the mean of the labels' F1 (None and {}: written by an earlier version)
+    recall: dict[str, float] = {}  # of each label, the share of its test examples that were found
     majority_accuracy: float  # of the answer that is the most frequent in training
-    naive_bayes_accuracy: float | None  # None without scikit-learn, and for tasks that it cannot answer
+    naive_bayes_accuracy: float | None = None  # None without scikit-learn, and until it is known
 
     @property
     def headline(self) -> str:

@@ -22,7 +22,8 @@ from gpt.checkpoint import read
 from gpt.config import RunConfig
 from gpt.data import Data, TextData
 from gpt.errors import UserError, one_line, shorten
-from gpt.finetune.module import finetuning_parts
+from gpt.finetune.module import TaskData, finetuning_parts
+from gpt.finetune.predict import naive_bayes_accuracy
 from gpt.interop.weights import starting_weights
 from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
 from gpt.model import GPT
@@ -71,6 +72,9 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
         if not run.has_begun:  # all steps had been taken before, and only the result was missing
             run.begin(config, origin)
         run.finish(result, sample)
+        if isinstance(data, TaskData):  # whatever becomes of the baseline, the result stands
+            found = {"naive_bayes_accuracy": naive_bayes_accuracy(data.task)}
+            run.finish(result := result.model_copy(update=found), sample)
     return result
 
 

@@ -69,9 +69,11 @@ def describe_task_result(result: TaskResult, config: RunConfig) -> str:
     start = "from scratch" if config.init is None else f"from {config.init}"
     counts = f"{correct:,} of {result.test_examples:,} test examples; 95 % interval {low:.4f} to {high:.4f}"
     bayes = result.naive_bayes_accuracy
+    recall = shorten(", ".join(f"{label} {share:.2f}" for label, share in result.recall.items()), 200)
     lines = [
         f"task {config.name}, {start}: {result.step:,} steps, {result.seconds:,.0f} s",
         f"accuracy        {result.test_accuracy:.4f}  ({counts})",
+        *([] if result.macro_f1 is None else [f"macro F1        {result.macro_f1:.4f}  (recall {recall})"]),
         f"majority class  {result.majority_accuracy:.4f}",
         *([] if bayes is None else [f"naive Bayes     {bayes:.4f}"]),
     ]
@@ -101,11 +103,10 @@ def next_commands(folder: Path, config: RunConfig) -> list[str]:
 def example_texts(config: RunConfig) -> str:
     """As many texts as an example of the task has, quoted for the shell."""
     assert config.task is not None
-    count = {"csv": len(config.task.columns), "mark": 1, "next_speech": 3}.get(config.task.name, 2)
+    count = {"csv": len(config.task.columns), "mark": 1, "which_word": 5}.get(config.task.name, 2)
     texts = ["What say you", "Nothing, my lord", *["Good night"] * count][:count]
-    if config.task.name in ("reply", "next_speech"):  # of which each text begins with who speaks
-        speakers = ("ROMEO", "JULIET", "Nurse")
-        texts = [f"{name}:\\n{text}" for name, text in zip(speakers, texts, strict=False)]
+    if config.task.name in ("follows", "same_line", "which_word"):  # of which texts are words of a line
+        texts = ["I pray you, my good", "lord", "long", "that", "were"][:count]
     return shlex.quote(texts[0]) if count == 1 else "$'" + "\\t".join(texts) + "'"  # \t: a tab
 
 
