@@ -25,7 +25,7 @@ from gpt.finetune.predict import known_texts
 from gpt.finetune.tasks import Example, make_task
 from gpt.model import GPT
 from gpt.module import GPTModule
-from gpt.run import Result, TaskResult
+from gpt.result import Result, TaskResult
 from gpt.text import Text
 from gpt.tokenizer import Tokenizer, tokenizer_class
 
