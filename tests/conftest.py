@@ -24,6 +24,7 @@ from gpt.config import ModelConfig
 from gpt.model import GPT, CausalConv
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault("VIRTUAL_ENV", sys.prefix)  # as in a shell where the environment is activated
 FOUND = sorted(ROOT.glob("conf/model/arch/*.yaml"))
 ARCHITECTURES = {path.stem: dict(OmegaConf.load(path)) for path in FOUND} | {"rmsnorm": {"norm": "rmsnorm"}}
 # The precision of tests that do not name their own, on every machine: make test PRECISION=...

@@ -99,7 +99,7 @@ REFUSED = {  # of what is typed, the last word, by the reason
     "+callbacks.best.monitor=lr": "no such setting",
     "callbacks=early_stopping callbacks.early_stopping.min_delta=-1": "should be greater",
     "callbacks=ema callbacks.ema.decay=1.0": "should be less",
-    "callbacks=zero_shot callbacks.zero_shot.tasks=[marks]": "should be 'mark', 'reply'",
+    "callbacks=zero_shot callbacks.zero_shot.tasks=[marks]": "should be 'mark', 'follows'",
     "+callbacks.x._target_=gpt.callbacks.Sample": "",
     "+callbacks.x._target_=nowhere.Class": "No module named 'nowhere'",
     "+callbacks.x.monitor=lr": "names no class; write callbacks.x._target_=module.Class, or callbacks.x=null",

@@ -44,6 +44,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: Any = None) -> None:
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
         content = {"gpt": self.metadata | {"step": checkpoint["global_step"]}, "state_dict": weights}
+        content |= {"draft": checkpoint["draft"]} if "draft" in checkpoint else {}
         if storage_options != WEIGHTS_ALONE:
             content |= {key: value for key, value in checkpoint.items() if key not in (*NOT_STORED, *content)}
         for logger in self.loggers:
@@ -114,7 +115,7 @@ class BestCheckpoint(Stateful, Checkpoint):
     ranking: list[Any] = Field(default_factory=list, init=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not is_training(trainer):
+        if not is_training(trainer) or "val/loss" not in trainer.callback_metrics:  # data.val_fraction=0
             return
         # All processes take part in saving, so they have to agree
         score = trainer.strategy.broadcast(trainer.callback_metrics["val/loss"].item())

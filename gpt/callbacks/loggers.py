@@ -155,6 +155,8 @@ class HParams(Stateful):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = trainer.callback_metrics
+        if "val/loss" not in metrics:  # data.val_fraction=0
+            return
         name = "accuracy" if "val/accuracy" in metrics else "bits_per_char"
         if self.best is None or self.number is None or metrics["val/loss"] < self.best:
             self.best, self.number = metrics["val/loss"].item(), metrics[f"val/{name}"].item()

@@ -117,6 +117,8 @@ class BeginRun(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.run.has_begun:
+            if trainer.is_global_zero:
+                os.stat(self.run.folder / "run.json")  # raises FileNotFoundError if the folder was removed
             return
         before, nodes = self.run.config, {}
         for (name, node), logger in zip(self.config.logger.items(), trainer.loggers, strict=True):

@@ -177,8 +177,8 @@ class Samples(Stateful):
         prompt = tokenizer.drop_unknown(self.prompt) or tokenizer.default_prompt
         ids = tokenizer.encode(prompt)[None].expand(rows, -1).to(device)
         generators = [torch.Generator(device).manual_seed(0) for _ in range(rows)]
-        settings = torch.tensor(self.temperatures, device=device), self.top_k
-        drawn = generate(model_of(pl_module), ids, self.tokens, *settings, generator=generators)
+        settings = {"temperature": torch.tensor(self.temperatures, device=device), "top_k": self.top_k}
+        drawn = generate(model_of(pl_module), ids, self.tokens, generators, **settings)
         columns = [column.tolist() for column in drawn]
         return [prompt + tokenizer.decode(column[row] for column in columns) for row in range(rows)]
 
@@ -224,6 +224,7 @@ class ZeroShot(Callback):
 
     tasks: list[Literal[*TASKS]]  # type: ignore[valid-type]
     examples: Annotated[int, Field(ge=1)]
+    heuristic: Literal["paper", "gain"] = "paper"  # see gpt.finetune.predict.zero_shot_accuracy
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the examples. Raises UserError for a text that is not a play."""
@@ -236,4 +237,5 @@ class ZeroShot(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for task in self.asked if is_training(trainer) else ():
             model, tokenizer = model_of(pl_module), data_of(trainer).tokenizer
-            pl_module.log(f"zero_shot/{task.name}", zero_shot_accuracy(model, tokenizer, task))
+            accuracy = zero_shot_accuracy(model, tokenizer, task, self.heuristic)
+            pl_module.log(f"zero_shot/{task.name}", accuracy)
