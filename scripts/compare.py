@@ -6,8 +6,11 @@ python scripts/compare.py outputs --baseline arch=gpt2 --sort seconds
 
 from pathlib import Path
 
+try:
+    from gpt.errors import UserError, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 from gpt.cli.options import Parser
-from gpt.errors import UserError, user_errors
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,8 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+try:
+    from gpt.errors import UserError, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 from gpt.cli.options import Parser
-from gpt.errors import UserError, user_errors
 from gpt.files import PRETRAINED, read_json
 
 if TYPE_CHECKING:  # --help needs no torch
@@ -21,7 +24,7 @@ if TYPE_CHECKING:  # --help needs no torch
     from gpt.model import GPT
     from gpt.tokenizer import Tokenizer
 
-PLACES = ("hydra.", "data.path", "data.folder")  # settings that name folders of one machine
+PLACES = ("hydra.", "data.path", "data.val_path", "data.folder")  # settings that name folders of one machine
 LARGEST = 6_000_000  # bytes of the packed file: it is cloned with the repository
 
 
@@ -54,7 +57,7 @@ def pack(run: Path, target: Path = PRETRAINED) -> dict[str, Any]:
         "losses_as_trained": exact,
         "losses_as_stored": losses(model, tokenizer, metadata),
     }
-    write(target, {"gpt": metadata, "state_dict": weights})
+    write(target, {"gpt": metadata, "state_dict": weights, "draft": model.draft.table})
     return metadata["pretrained"]
 
 
