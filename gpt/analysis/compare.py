@@ -20,7 +20,11 @@ NUMBERS |= {"majority": "majority_accuracy", "naive_bayes": "naive_bayes_accurac
 COSTS = ["seconds", "parameters", "chars_per_second"]
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
 # Settings that tell no runs apart: where a text is, which is known by its SHA-256, and what only watches
-UNTOLD = {"seed", "data.path", "data.folder", "task.path"}
+UNTOLD = {
+    "seed",
+    "task.path",
+    *(f"data.{name}" for name in ("path", "val_path", "separator", "column", "folder")),
+}
 UNTOLD |= {"trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.profiler"}
 # Typed like choices, which stand for settings, but these do not
 SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")
@@ -153,7 +157,7 @@ def read_runs(folder: Path) -> tuple[DataFrame, list[str]]:
         try:
             row = read_run(place)
             if row[row["metric"]] is None:
-                raise UserError("no best val/loss; keep callbacks.best")
+                raise UserError("no best val/loss; keep callbacks.best, and some text for validation")
             rows.append({"name": name} | row)
         except Exception as error:  # of any kind, as damage is; the other runs are compared all the same
             left_out.append(f"{name}: {shorten(str(error).replace(f'{place.absolute()}/', ''), 500)}")
@@ -184,12 +188,15 @@ def read_run(folder: Path) -> dict[str, Any]:
     elif result.best_val_loss is not None:
         scale = result.final_bits_per_char * math.log(2) / result.final_val_loss
         numbers["loss"] *= scale
+    held_out = f"{config.data.val_fraction:.0%} held out"
+    if config.data.val_path is not None:
+        held_out = f"validated on {config.data.val_path}"
     tokens = result.step * config.tokens_per_batch * config.trainer.accumulate_grad_batches
     return {
         "kind": kind,
         "metric": metric,
         "place": place or "Tiny Shakespeare",
-        "text": f"{origin.get('text_sha256', '?')[:8]}, {config.data.val_fraction:.0%} held out",
+        "text": f"{origin.get('text_sha256', '?')[:8]}, {held_out}",
         "overrides": origin.get("overrides", {}),
         "curve": scale * read_metric(folder / "metrics.csv", "val/loss"),
         "tokens": tokens,
