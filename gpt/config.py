@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
-from pydantic_core import ValidationError
 
 from gpt.errors import explain
 
@@ -260,7 +260,7 @@ class RunConfig(Settings):
         """Raises UserError for the first setting that is unknown, of the wrong type or outside its range."""
         try:
             return cls.model_validate(values)
-        except ValidationError as error:
+        except pydantic.ValidationError as error:
             raise explain(error, known=setting_names()) from None
 
     def to_dict(self) -> dict[str, Any]:
