@@ -8,13 +8,17 @@ Understanding by Generative Pre-Training*.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from gpt.errors import explain
+
+# The groups of settings that decide a result. Callbacks other than these two only watch
+DECISIVE = ["model", "data", "optimizer", "scheduler", "trainer", "task", "finetune"]
+DECISIVE += ["callbacks.ema", "callbacks.early_stopping"]
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -212,6 +216,9 @@ class FinetuneConfig(Settings):
 
     lm_weight: float = Field(0.5, ge=0, le=1e6)  # of the auxiliary objective: L3 = L2 + lm_weight * L1
     dropout: Probability = 0.1  # on what the new head reads
+    # true: the answer also reads how likely the text is; false: the extract token's activation, as in [G]
+    surprise: bool = True
+    class_weights: Literal["balanced"] | None = None  # of L2; balanced: labels count alike, however rare
     layers: Annotated[int, Field(ge=0)] | None = None  # how many pre-trained ones are taken over; None: all
     epochs: float = Field(3, gt=0, le=1e6)
     val_fraction: Fraction = 0.1  # the share of the training examples by which the checkpoint is chosen
@@ -270,11 +277,9 @@ class RunConfig(Settings):
     def flat(self) -> dict[str, Any]:
         """The settings that affect the result, as they are typed: {"model.n_layer": 5, ..., "seed": 1}."""
         values = self.to_dict()
-        groups = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")
-        flat = {f"{group}.{key}": value for group in groups for key, value in values.get(group, {}).items()}
-        for name in ("ema", "early_stopping"):  # the others only watch
-            settings = values["callbacks"].get(name, {})
-            flat |= {f"callbacks.{name}.{key}": value for key, value in settings.items() if key != "_target_"}
+        groups = values | {f"callbacks.{name}": one for name, one in values["callbacks"].items()}
+        settings = [(group, groups.get(group, {})) for group in DECISIVE]
+        flat = {f"{group}.{key}": one[key] for group, one in settings for key in one if key != "_target_"}
         return flat | {key: values[key] for key in ("init", "seed") if key in values}
 
     @property
@@ -288,3 +293,10 @@ def setting_names() -> list[str]:
     values = RunConfig(task=TaskConfig(), finetune=FinetuneConfig()).model_dump()
     inner = {name: isinstance(value, dict) and list(value) for name, value in values.items()}
     return [f"{name}.{key}" if key else name for name, keys in inner.items() for key in keys or [""]]
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """n_head for model.n_head, unless another key ends so too."""
+    dotted = [key.lstrip("+").replace("/", ".") for key in keys]
+    last = [key.rpartition(".")[2] for key in dotted]
+    return [short if last.count(short) == 1 else key for short, key in zip(last, dotted, strict=True)]

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt.config import DataConfig
+from gpt.draft import count
 from gpt.errors import UserError, one_line, shorten
 from gpt.files import atomic, remove_staged
 from gpt.sources import PART
@@ -167,6 +168,7 @@ class Data(L.LightningDataModule):
     description: str  # what there is to train on: "1,003,854 characters for training"
     metadata: Mapping[str, Any] = {}  # what else a checkpoint says about it
     max_steps: int | None = None  # the most steps that it allows
+    draft: Mapping[str, Tensor] = {}  # the table of a `gpt.draft.Drafter`, if there can be one
 
 
 def adapted(tokenizer: Tokenizer, text: Text, config: DataConfig) -> Tokenizer:
@@ -219,6 +221,10 @@ class TextData(Data):
                 few = f"{len(ids):,} {self.unit}, fewer than the {context_length + 1:,} of one window"
                 advice = "give a longer text, or set a smaller model.context_length"
                 raise UserError(f"{text.name}: its {part} split has {few}; {advice}")
+
+    @cached_property
+    def draft(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return count(np.asarray(self.train_ids), len(self.tokenizer))
 
     def train_dataloader(self) -> ShuffledWindows:
         trainer = cast(L.Trainer, self.trainer)

@@ -1,8 +1,13 @@
 """The exact loss of a trained model on all of a text's validation split and all of its training split."""
 
+import math
+import sys
 from typing import Any
 
 import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from gpt.config import RunConfig
@@ -61,3 +66,30 @@ def evaluate(
         named = {name.removeprefix("val/"): value for name, value in metrics.items()}
         losses[split] = named | {"unit": tokenizer.loss_unit}
     return losses
+
+
+@torch.inference_mode()
+def score(
+    model: GPT | Ensemble, tokenizer: Tokenizer, text: str, context_length: int | None = None
+) -> tuple[Tensor, dict[str, Any]]:
+    """How much each token of a text surprised the model, -log p in nats (T,), and the losses that they make.
+
+    The text is taken as a whole, however short. It begins as a sample does, after the tokenizer's default
+    prompt, and each token is predicted from at least the half of `context_length` tokens before it. Raises
+    UserError for an empty text, and for characters that the tokenizer does not know.
+    """
+    ids = torch.cat((tokenizer.encode(tokenizer.default_prompt)[-1:], tokenizer.encode(text)))
+    limit = min(context_length or sys.maxsize, model.config.context_length)
+    inputs, targets, done, found = ids[:-1], ids[1:], 0, []
+    if not text:
+        raise UserError("text = '': nothing to score; give at least one character")
+    while done < len(targets):
+        start = max(0, done - limit // 2)
+        logits = model(inputs[None, start : start + limit])[0, done - start :].float()
+        found.append(F.cross_entropy(logits, targets[done : start + limit], reduction="none"))
+        done = start + limit
+    surprises = torch.cat(found)
+    nats = surprises.double().sum().item()
+    loss, bits = nats / len(targets), nats / math.log(2)
+    per = {"bits_per_char": bits / len(text), "bits_per_byte": bits / len(text.encode())}
+    return surprises, {"loss": loss, **per, "unit": tokenizer.loss_unit}

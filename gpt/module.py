@@ -111,6 +111,10 @@ class GPTModule(L.LightningModule):
             bits = loss / math.log(2) * (tokens / count)
             average(f"val/bits_per_{unit}", bits, batch_size=processes * count)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if table := data_of(self.trainer).draft:
+            checkpoint["draft"] = table
+
     def diverged(self, name: str, value: Tensor) -> Diverged:
         """The error for a value that is not finite, with what was known of the step."""
         reason = f"{name} = {value:.4g}: not finite"

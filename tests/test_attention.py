@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 
+import gpt.attention
+from conftest import make_model
 from gpt.attention import (
     Dropout,
     KVCache,
@@ -34,6 +36,16 @@ def test_attention_equals_a_loop_over_heads_and_positions():
                 torch.testing.assert_close(weights[b, h, t, : t + 1], expected)
                 assert (weights[b, h, t, t + 1 :] == 0).all()
                 torch.testing.assert_close(mixed[b, h, t], expected @ v[b, h, : t + 1])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_training_in_bfloat16_or_with_dropout_goes_by_blocks(arch, precision, dropout, monkeypatch):
+    model = make_model(arch, dropout=dropout, attention_dropout=True).train()
+    layers = []
+    monkeypatch.setattr(gpt.attention, "blockwise_attention", lambda q, k, v, _: layers.append(1) or v)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    assert len(layers) == (2 if dropout or precision == "bf16-mixed" else 0)
 
 
 @pytest.mark.parametrize(("new", "held"), [(7, 0), (1, 6), (3, 4), (10, 0), (9, 5)])

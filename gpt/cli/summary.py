@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt.analysis import report_line
 from gpt.checkpoint import SUFFIX, load
-from gpt.cli.overrides import quote_override
+from gpt.cli.overrides import quote
 from gpt.config import RunConfig
 from gpt.errors import printable, shorten
 from gpt.finetune.predict import wilson_interval
@@ -69,9 +69,11 @@ def describe_task_result(result: TaskResult, config: RunConfig) -> str:
     start = "from scratch" if config.init is None else f"from {config.init}"
     counts = f"{correct:,} of {result.test_examples:,} test examples; 95 % interval {low:.4f} to {high:.4f}"
     bayes = result.naive_bayes_accuracy
+    recall = shorten(", ".join(f"{label} {share:.2f}" for label, share in result.recall.items()), 200)
     lines = [
         f"task {config.name}, {start}: {result.step:,} steps, {result.seconds:,.0f} s",
         f"accuracy        {result.test_accuracy:.4f}  ({counts})",
+        *([] if result.macro_f1 is None else [f"macro F1        {result.macro_f1:.4f}  (recall {recall})"]),
         f"majority class  {result.majority_accuracy:.4f}",
         *([] if bayes is None else [f"naive Bayes     {bayes:.4f}"]),
     ]
@@ -80,9 +82,7 @@ def describe_task_result(result: TaskResult, config: RunConfig) -> str:
 
 def next_commands(folder: Path, config: RunConfig) -> list[str]:
     """Commands that work from where the user stands, with what the run has kept."""
-    run, commands = shell_path(folder), []
-    if not (sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ):  # the shell finds another Python
-        commands.append(f"source {shell_path(Path(sys.prefix))}/bin/activate")
+    run, commands = shell_path(folder), list(filter(None, [activation()]))
     has_checkpoint = any((folder / "checkpoints").glob(f"*{SUFFIX}"))
     if config.task is not None:
         commands += [f"{program('classify')} {run} --text {example_texts(config)}"] if has_checkpoint else []
@@ -103,18 +103,24 @@ def next_commands(folder: Path, config: RunConfig) -> list[str]:
 def example_texts(config: RunConfig) -> str:
     """As many texts as an example of the task has, quoted for the shell."""
     assert config.task is not None
-    count = {"csv": len(config.task.columns), "mark": 1, "next_speech": 3}.get(config.task.name, 2)
+    count = {"csv": len(config.task.columns), "mark": 1, "which_word": 5}.get(config.task.name, 2)
     texts = ["What say you", "Nothing, my lord", *["Good night"] * count][:count]
-    if config.task.name in ("reply", "next_speech"):  # of which each text begins with who speaks
-        speakers = ("ROMEO", "JULIET", "Nurse")
-        texts = [f"{name}:\\n{text}" for name, text in zip(speakers, texts, strict=False)]
+    if config.task.name in ("follows", "same_line", "which_word"):  # of which texts are words of a line
+        texts = ["I pray you, my good", "lord", "long", "that", "were"][:count]
     return shlex.quote(texts[0]) if count == 1 else "$'" + "\\t".join(texts) + "'"  # \t: a tab
 
 
 def describe_resuming(folder: Path, config: RunConfig) -> str:
     """The command that continues a run, quoted for the shell."""
-    override = quote_override("resume", os.path.relpath(folder))
-    return f"To continue: {program('finetune' if config.task else 'train')} {shlex.quote(override)}"
+    override = shlex.quote(f"resume={quote(os.path.relpath(folder))}")
+    commands = [activation(), f"{program('finetune' if config.task else 'train')} {override}"]
+    return f"To continue: {' && '.join(filter(None, commands))}"
+
+
+def activation() -> str:
+    """The command by which the shell finds the Python of this environment. Empty if it does."""
+    is_found = sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ
+    return "" if is_found else f"source {shell_path(Path(sys.prefix, 'bin', 'activate'))}"
 
 
 def shell_path(path: Path) -> str:
