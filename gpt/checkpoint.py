@@ -86,8 +86,8 @@ def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, di
         if task is not None:
             from gpt.finetune import model as finetune  # the core knows fine-tuning by this line alone
 
-            kind, labels = task["kind"], len(task["labels"])
-            extra = finetune.extra_parameters(config, kind, labels)
+            sizes = task["kind"], len(task["labels"]), bool(task.get("surprise"))
+            extra = finetune.extra_parameters(config, *sizes)
         drafter = Drafter(content["draft"], len(tokenizer)) if "draft" in content else None
     except (KeyError, TypeError, ValueError) as error:
         reason = explain(error, "model") if isinstance(error, ValidationError) else error
@@ -104,7 +104,7 @@ def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, di
         raise refusal(path, f"holds {held:,} parameters, where its sizes ask for {needed:,}")
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise refusal(path, f"non-finite weights in {len(broken)} tensors, {broken[0]} first")
-    model = GPT(config) if task is None else finetune.Classifier(config, kind, labels)
+    model = GPT(config) if task is None else finetune.Classifier(config, *sizes)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -74,7 +74,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def explain(error: "ValidationError", group: str = "", known: Iterable[str] = ()) -> UserError:
     """The first mistake that pydantic has found in a group. An unknown setting may mean one of `known`."""
     first = error.errors()[0]
-    place = [*filter(None, [group]), *map(str, first["loc"])]
+    place = [*filter(None, [group]), *(part for part in map(str, first["loc"]) if "[" not in part)]
     if place[:1] == ["optimizer"] and place[1:2] in (["adamw"], ["muon"]):
         del place[1]  # the name by which pydantic has chosen the class
     name, value = ".".join(place), "null" if first["input"] is None else first["input"]

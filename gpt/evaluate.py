@@ -11,12 +11,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt.config import RunConfig
-from gpt.data import TextData, open_text
+from gpt.data import TextData
 from gpt.ensemble import Ensemble
 from gpt.errors import UserError
 from gpt.machine import silence_lightning
 from gpt.model import GPT
 from gpt.module import GPTModule
+from gpt.text import Text
 from gpt.tokenizer import Tokenizer
 
 BAR = {"bar_format": "{desc} {n:,}/{total:,} {bar} ETA {remaining}", "dynamic_ncols": True, "leave": False}
@@ -42,9 +43,10 @@ def evaluate(
         raise UserError(f"--context-length = {context_length}: the model sees at most {length} tokens")
     stored: dict[str, Any] = metadata["config"]
     # The folder that may be written to is this one's, wherever the model was trained
-    changes = {"folder": "data"} | ({} if path is None else {"path": path})
+    changes: dict[str, Any] = {"folder": "data", "extend_vocabulary": False}
+    changes |= {} if path is None else {"path": path, "val_path": None}
     config = RunConfig.from_dict({"data": stored["data"] | changes}).data
-    if path is None and open_text(config, tokenizer.reads_bytes).sha256 != metadata["text_sha256"]:
+    if path is None and Text(config, tokenizer.reads_bytes).sha256 != metadata["text_sha256"]:
         reason = "no longer the text that this model has seen; give it with --data FILE"
         raise UserError(f"data.path = {config.path}: {reason}")
     data = TextData(config, context_length or length, seed=0, tokenizer=tokenizer)
@@ -57,6 +59,8 @@ def evaluate(
     trainer = L.Trainer(accelerator=accelerator, devices=1, precision="32-true", **quiet)
     losses = {}
     for split, ids in (("val", data.val_ids), ("train", data.train_ids)):
+        if not len(ids):  # data.val_fraction=0
+            continue
         with tqdm(data.exact(ids), split, disable=None, **BAR) as batches:  # None: no bar without a terminal
             (metrics,) = trainer.validate(module, batches, verbose=False)
         named = {name.removeprefix("val/"): value for name, value in metrics.items()}

@@ -21,7 +21,7 @@ from gpt.optim import build_optimizer, lr_multiplier
 
 if TYPE_CHECKING:
     from gpt.data import Data
-    from gpt.run import Result
+    from gpt.result import Result
 
 
 class Diverged(UserError):
@@ -91,6 +91,8 @@ class GPTModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
+        if not len(inputs):  # nothing is held out: data.val_fraction=0
+            return
         # In float32, whatever the training precision, so that validating again gives the same loss. By
         # `forward` rather than a call, which may be compiled and round differently
         with torch.autocast(inputs.device.type, enabled=False):

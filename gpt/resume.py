@@ -14,7 +14,8 @@ from gpt.run import Run
 # last digits, and that a text somewhere else is the same one is checked by its SHA-256
 OF_TRAINER = ["max_steps", "max_time", "log_every_n_steps", "profiler", "detect_anomaly"]
 OF_TRAINER += ["accelerator", "devices", "num_nodes", "strategy"]
-MAY_CHANGE = {"data.path", "data.folder", "task.path", *(f"trainer.{name}" for name in OF_TRAINER)}
+MAY_CHANGE = {*(f"data.{name}" for name in ("path", "val_path", "separator", "column", "folder"))}
+MAY_CHANGE |= {"task.path", *(f"trainer.{name}" for name in OF_TRAINER)}
 DECISIVE = ("best", "last", "ema", "early_stopping")  # callbacks: what a run computes or leaves behind
 NO_LIMIT = 10**9  # the largest trainer.max_steps, which conf/finetune.yaml sets
 VALIDATIONS = (8, 7, 9, 6, 10)  # how many of them a run may have by default, in the order of preference

@@ -5,6 +5,7 @@ pre-trains: `pretraining_parts` and `gpt.finetune.module` are all in which the t
 """
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,13 +22,15 @@ from gpt.checkpoint import read
 from gpt.config import RunConfig
 from gpt.data import Data, TextData
 from gpt.errors import UserError, one_line, shorten
-from gpt.finetune.module import finetuning_parts
+from gpt.finetune.module import TaskData, finetuning_parts
+from gpt.finetune.predict import naive_bayes_accuracy
 from gpt.interop.weights import starting_weights
 from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
+from gpt.result import Result
 from gpt.resume import check_resumable, check_text, resolve
-from gpt.run import Result, Run
+from gpt.run import Run
 from gpt.tokenizer import Tokenizer, restore
 
 
@@ -70,6 +73,9 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
         if not run.has_begun:  # all steps had been taken before, and only the result was missing
             run.begin(config, origin)
         run.finish(result, sample)
+        if isinstance(data, TaskData):  # whatever becomes of the baseline, the result stands
+            found = {"naive_bayes_accuracy": naive_bayes_accuracy(data.task)}
+            run.finish(result := result.model_copy(update=found), sample)
     return result
 
 
@@ -82,11 +88,15 @@ def pretraining_parts(
     the one that the configuration asks for is made. Raises UserError as `TextData` does.
     """
     data = TextData(config.data, config.model.context_length, config.seed, tokenizer)
+    steps = len(data.train_ids) / config.tokens_per_batch / config.trainer.accumulate_grad_batches
+    data.description += f", an epoch of {max(1, round(steps)):,} steps"
 
     def make_module(resolved: RunConfig) -> GPTModule:
         model = GPT(resolved.model)
         if source is not None:
-            model.load_state_dict(source.state_dict())
+            weights = model.state_dict()
+            for name, tensor in source.state_dict().items():
+                weights[name][: len(tensor)] = tensor  # of a larger vocabulary, new rows stay random
         if resolved.trainer.compile:
             model.compile()  # in place, so that the names in checkpoints stay as they are
         return GPTModule(model, resolved.optimizer, resolved.scheduler, data.tokenizer.lengths)
@@ -161,8 +171,8 @@ def collect_result(trainer: L.Trainer, module: GPTModule) -> tuple[Result, str |
     result = Result(
         best_val_loss=best.score if best else None,
         best_step=best.step if best and best.score is not None else None,
-        final_val_loss=trainer.callback_metrics["val/loss"].item(),
-        final_bits_per_char=trainer.callback_metrics["val/bits_per_char"].item(),
+        final_val_loss=float(trainer.callback_metrics.get("val/loss", math.nan)),  # with data.val_fraction=0
+        final_bits_per_char=float(trainer.callback_metrics.get("val/bits_per_char", math.nan)),
         step=trainer.global_step,
         vocab_size=module.model.config.known_vocab_size(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),

@@ -1,4 +1,4 @@
-"""Ask a fine-tuned model about texts: its label for each, and the probabilities of all labels:
+"""Ask a fine-tuned model about texts: its label for each, the probabilities of all labels, and the text:
 
 python scripts/classify.py outputs/RUN --text "What say you"
 cat lines.txt | python scripts/classify.py outputs/RUN
@@ -7,7 +7,8 @@ cat lines.txt | python scripts/classify.py outputs/RUN
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 try:
     from gpt.errors import UserError, printable, user_errors
@@ -30,20 +31,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_texts(options: argparse.Namespace) -> Iterator[str]:
-    """The text that was given, or each line of standard input that is not empty."""
+    """The text that was given, or each line of standard input that is not empty.
+
+    Bytes that are not UTF-8 become half surrogates, which no answer is given to.
+    """
     if options.text is not None:
-        yield options.text.encode(errors="surrogateescape").decode(errors="replace")
+        yield options.text
         return
     if sys.stdin.isatty():
         raise UserError("--text = (missing): nothing to ask about; give one, or lines on standard input")
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"text = line {number}: not UTF-8 at byte {error.start}; convert it to UTF-8"
-            ) from None
-        if text:
+    for number, line in enumerate(sys.stdin.buffer):
+        encoding = "utf-8" if number else "utf-8-sig"
+        if text := line.decode(encoding, errors="surrogateescape").rstrip("\r\n"):
             yield text
 
 
@@ -54,14 +53,30 @@ def main(arguments: list[str] | None = None) -> None:
     from gpt.finetune.predict import Answerer
 
     answerer = Answerer(find(options.checkpoint or newest_run(fine_tuned=True)))
+    asked, failed = 0, 0
     for text in read_texts(options):
-        found = answerer.probabilities(text.replace("\\n", "\n").split("\t"))
-        label = max(found, key=found.__getitem__)
-        if options.json:
-            print(json.dumps({"text": text, "label": label, "probabilities": found}), flush=True)
-        else:
-            odds = ", ".join(f"{name} {probability:.3f}" for name, probability in found.items())
-            print(printable(f"{label}  ({odds})"), flush=True)
+        shown, asked = text.encode(errors="surrogateescape").decode(errors="replace"), asked + 1
+        answer: dict[str, Any] = {"text": shown, "label": None}
+        try:
+            if shown != text:
+                raise UserError("text = (bytes): not UTF-8; convert it")
+            found = answerer.probabilities(text.replace("\\n", "\n").split("\t"))
+            answer |= {"label": max(found, key=found.__getitem__), "probabilities": found}
+        except UserError as error:
+            if options.text is not None:
+                raise
+            failed, answer["error"] = failed + 1, str(error)
+        print(json.dumps(answer) if options.json else printable(in_words(answer)), flush=True)
+    if failed:
+        raise UserError(f"text = {failed:,} of {asked:,} lines: no answer, for the reasons above")
+
+
+def in_words(answer: Mapping[str, Any]) -> str:
+    """The label, the probabilities of all labels, and the text; or a dash, and why there is no answer."""
+    if "error" in answer:
+        return f"-  ({answer['error']})  {answer['text']}"
+    odds = ", ".join(f"{name} {probability:.3f}" for name, probability in answer["probabilities"].items())
+    return f"{answer['label']}  ({odds})  {answer['text']}"
 
 
 def cli() -> None:

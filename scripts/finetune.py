@@ -1,6 +1,6 @@
 """Fine-tune a GPT for a task, as conf/finetune.yaml and the key=value of the command line say:
 
-python scripts/finetune.py init=outputs/RUN task=next_speech
+python scripts/finetune.py init=outputs/RUN task=which_word
 """
 
 try:

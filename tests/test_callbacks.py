@@ -99,7 +99,7 @@ REFUSED = {  # of what is typed, the last word, by the reason
     "+callbacks.best.monitor=lr": "no such setting",
     "callbacks=early_stopping callbacks.early_stopping.min_delta=-1": "should be greater",
     "callbacks=ema callbacks.ema.decay=1.0": "should be less",
-    "callbacks=zero_shot callbacks.zero_shot.tasks=[marks]": "should be 'mark', 'reply'",
+    "callbacks=zero_shot callbacks.zero_shot.tasks=[marks]": "should be 'mark', 'follows'",
     "+callbacks.x._target_=gpt.callbacks.Sample": "",
     "+callbacks.x._target_=nowhere.Class": "No module named 'nowhere'",
     "+callbacks.x.monitor=lr": "names no class; write callbacks.x._target_=module.Class, or callbacks.x=null",
@@ -265,14 +265,12 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(tmp_path):
         return torch.tensor(received.pop(0))
 
     strategy = SimpleNamespace(reduce=reduce)
-    trainer = SimpleNamespace(world_size=2, global_step=1, accumulate_grad_batches=1, strategy=strategy)
-    trainer.fit_loop, trainer.default_root_dir = SimpleNamespace(batch_idx=0), tmp_path
-    trainer.is_global_zero, trainer.save_checkpoint = True, lambda path: None
-    module, stop.first_step = SimpleNamespace(device="cpu"), 0
-    stop.on_train_batch_start(trainer, module)
+    trainer = SimpleNamespace(world_size=2, is_global_zero=True, default_root_dir=tmp_path, strategy=strategy)
+    trainer.save_checkpoint = lambda path: None
+    stop.obey(trainer, SimpleNamespace(device="cpu"))
     assert (stop.signal, stop.stopping) == (signal.SIGUSR1, False)
     with pytest.raises(SystemExit, match="143"):
-        stop.on_train_batch_start(trainer, module)
+        stop.obey(trainer, SimpleNamespace(device="cpu"))
 
 
 # What is shown

@@ -1,5 +1,6 @@
 """Fine-tuning: its sequences, the model and its losses, runs from start to end, and what is refused."""
 
+import io
 import json
 import random
 import shutil
@@ -14,10 +15,12 @@ from test_finetune_tasks import play
 
 import sample
 from conftest import PRECISION, make_config, make_model, read_result, same
+from gpt import train
 from gpt.checkpoint import read
 from gpt.cli import main
 from gpt.config import AdamWConfig, SchedulerConfig
-from gpt.finetune.model import Classifier, Inputs, collate, extra_parameters, to_sequences
+from gpt.errors import UserError
+from gpt.finetune.model import HEAD_RATE, Classifier, Inputs, collate, extra_parameters, to_sequences
 from gpt.finetune.module import ClassifierModule, ExampleBatches, language_loss
 from gpt.finetune.tasks import Example
 from gpt.tokenizer import CharTokenizer
@@ -94,14 +97,14 @@ def test_neither_padding_nor_the_size_of_a_batch_changes_a_score(kind, arch):
         torch.testing.assert_close(scores_of(model, alone)[0], scores[number], atol=1e-5, rtol=0)
     if kind == "similarity":  # its two orders are added before the head
         read = model.activations(batch.ids)[[0, 1], batch.extract[:2]]
-        torch.testing.assert_close(scores[0], (read[0] + read[1]) @ model.answer.weight.T)
+        torch.testing.assert_close(scores[0], HEAD_RATE * (read[0] + read[1]) @ model.answer.weight.T)
 
 
 @pytest.mark.parametrize(("kind", "answers"), [("choice", 1), ("entailment", 3)])
 def test_the_language_model_inside_is_the_one_that_was_taken_over(kind, answers, arch):
     source, ids = make_model(arch, seed=7), torch.arange(10)[None]
     model = Classifier(source.config, kind, labels=3).eval()
-    model.take_over(source, None)
+    model.take_over(source, None, TOKENIZER)
     torch.testing.assert_close(model(ids), source.eval()(ids), atol=0, rtol=0)
     extra = sum(p.numel() for p in model.parameters()) - source.config.parameter_count()
     assert extra == (3 + answers) * 16 == extra_parameters(source.config, kind, 3)  # the only new ones
@@ -111,7 +114,7 @@ def test_the_language_model_inside_is_the_one_that_was_taken_over(kind, answers,
 def test_layers_are_taken_over_from_the_bottom(layers):
     source, model = make_model(seed=7), make_classifier("choice")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.take_over(source, layers)
+    model.take_over(source, layers, TOKENIZER)
     taken = {name for name, it in source.state_dict().items() if torch.equal(model.state_dict()[name], it)}
     drawn = {name for name, it in model.state_dict().items() if torch.equal(before[name], it)}
     for number in range(2):
@@ -120,8 +123,9 @@ def test_layers_are_taken_over_from_the_bottom(layers):
     assert "tokens.weight" in taken
 
 
-def module_of(model: Classifier, lm_weight: float) -> ClassifierModule:
-    return ClassifierModule(model, AdamWConfig(), SchedulerConfig(), TOKENIZER.lengths, lm_weight=lm_weight)
+def module_of(model: Classifier, lm_weight: float, weights: torch.Tensor | None = None) -> ClassifierModule:
+    training = AdamWConfig(), SchedulerConfig(), TOKENIZER.lengths
+    return ClassifierModule(model, *training, lm_weight=lm_weight, weights=weights)
 
 
 def test_weight_zero_is_plain_classification():
@@ -130,6 +134,9 @@ def test_weight_zero_is_plain_classification():
     assert module_of(model, 0.0).loss(batch) == plain
     lm_loss, _ = language_loss(model, model.activations(batch.ids), batch)
     torch.testing.assert_close(module_of(model, 0.5).loss(batch), plain + 0.5 * lm_loss)
+    losses = F.cross_entropy(scores_of(model, batch), batch.labels, reduction="none")
+    weighted = module_of(model, 0.0, torch.tensor([1.0, 2.0, 3.0])).loss(batch)  # the labels are 0, 1, 2, 0
+    torch.testing.assert_close(weighted, (losses * torch.tensor([1.0, 2.0, 3.0, 1.0])).mean())
 
 
 def test_language_loss_is_over_the_texts_own_tokens():
@@ -207,9 +214,13 @@ def test_fine_tuning_learns_and_classify_needs_the_checkpoint_alone(pretrained, 
     assert code == 0, err
     result = read_result("tuned")
     assert result["test_accuracy"] > 0.9 > result["majority_accuracy"]
+    recall = result["recall"]  # every mark is as frequent
+    assert (set(recall), sum(recall.values()) / 3) == (set(".?!"), pytest.approx(result["test_accuracy"]))
+    assert result["macro_f1"] == pytest.approx(result["test_accuracy"], abs=0.02)
     for line in (
         f"accuracy        {result['test_accuracy']:.4f}  (",
         "95 % interval",
+        f"macro F1        {result['macro_f1']:.4f}  (recall . {recall['.']:.2f}",
         "classify.py tuned --text",
     ):
         assert line in out
@@ -229,13 +240,34 @@ def test_fine_tuning_learns_and_classify_needs_the_checkpoint_alone(pretrained, 
             program.main(arguments)
 
 
-@pytest.mark.parametrize("task", ["reply", "same_speaker", "next_speech"])
+@pytest.mark.parametrize("task", ["follows", "same_line", "which_word"])
 def test_every_kind_of_task_trains(task, pretrained, tune, capsys):
     code, _, err = tune("init=pre", f"task={task}", "trainer.max_steps=2", "hydra.run.dir=tuned")
     assert code == 0, err
-    texts = "we say so\tor what" + "\talas" * (task == "next_speech")
+    texts = "we say so\tor what" + "\talas" * (task == "which_word")
     (answer,) = answers(capsys, "tuned", "--text", texts)
     assert len(answer["probabilities"]) == 2
+
+
+def test_table_with_rare_labels_and_unknown_characters(pretrained, tune, capsys, monkeypatch):
+    said = [(f"we {n}{'é' * (n % 2)}", "0;yes" if n % 8 == 0 else "what;no") for n in range(80)]
+    Path("my.csv").write_text("text;label\n" + "".join(f"{first}, or {rest}\n" for first, rest in said))
+    table = ["task=csv", "task.path=my.csv", "task.columns=[text]", "task.label=label"]
+    settings = "finetune.class_weights=balanced", "finetune.drop_unknown=true", "optimizer.lr=1e-2"
+    monkeypatch.setattr(train, "naive_bayes_accuracy", lambda task: 1 / 0)  # whatever a baseline may do
+    code, _, err = tune("init=pre", *table, *settings, "finetune.epochs=12", "hydra.run.dir=tuned")
+    assert (code, "ZeroDivisionError" in err) == (1, True)
+    result = read_result("tuned")
+    assert (result["majority_accuracy"], result["macro_f1"] > 0.9) == (pytest.approx(7 / 8), True)
+    lines = "we é7, or what\nééé\n\nwe 8, or 0\n\udcff we\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode(errors="surrogateescape"))))
+    with pytest.raises(UserError, match="2 of 4 lines: no answer"):
+        classify.main(["tuned"])
+    shown = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split()[0] for line in shown] == ["no", "-", "yes", "-"]
+    texts = ["we é7, or what", "ééé", "we 8, or 0", "\ufffd we"]
+    assert [line.rpartition(")  ")[2] for line in shown] == texts
+    assert ("none of its characters" in shown[1], "not UTF-8" in shown[3]) == (True, True)
 
 
 @pytest.mark.parametrize("lm_weight", [0.0, 0.5])
@@ -268,8 +300,8 @@ def test_a_sweep_ends_with_a_table_and_a_picture(pretrained, tune):
     short = "trainer.max_steps=1"
     code, out, err = tune("-m", "init=./pre,null", *SIZES, short, "seed=1,2", "hydra.sweep.dir=sweep")
     assert code == 0, err
-    rows = [line.split()[0] for line in out.splitlines() if line.startswith("init-") and "±" in line]
-    assert sorted(rows) == ["init-null", "init-pre"]
+    rows = [line.split()[1] for line in out.splitlines() if line.startswith("|") and "±" in line]
+    assert sorted(rows) == ["./pre", "null"]
     runs = {path.parent.name for path in Path("sweep").glob("*/result.json")}
     assert runs == {f"init-{init}_seed-{seed}" for init in ("pre", "null") for seed in (1, 2)}
     assert Path("sweep/tasks.png").stat().st_size > 1000
@@ -285,6 +317,7 @@ REFUSED = {
     "data.tokenizer=byte": "data.tokenizer = byte: the weights of init=pre have char",
     "task=csv": "task = csv: needs more",
     "trainer.compile=true": "trainer.compile = true: not for sequences",
+    "task=which_word finetune.class_weights=balanced": "finetune.class_weights = balanced: not for a choice",
     "callbacks=default": "it is for language models; set callbacks=finetune",
 }
 
@@ -292,7 +325,7 @@ REFUSED = {
 @pytest.mark.parametrize("override", REFUSED)
 def test_what_makes_no_run_is_one_line_and_leaves_nothing(override, pretrained, tune):
     before = {str(path) for path in Path().rglob("*")}
-    code, _, err = tune("init=pre", override, "hydra.run.dir=new")
+    code, _, err = tune("init=pre", *override.split(), "hydra.run.dir=new")
     assert (code, err.count("\n")) == (2, 1)
     assert REFUSED[override] in err
     assert {str(path) for path in Path().rglob("*")} == before

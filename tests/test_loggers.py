@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer import event_file_writer
 from test_callbacks import fit
 
-from conftest import TINY, run_program, write_play
+from conftest import ROOT, TINY, run_program, write_play
 from gpt.callbacks import HParams, LastCheckpoint, MetricsFile, TensorBoard
 from gpt.callbacks.loggers import writers
 from gpt.drawing import draw_attention
@@ -114,6 +115,13 @@ def test_hparams_are_all_settings_and_choices_with_the_best_bits_per_character(r
     assert best.Tags()["scalars"] == ["val/best_bits_per_char"]
     bits = values(read_events(run), "val/bits_per_char")  # which fell both times
     assert values(best, "val/best_bits_per_char") == pytest.approx(bits)
+
+
+def test_every_chart_is_listed_in_the_docs(run):
+    listed, tags = (ROOT / "docs/usage.md").read_text(), read_events(run).Tags()
+    columns = (run / "metrics.csv").read_text().partition("\n")[0].split(",")[1:]
+    for name in [*columns, *tags["scalars"], *tags["images"]]:
+        assert f"`{re.sub(r'_[0-9]+$', '_N', name)}`" in listed
 
 
 @pytest.mark.parametrize("heads", [1, 6])

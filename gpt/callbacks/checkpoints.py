@@ -115,7 +115,7 @@ class BestCheckpoint(Stateful, Checkpoint):
     ranking: list[Any] = Field(default_factory=list, init=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not is_training(trainer):
+        if not is_training(trainer) or "val/loss" not in trainer.callback_metrics:  # data.val_fraction=0
             return
         # All processes take part in saving, so they have to agree
         score = trainer.strategy.broadcast(trainer.callback_metrics["val/loss"].item())

@@ -147,8 +147,9 @@ class HParams(Stateful):
     ("experiment") itself. The number is logged after each validation, so a run that was killed has one too.
     """
 
-    state_key, kept = "hparams", ("best",)
+    state_key, kept = "hparams", ("best", "number")
     best: float | None = None  # the lowest val/loss, in nats per token
+    number: float | None = None  # that is logged, when val/loss was lowest
     has_settings = False  # whether this process has written them
 
     def __init__(self, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
@@ -157,19 +158,17 @@ class HParams(Stateful):
         self.settings = {key: v if isinstance(v, (int, float)) else shorten(v) for key, v in shown.items()}
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
-        accuracy = trainer.callback_metrics.get("val/accuracy")
-        if self.best is None or loss < self.best:
-            self.best = loss
-        elif accuracy is not None:
+        metrics = trainer.callback_metrics
+        if "val/loss" not in metrics:  # data.val_fraction=0
             return
-        if accuracy is None:  # a text has the same number of characters in each validation
-            name, best = "val/best_bits_per_char", self.best * bits / loss if loss else 0.0
-        else:
-            name, best = "val/best_accuracy", accuracy.item()
+        name = "accuracy" if "val/accuracy" in metrics else "bits_per_char"
+        if self.best is None or self.number is None or metrics["val/loss"] < self.best:
+            self.best, self.number = metrics["val/loss"].item(), metrics[f"val/{name}"].item()
         for writer in writers(trainer, "best"):
             if not self.has_settings:
                 _, start, _ = hparams(self.settings, {})
                 writer._get_file_writer().add_summary(start)
-            writer.add_scalar(name, best, trainer.global_step - 1)  # Lightning counts from 0 too
+            writer.add_scalar(
+                f"val/best_{name}", self.number, trainer.global_step - 1
+            )  # Lightning counts from 0 too
         self.has_settings = True

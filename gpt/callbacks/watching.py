@@ -74,7 +74,10 @@ class ProgressBar(Callback):
         """Leave the cursor at the beginning of a line. From now on nothing is drawn."""
         self.line.close()
 
-    on_exception = on_train_end  # type: ignore[assignment]
+    def on_exception(self, *args: Any) -> None:
+        """Erase the line: the time that it says is left is no longer true."""
+        self.line.leave = False
+        self.line.close()
 
 
 class ProgressLines(Callback):
@@ -224,6 +227,7 @@ class ZeroShot(Callback):
 
     tasks: list[Literal[*TASKS]]  # type: ignore[valid-type]
     examples: Annotated[int, Field(ge=1)]
+    heuristic: Literal["paper", "gain"] = "paper"  # see gpt.finetune.predict.zero_shot_accuracy
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the examples. Raises UserError for a text that is not a play."""
@@ -236,4 +240,5 @@ class ZeroShot(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for task in self.asked if is_training(trainer) else ():
             model, tokenizer = model_of(pl_module), data_of(trainer).tokenizer
-            pl_module.log(f"zero_shot/{task.name}", zero_shot_accuracy(model, tokenizer, task))
+            accuracy = zero_shot_accuracy(model, tokenizer, task, self.heuristic)
+            pl_module.log(f"zero_shot/{task.name}", accuracy)

@@ -57,7 +57,7 @@ def refuse_unknown_options(words: Sequence[str]) -> None:
     """Raises UserError for an option that Hydra does not have, such as --max_iters=5, with the setting."""
     for option, _, value in (word.partition("=") for word in words):
         if option.startswith("-") and option not in get_args_parser()._option_string_actions:
-            advice = did_you_mean(option.lstrip("-").replace("-", "_"), setting_names(RunConfig))
+            advice = did_you_mean(option.lstrip("-").replace("-", "_"), setting_names())
             raise UserError(f"{option} = {value}: no such option; settings have no dashes; {advice}")
 
 
@@ -109,7 +109,9 @@ def plain(cfg: DictConfig, cwd: Path | None = None) -> dict[str, Any]:
     for key in FILES:
         place = OmegaConf.select(own, key)
         if cwd is not None and place not in (None, "last", "pretrained"):
-            OmegaConf.update(own, key, str(cwd / Path(place).expanduser()))
+            names = [place] if isinstance(place, str) else place
+            found = [str(cwd / Path(name).expanduser()) for name in names]
+            OmegaConf.update(own, key, found[0] if isinstance(place, str) else found)
     return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 

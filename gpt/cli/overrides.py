@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt.config import RunConfig, setting_names
+from gpt.config import setting_names, short_names
 from gpt.errors import UserError, did_you_mean, shorten
 
 CONF = Path(__file__).parents[2] / "conf"  # in the repository
@@ -22,11 +22,11 @@ if not CONF.is_dir():
 LONGEST = 80  # bytes of a single run's name
 # What is no part of a name: where things are, what only watches, on what and how often a run does its work
 UNNAMED = re.compile(
-    r"resume|name|hydra\..*|logger.*|data\.(path|folder)|callbacks\.(?!ema|early_stopping).*"
+    r"resume|name|hydra\..*|logger.*|data\.(path|val_path|folder)|callbacks\.(?!ema|early_stopping).*"
     r"|trainer\.(accelerator|compile|detect_anomaly|devices|log_every_n_steps|max_time|num_nodes|precision"
     r"|profiler|strategy|val_check_interval)"
 )
-FILES = ("data.path", "data.folder", "task.path", "init")
+FILES = ("data.path", "data.val_path", "data.folder", "task.path", "init")
 PATHS = (*FILES, "resume", "hydra.run.dir", "hydra.sweep.dir", "name")
 # Quotes, lists, functions, escapes and interpolations of Hydra's grammar
 GRAMMAR = re.compile(r"""(^|,)['"\[{]|^(choice|glob|shuffle|sort|tag)\(|\\|[$]\{""")
@@ -59,13 +59,6 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
             argument = f"{key}=" + ",".join(quote(os.path.expanduser(place)) for place in places)
         quoted.append(argument)
     return quoted
-
-
-def short_names(keys: Sequence[str]) -> list[str]:
-    """n_head for model.n_head, unless another key ends so too."""
-    dotted = [key.lstrip("+").replace("/", ".") for key in keys]
-    last = [key.rpartition(".")[2] for key in dotted]
-    return [short if last.count(short) == 1 else key for short, key in zip(last, dotted, strict=True)]
 
 
 def name_run(start: str, name: str, overrides: Mapping[str, Any]) -> str:
@@ -138,7 +131,7 @@ def unknown_setting(key: str, words: Sequence[str]) -> str:
     if key.partition(".")[0] in ("task", "finetune"):
         return f"{key} = {shorten(value)}: a setting of fine-tuning; start scripts/finetune.py"
     groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
-    advice = did_you_mean(key, {*setting_names(RunConfig), *groups, "resume"})
+    advice = did_you_mean(key, {*setting_names(), *groups, "resume"})
     if key.startswith("trainer."):
         advice += f" (an argument of Lightning's Trainer is added by +{key})"
     return f"{key} = {shorten(value)}: no such setting; {advice}"

@@ -1,5 +1,6 @@
 """What a person sees when a run has ended: the play, the numbers, and what to type next."""
 
+import math
 import os
 import shlex
 import sys
@@ -12,7 +13,7 @@ from gpt.config import RunConfig
 from gpt.errors import printable, shorten
 from gpt.finetune.predict import wilson_interval
 from gpt.generate import generate_text
-from gpt.run import Result, TaskResult
+from gpt.result import Result, TaskResult
 from gpt.tokenizer import tokenizer_class
 
 PLAY, TEMPERATURE = 300, 0.8  # how many tokens are written for a run that took no samples, and how
@@ -53,6 +54,8 @@ def describe_result(result: Result, config: RunConfig) -> str:
     unit = tokenizer_class(config.data.tokenizer).loss_unit
     per_character = "" if unit == "character" else f" ({result.final_bits_per_char:.4f} bits per character)"
     text = f"val loss {result.final_val_loss:.4f} nats per {unit}{per_character}"
+    if math.isnan(result.final_val_loss):
+        text = "no val loss, because nothing is held out,"
     text += f" after {result.step:,} steps, {result.seconds:,.0f} s"
     if (best := result.best_val_loss) is not None:
         text += f"; the best was {best:.4f} at step {result.best_step:,}"
@@ -66,9 +69,11 @@ def describe_task_result(result: TaskResult, config: RunConfig) -> str:
     start = "from scratch" if config.init is None else f"from {config.init}"
     counts = f"{correct:,} of {result.test_examples:,} test examples; 95 % interval {low:.4f} to {high:.4f}"
     bayes = result.naive_bayes_accuracy
+    recall = shorten(", ".join(f"{label} {share:.2f}" for label, share in result.recall.items()), 200)
     lines = [
         f"task {config.name}, {start}: {result.step:,} steps, {result.seconds:,.0f} s",
         f"accuracy        {result.test_accuracy:.4f}  ({counts})",
+        *([] if result.macro_f1 is None else [f"macro F1        {result.macro_f1:.4f}  (recall {recall})"]),
         f"majority class  {result.majority_accuracy:.4f}",
         *([] if bayes is None else [f"naive Bayes     {bayes:.4f}"]),
     ]
@@ -98,11 +103,10 @@ def next_commands(folder: Path, config: RunConfig) -> list[str]:
 def example_texts(config: RunConfig) -> str:
     """As many texts as an example of the task has, quoted for the shell."""
     assert config.task is not None
-    count = {"csv": len(config.task.columns), "mark": 1, "next_speech": 3}.get(config.task.name, 2)
+    count = {"csv": len(config.task.columns), "mark": 1, "which_word": 5}.get(config.task.name, 2)
     texts = ["What say you", "Nothing, my lord", *["Good night"] * count][:count]
-    if config.task.name in ("reply", "next_speech"):  # of which each text begins with who speaks
-        speakers = ("ROMEO", "JULIET", "Nurse")
-        texts = [f"{name}:\\n{text}" for name, text in zip(speakers, texts, strict=False)]
+    if config.task.name in ("follows", "same_line", "which_word"):  # of which texts are words of a line
+        texts = ["I pray you, my good", "lord", "long", "that", "were"][:count]
     return shlex.quote(texts[0]) if count == 1 else "$'" + "\\t".join(texts) + "'"  # \t: a tab
 
 

@@ -23,7 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gpt.cli.options import find_unfinished
-from gpt.cli.overrides import hydra_errors, name_run, name_settings, parse_overrides, short_names
+from gpt.cli.overrides import hydra_errors, name_run, name_settings, parse_overrides
+from gpt.config import short_names
 from gpt.errors import UserError, one_line, printable, shorten, user_errors
 from gpt.files import write_text
 
@@ -187,7 +188,8 @@ def describe_sweep(what: str, folder: Path, varied: Mapping[str, Sequence[str]])
 
 def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str:
     """What a job's line says. error.txt keeps why it failed, with the traceback unless it is a mistake."""
-    from gpt.run import FolderInUse, Result
+    from gpt.result import Result
+    from gpt.run import FolderInUse
 
     if job_return.status == JobStatus.COMPLETED:
         (folder / "error.txt").unlink(missing_ok=True)

@@ -18,6 +18,8 @@ from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
 SPECIAL = 3  # tokens that come after the tokenizer's V: start V, delimiter V + 1, extract V + 2
+HEAD_RATE = 10  # how much faster `answer` learns than the rest: a step of Adam is as large for any gradient
+SURPRISE_SCALE = 64  # of nats, so that one weight among many others is learnt in as few steps as they are
 LENGTH_STEP = 32  # tokens, between the lengths to which training batches are padded
 Encoded = tuple[list[list[int]], int]  # the sequences of an example, and its label
 
@@ -77,28 +79,57 @@ class ExtendedEmbedding(nn.Embedding):
 
 
 class Classifier(GPT):
-    """A GPT, still a language model, with three more embeddings, and `answer`, W_y in [G] equation 3."""
+    """A GPT, still a language model, with three more embeddings, and `answer`, W_y in [G] equation 3.
+
+    As in [G], the answer reads the activation at the extract token. With `surprise`, a departure from it, the
+    answer also reads how likely the second of two texts is after the first, or how likely a single text is.
+    """
 
     tokens: nn.Embedding
 
-    def __init__(self, config: ModelConfig, kind: str, labels: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, config: ModelConfig, kind: str, labels: int, surprise: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__(config)
-        self.kind, self.answer_dropout = kind, nn.Dropout(dropout)
+        self.kind, self.surprise, self.answer_dropout = kind, surprise, nn.Dropout(dropout)
         self.tokens = ExtendedEmbedding(self.tokens)
         # A choice compares one score of each candidate
-        self.answer = nn.Linear(config.n_embd, 1 if kind == "choice" else labels, bias=False)
-        # As large as the pre-trained embeddings are before training, so that the new ones do not drown them
+        self.answer = nn.Linear(config.n_embd + surprise, 1 if kind == "choice" else labels, bias=False)
         nn.init.normal_(self.tokens.special, std=0.02)
-        nn.init.normal_(self.answer.weight, std=0.02)
+        nn.init.zeros_(self.answer.weight)  # every label is as likely as the others at first
 
     def scores(self, activations: Tensor, batch: Inputs) -> Tensor:
         """Scores of the labels (B, L), whose softmax is P(label), from a batch's activations (N, T, C)."""
         # Read at the extract token, the last one of a sequence: padding, which comes later, has no part in it
         rows = torch.arange(len(batch.extract), device=batch.extract.device)
-        read = activations[rows, batch.extract].unflatten(0, (len(batch.labels), -1))  # (B, N / B, C)
+        read = self.answer_dropout(activations[rows, batch.extract])  # (N, C)
+        if self.surprise:
+            surprise = SURPRISE_SCALE * self.mean_log_likelihood(activations, batch)
+            read = torch.cat((read, surprise[:, None].to(read.dtype)), dim=1)
+        read = HEAD_RATE * read.unflatten(0, (len(batch.labels), -1))  # (B, N / B, C)
         if self.kind != "choice":  # [G] section 3.3 adds the two orders of similarity; others have one
             read = read.sum(dim=1, keepdim=True)
-        return self.answer(self.answer_dropout(read)).flatten(1)  # of a choice one score for each candidate
+        return self.answer(read).flatten(1)  # of a choice one score for each candidate
+
+    def log_likelihoods(self, activations: Tensor, batch: Inputs) -> tuple[Tensor, Tensor]:
+        """log p of each token after those before it (N, T - 1), in nats; whether it is one of the texts' own.
+
+        It is 0 for the others: special tokens are not in the output head, and padding is no token at all.
+        """
+        targets, vocab_size = batch.ids[:, 1:], self.config.known_vocab_size()
+        positions = torch.arange(targets.size(1), device=targets.device)
+        is_text = (targets < vocab_size) & (positions + 1 < batch.extract[:, None])
+        # Logits of all positions, since their number depends on the batch's shape alone (see ExampleBatches)
+        log_p = self.head(activations[:, :-1]).float().log_softmax(dim=-1)  # (N, T - 1, V)
+        of_targets = log_p.gather(-1, targets.clamp(max=vocab_size - 1)[..., None]).squeeze(-1)
+        return of_targets * is_text, is_text
+
+    def mean_log_likelihood(self, activations: Tensor, batch: Inputs) -> Tensor:
+        """The mean of log p over the tokens after the delimiter, or over a single text (N,), in nats."""
+        log_p, is_text = self.log_likelihoods(activations, batch)
+        is_second = (batch.ids == self.config.known_vocab_size() + 1).cumsum(dim=1)[:, :-1] > 0
+        counted = is_text & (is_second | ~is_second.any(dim=1, keepdim=True))
+        return (log_p * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 
     @torch.no_grad()
     def exact_scores(self, batch: Inputs) -> Tensor:
@@ -106,15 +137,24 @@ class Classifier(GPT):
         batch = Inputs(*(part.to(self.answer.weight.device) for part in batch))
         return self.scores(self.activations(batch.ids), batch).float().cpu()
 
-    def take_over(self, source: GPT, layers: int | None) -> None:
-        """Copy embeddings, head and the first `layers` blocks (None: all) of a GPT that is as large."""
+    @torch.no_grad()
+    def take_over(self, source: GPT, layers: int | None, tokenizer: Tokenizer) -> None:
+        """Copy embeddings, head and the first `layers` blocks (None: all) of a GPT that is as large.
+
+        The new tokens begin as what stands in their place in a text, a line break or a blank, so that the
+        source continues the text around them as it has learnt to.
+        """
         has = self.config.n_layer
         left_out = tuple(f"blocks.{number}." for number in range(has if layers is None else layers, has))
         left_out += ("norm.",) if left_out else ()  # the final one belongs to the last block
         taken = {name: it for name, it in source.state_dict().items() if not name.startswith(left_out)}
         self.load_state_dict(taken, strict=False)
+        for number, text in enumerate("\n \n"):  # start, delimiter, extract
+            if known := tokenizer.drop_unknown(text):
+                self.tokens.special[number] = self.tokens.weight[tokenizer.encode(known)[-1]]
 
 
-def extra_parameters(config: ModelConfig, kind: str, labels: int) -> int:
+def extra_parameters(config: ModelConfig, kind: str, labels: int, surprise: bool = False) -> int:
     """How many parameters such a Classifier has besides the `config.parameter_count()` of its GPT."""
-    return (SPECIAL + (1 if kind == "choice" else labels)) * config.n_embd
+    answers = 1 if kind == "choice" else labels
+    return SPECIAL * config.n_embd + answers * (config.n_embd + surprise)

@@ -6,27 +6,30 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics.functional.classification import multiclass_f1_score, multiclass_recall
 
 from gpt.checkpoint import read
 from gpt.config import RunConfig
-from gpt.data import VALIDATION_BATCH, Data, open_text, print_note
+from gpt.data import VALIDATION_BATCH, Data, print_note
 from gpt.errors import UserError, shorten
 from gpt.finetune.model import Classifier, Encoded, Inputs, collate, to_sequences
-from gpt.finetune.predict import majority_accuracy, naive_bayes_accuracy
+from gpt.finetune.predict import known_texts
 from gpt.finetune.tasks import Example, make_task
 from gpt.model import GPT
 from gpt.module import GPTModule
-from gpt.run import Result, TaskResult
+from gpt.result import Result, TaskResult
+from gpt.text import Text
 from gpt.tokenizer import Tokenizer, tokenizer_class
 
 BATCHES_SORTED = 16  # so many batches at a time have their examples sorted by length: less padding
-IGNORED = -100  # a target that has no part in a loss
 
 
 def size(example: Encoded) -> int:
@@ -73,18 +76,9 @@ class ExampleBatches:
         return [batches[n] for n in generator.permutation(len(batches))]
 
 
-class AllExamples:
-    """Every example once, in batches of examples of similar length. No setting changes what is in a batch."""
-
-    def __init__(self, examples: Sequence[Encoded]) -> None:
-        self.examples = sorted(examples, key=size)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.examples) / VALIDATION_BATCH)
-
-    def __iter__(self) -> Iterator[Inputs]:
-        for start in range(0, len(self.examples), VALIDATION_BATCH):
-            yield collate(self.examples[start : start + VALIDATION_BATCH])
+def all_examples(examples: Sequence[Encoded]) -> DataLoader[Inputs]:
+    """Every example once, in batches of similar length. No setting changes what is in a batch."""
+    return DataLoader(sorted(examples, key=size), VALIDATION_BATCH, collate_fn=collate)  # type: ignore[arg-type]
 
 
 class TaskData(Data):
@@ -100,13 +94,12 @@ class TaskData(Data):
         assert task is not None  # RunConfig has both or none
         assert finetune is not None
         kind, is_table = tokenizer_class(source.tokenizer), task.name == "csv"
-        play = "" if is_table else "".join(open_text(source, raw=False))
-        split = int(len(play) * (1 - source.val_fraction))  # where pre-training splits it
+        play, split = ("", 0) if is_table else ("".join(text := Text(source)), text.split)
         self.task = make_task(task, play[:split], play[split:], config.seed)
-        source = source.model_copy(update={"path": task.path}) if is_table else source
-        text = open_text(source, kind.reads_bytes)
+        table = source.model_copy(update={"path": task.path, "val_path": None, "column": None})
+        text = Text(table, kind.reads_bytes, "task.path") if is_table else Text(source, kind.reads_bytes)
         if tokenizer is None:
-            tokenizer = kind.fit(text, 1 - source.val_fraction, source.bpe_vocab_size)
+            tokenizer = kind.fit(text, source.bpe_vocab_size)
         self.tokenizer, self.unit, self.sha256 = tokenizer, tokenizer.unit, text.sha256
         self.max_length = min(config.model.context_length, task.max_length)
         self.drop_unknown, self.dropped, name = finetune.drop_unknown, set[str](), self.task.name
@@ -126,13 +119,14 @@ class TaskData(Data):
         self.max_steps = max(1, round(finetune.epochs * (len(self.train) // self.batch_size)))
         rest = f"{len(self.val):,} to choose the checkpoint, {len(self.test):,} for the test"
         self.description = f"{len(self.train):,} examples for training, {rest}"
-        answers = {"kind": self.task.kind, "labels": list(self.task.labels)}
-        self.metadata = {"task": {"name": name, **answers, "max_length": self.max_length}}
+        kept = {"kind": self.task.kind, "labels": list(self.task.labels), "max_length": self.max_length}
+        kept |= {"surprise": finetune.surprise, "drop_unknown": finetune.drop_unknown}
+        self.metadata = {"task": {"name": name, **kept}}
 
     def encode(self, example: Example) -> Encoded:
         """Raises UserError for characters that the tokenizer does not know, unless they may be dropped."""
         if self.drop_unknown:
-            known = tuple(map(self.tokenizer.drop_unknown, example.texts))
+            known = known_texts(self.tokenizer, example.texts)
             self.dropped |= set("".join(example.texts)) - set("".join(known))
             example = example._replace(texts=known)
         try:
@@ -149,8 +143,8 @@ class TaskData(Data):
         share = start, trainer.global_rank, trainer.world_size
         return ExampleBatches(self.train, self.batch_size, self.seed, length, self.max_length, *share)
 
-    def val_dataloader(self) -> AllExamples:
-        return AllExamples(self.val)
+    def val_dataloader(self) -> DataLoader[Inputs]:
+        return all_examples(self.val)
 
 
 class ClassifierModule(GPTModule):
@@ -158,9 +152,10 @@ class ClassifierModule(GPTModule):
 
     model: Classifier
 
-    def __init__(self, model: Classifier, *training: Any, lm_weight: float) -> None:
+    def __init__(self, model: Classifier, *training: Any, lm_weight: float, weights: Tensor | None) -> None:
         super().__init__(model, *training)  # its optimizer, scheduler and lengths
         self.lm_weight = lm_weight
+        self.register_buffer("class_weights", weights, persistent=False)  # (L,), 1 on average; None: equal
         self.step_parts: dict[str, Tensor] = {}  # of the latest batch, for the log
 
     def measure(self, batch: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,17 +163,18 @@ class ClassifierModule(GPTModule):
         activations = self.model.activations(batch.ids)
         scores = self.model.scores(activations, batch).float()
         accuracy = (scores.argmax(dim=-1) == batch.labels).float().mean()
-        return activations, F.cross_entropy(scores, batch.labels), accuracy
+        losses = F.cross_entropy(scores, batch.labels, reduction="none")
+        if self.class_weights is not None:
+            losses = losses * self.class_weights[batch.labels]
+        return activations, losses.mean(), accuracy
 
     def loss(self, batch: Inputs) -> Tensor:  # type: ignore[override]
         """L3 of a batch in nats: the mean over examples, and lm_weight times the mean over tokens."""
         activations, task_loss, accuracy = self.measure(batch)
-        self.step_parts = {"task_loss": task_loss.detach(), "accuracy": accuracy}
-        if not self.lm_weight:
-            # The output head's gradient is zero, not none: resuming, and several processes, need every state
-            return task_loss + 0 * self.model.head.weight.sum()
+        # With a weight of 0, too: resuming, and several processes, need a gradient of the output head
         lm_loss, _ = language_loss(self.model, activations, batch)
-        self.step_parts["lm_loss"] = lm_loss.detach()
+        parts = {"task_loss": task_loss, "accuracy": accuracy, "lm_loss": lm_loss}
+        self.step_parts = {name: part.detach() for name, part in parts.items()}
         return task_loss + self.lm_weight * lm_loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -204,31 +200,30 @@ class ClassifierModule(GPTModule):
         """The result with what the test part says of the checkpoint `best`, or else of the last weights."""
         if best is not None:
             self.model.load_state_dict(read(best)["state_dict"])
+        found, right = answers(self.model.eval(), all_examples(data.test))
+        names, counts = data.task.labels, right.bincount(minlength=len(data.task.labels)).tolist()
+        usual = mode(example.label for example in data.task.train)
+        recall = multiclass_recall(found, right, len(names), average="none").tolist()
         return TaskResult(
             **result.model_dump(),
-            test_accuracy=count_correct(self.model.eval(), AllExamples(data.test)) / len(data.test),
+            test_accuracy=(found == right).double().mean().item(),
             test_examples=len(data.test),
-            majority_accuracy=majority_accuracy(data.task),
-            naive_bayes_accuracy=naive_bayes_accuracy(data.task),
+            macro_f1=multiclass_f1_score(found, right, len(names), average="macro").item(),
+            recall={name: share for name, share, n in zip(names, recall, counts, strict=True) if n},
+            majority_accuracy=(right == usual).double().mean().item(),
         )
 
 
-def count_correct(model: Classifier, batches: Iterable[Inputs]) -> int:
-    """How many examples the model, in eval mode, answers correctly."""
-    return sum(int((model.exact_scores(batch).argmax(dim=1) == batch.labels).sum()) for batch in batches)
+def answers(model: Classifier, batches: Iterable[Inputs]) -> tuple[Tensor, Tensor]:
+    """The labels that the model, in eval mode, finds (N,), and the right ones (N,)."""
+    found = [(model.exact_scores(batch).argmax(dim=1), batch.labels) for batch in batches]
+    return tuple(map(torch.cat, zip(*found, strict=True)))  # type: ignore[return-value]
 
 
 def language_loss(model: Classifier, activations: Tensor, batch: Inputs) -> tuple[Tensor, Tensor]:
     """L1, the mean cross-entropy in nats per token ([G] equation 1), and the texts' own tokens (M,)."""
-    targets = batch.ids[:, 1:]
-    positions = torch.arange(targets.size(1), device=targets.device)
-    # The three special tokens are not in the output head, and padding is no token at all
-    is_text = (targets < model.config.known_vocab_size()) & (positions + 1 < batch.extract[:, None])
-    # Logits of all positions, since their number depends on the batch's shape alone (see ExampleBatches)
-    logits = model.head(activations[:, :-1])  # (N, T - 1, V)
-    masked = targets.masked_fill(~is_text, IGNORED).flatten()
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), masked, ignore_index=IGNORED)
-    return loss, targets[is_text]
+    log_p, is_text = model.log_likelihoods(activations, batch)
+    return -log_p.sum() / is_text.sum(), batch.ids[:, 1:][is_text]
 
 
 def finetuning_parts(
@@ -245,13 +240,19 @@ def finetuning_parts(
         raise UserError("trainer.compile = true: not for sequences of many lengths")
     for name in sorted({"samples", "attention", "zero_shot"} & config.callbacks.keys()):
         raise UserError(f"callbacks.{name} = (set): it is for language models; set callbacks=finetune")
-    data = TaskData(config, tokenizer)
+    data, weights = TaskData(config, tokenizer), None
+    if finetune.class_weights is not None:
+        if data.task.kind == "choice":
+            raise UserError("finetune.class_weights = balanced: not for a choice; leave it out")
+        counts = torch.tensor([label for _, label in data.train]).bincount(minlength=len(data.task.labels))
+        weights = len(data.train) / (len(counts) * counts.clamp(min=1))
 
     def make_module(resolved: RunConfig) -> ClassifierModule:
-        model = Classifier(resolved.model, data.task.kind, len(data.task.labels), finetune.dropout)
+        reads = finetune.surprise, finetune.dropout
+        model = Classifier(resolved.model, data.task.kind, len(data.task.labels), *reads)
         if source is not None:
-            model.take_over(source, layers)
+            model.take_over(source, layers, data.tokenizer)
         training = resolved.optimizer, resolved.scheduler, data.tokenizer.lengths
-        return ClassifierModule(model, *training, lm_weight=finetune.lm_weight)
+        return ClassifierModule(model, *training, lm_weight=finetune.lm_weight, weights=weights)
 
     return data, make_module

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import NormalDist, fmean, mode
+from statistics import NormalDist, fmean
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +18,6 @@ from gpt.finetune.tasks import KINDS, TEXTS, Example, Task
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
-GAP = "\n\n"  # stands between two speeches
 BATCH = 32  # sequences
 
 
@@ -31,11 +31,13 @@ class Answerer:
             advice = "fine-tune it first: python scripts/finetune.py init=RUN task=mark"
             raise refusal(path, "a language model, which answers no questions about texts", advice)
         model, self.tokenizer, _ = assemble(path, content)
+        self.drop_unknown = bool(self.task.get("drop_unknown"))
         self.model = cast(Classifier, model)
 
     def probabilities(self, texts: Sequence[str]) -> dict[str, float]:
         """The probability of each label or candidate. Raises UserError for texts that do not fit the task."""
         kind, longest = self.model.kind, min(self.task["max_length"], self.model.config.context_length)
+        texts = known_texts(self.tokenizer, texts) if self.drop_unknown else texts
         if min(len(texts), 3) != KINDS[kind] or not all(text.strip() for text in texts):
             reason = f"{shorten(self.task['name'])} is about {TEXTS[KINDS[kind]]}; separate several by tabs"
             raise UserError(f"text = {shorten(' | '.join(texts))}: {reason}, none of them empty")
@@ -45,9 +47,13 @@ class Answerer:
         return dict(zip(names, scores.softmax(dim=0).tolist(), strict=True))
 
 
-def majority_accuracy(task: Task) -> float:
-    """The share of test examples with the label that is most frequent in training."""
-    return share_right([mode(example.label for example in task.train)] * len(task.test), task.test)
+def known_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts without characters that the tokenizer does not know. Raises UserError if one has no other."""
+    known = tuple(map(tokenizer.drop_unknown, texts))
+    if emptied := [text for text, rest in zip(texts, known, strict=True) if not rest.strip()]:
+        reason = "none of its characters is known to the tokenizer; leave it out"
+        raise UserError(f"text = {shorten(emptied[0])}: {reason}, or pre-train with data.tokenizer=byte")
+    return known
 
 
 def share_right(found: Iterable[int], examples: Sequence[Example]) -> float:
@@ -57,21 +63,29 @@ def share_right(found: Iterable[int], examples: Sequence[Example]) -> float:
 
 def naive_bayes_accuracy(task: Task) -> float | None:
     """The share that a multinomial naive Bayes of character n-grams gets right. None without scikit-learn."""
-    # Rennie et al. 2003, *Tackling the Poor Assumptions of Naive Bayes Text Classifiers*, discuss this model
+    # Rennie et al. 2003, *Tackling the Poor Assumptions of Naive Bayes Text Classifiers*, discuss this model.
+    # That of scikit-learn has a dense table, of 2 MB for each label; here no more is kept than was counted
     try:
+        from scipy.sparse import csr_matrix
         from sklearn.feature_extraction.text import HashingVectorizer
-        from sklearn.naive_bayes import MultinomialNB
-        from sklearn.pipeline import make_pipeline
     except ImportError:
         return None
     hashing = HashingVectorizer(analyzer=features, n_features=2**18, norm=None, alternate_sign=False)
-    model = make_pipeline(hashing, MultinomialNB())
-    if task.kind != "choice":
-        model.fit(*zip(*task.train, strict=True))
-        return share_right(model.predict([example.texts for example in task.test]), task.test)
-    model.fit(*zip(*(pair for example in task.train for pair in pairs_of(example)), strict=True))
-    right = (model.predict_log_proba([texts for texts, _ in pairs_of(example)]) for example in task.test)
-    return share_right((of_pairs[:, 1].argmax() for of_pairs in right), task.test)
+    is_choice, test = task.kind == "choice", task.test
+    train = [pair for example in task.train for pair in pairs_of(example)] if is_choice else task.train
+    given = [example.label for example in train]
+    of_label = csr_matrix((np.ones(len(given)), (given, range(len(given)))))  # (labels, examples)
+    counts = of_label @ hashing.transform(example.texts for example in train)  # (labels, features)
+    prior, totals = np.bincount(given), np.asarray(counts.sum(axis=1)).ravel() + counts.shape[1]
+    with np.errstate(divide="ignore"):  # a label may be in the test part alone
+        prior = np.log(prior)
+    logs, found = counts.log1p().T.tocsr(), []  # of counts, each one more than it is
+    for example in test:
+        asked = pairs_of(example) if is_choice else [example]
+        grams = hashing.transform(of_one.texts for of_one in asked)
+        scores = (grams @ logs).toarray() - grams.sum(axis=1).A1[:, None] * np.log(totals) + prior
+        found.append((scores[:, 1] - scores[:, 0] if is_choice else scores[0]).argmax())
+    return share_right(found, test)
 
 
 def features(texts: Sequence[str]) -> list[str]:
@@ -88,29 +102,30 @@ def pairs_of(choice: Example) -> list[Example]:
     return [Example((context, text), int(number == choice.label)) for number, text in enumerate(candidates)]
 
 
-def zero_shot_accuracy(model: GPT, tokenizer: Tokenizer, task: Task) -> float:
-    """The share of test examples that a language model gets right without fine-tuning ([G] section 5).
+def zero_shot_accuracy(model: GPT, tokenizer: Tokenizer, task: Task, heuristic: str = "paper") -> float:
+    """The share of test examples that a language model gets right without fine-tuning.
 
-    classification: the label's own text is likeliest after the text, so labels have to be such as "." and "?"
-    choice: the context raises the likelihood of the candidate by more than it does that of the others
-    else: yes if the first text raises the likelihood of the second by more than it does in the median example
+    paper ([G] section 5): the label or candidate with the highest mean log-likelihood after the text. It has
+    nothing for two texts, which are asked as by `gain`.
+    gain (ours): by how much the first text raises that of the second. Of two texts in either order the larger
+    gain counts, and the answer is yes above the median of all examples.
 
-    Likelihoods are means over tokens of their logarithms. How much the first text raises them tells more than
-    how likely the second one is then, which depends above all on its words.
+    A label's own text is what is likely or not, so labels have to be such as "." and "?".
     """
-    examples = task.test
-    if task.kind == "classification":
+    examples, kind = task.test, task.kind
+    if kind == "classification":
         pairs = [(example.texts[0], label) for example in examples for label in task.labels]
-        scores = mean_log_likelihoods(model, tokenizer, pairs)
     else:
-        befores = [example.texts[0].rstrip("\n") + GAP for example in examples]
-        pairs = [(before, text) for before, e in zip(befores, examples, strict=True) for text in e.texts[1:]]
-        alone = [(GAP, text) for _, text in pairs]
-        scores = mean_log_likelihoods(model, tokenizer, pairs) - mean_log_likelihoods(model, tokenizer, alone)
-    scores = scores.view(len(examples), -1)
-    yes_or_no = task.kind in ("entailment", "similarity")
-    chosen = (scores > scores.median())[:, 0].int() if yes_or_no else scores.argmax(dim=1)
-    return share_right(chosen.tolist(), examples)
+        pairs = [(f"\n{e.texts[0]} ", text) for e in examples for text in e.texts[1:]]
+        if kind == "similarity":
+            pairs += [(f"\n{second} ", first) for (first, second), _ in examples]
+    scores = mean_log_likelihoods(model, tokenizer, pairs)
+    if heuristic == "gain" or kind in ("entailment", "similarity"):
+        scores -= mean_log_likelihoods(model, tokenizer, [(" ", text) for _, text in pairs])
+    if kind in ("entailment", "similarity"):
+        scores = scores.view(-1, len(examples)).amax(dim=0)
+        return share_right((scores > scores.median()).int().tolist(), examples)
+    return share_right(scores.view(len(examples), -1).argmax(dim=1).tolist(), examples)
 
 
 @torch.no_grad()
@@ -121,17 +136,15 @@ def mean_log_likelihoods(model: GPT, tokenizer: Tokenizer, pairs: Sequence[tuple
     seconds = [tokenizer.encode(second)[: limit - 1] for _, second in pairs]
     firsts = [tokenizer.encode(first) for first, _ in pairs]
     windows = [torch.cat(ids)[-limit:] for ids in zip(firsts, seconds, strict=True)]
-    order = sorted(range(len(pairs)), key=lambda number: len(windows[number]))  # less padding in a batch
-    result, was_training = torch.zeros(len(pairs)), model.training
+    means, was_training = [], model.training
     model.eval()
-    for start in range(0, len(order), BATCH):
-        batch = order[start : start + BATCH]
-        ids = pad_sequence([windows[number] for number in batch], batch_first=True).to(device)
+    for start in range(0, len(pairs), BATCH):
+        ids = pad_sequence(windows[start : start + BATCH], batch_first=True).to(device)
         losses = F.cross_entropy(model.forward(ids[:, :-1]).mT, ids[:, 1:], reduction="none")  # (B, T)
-        for number, row in zip(batch, losses, strict=True):
-            result[number] = -row[: len(windows[number]) - 1][-len(seconds[number]) :].mean()
+        for number, row in enumerate(losses, start):
+            means.append(-row[: len(windows[number]) - 1][-len(seconds[number]) :].mean())
     model.train(was_training)
-    return result
+    return torch.stack(means).cpu()
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
