@@ -89,7 +89,7 @@ class ModelConfig(Settings):
             fitting = [n for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % (step * n) == 0]
             reason = f"n_embd = {self.n_embd} is not divisible by it"
             reason += " into heads of even size, as positions=rotary needs them" if step == 2 else ""
-            advice = f"try one of {fitting}" if fitting else "choose an even n_embd, or positions=learned"
+            advice = f"try one of {fitting}" if fitting else "set an even n_embd, or model.positions=learned"
             raise ValueError(f"n_head = {self.n_head}: {reason}; {advice}")
         return self
 

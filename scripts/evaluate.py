@@ -6,6 +6,7 @@ python scripts/evaluate.py --pretrained --text "To be, or not to be" --color    
 """
 
 import argparse
+import codecs
 import json
 import math
 from collections.abc import Mapping
@@ -70,15 +71,11 @@ def tabulate(losses: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def colored(text: str, tokenizer: "Tokenizer", ids: "Tensor", surprises: "Tensor") -> str:
-    """The text with each character tinted by the surprise of the token that begins it, in nats (T,)."""
-    lengths = [len(tokenizer.pieces[id]) for id in ids.tolist()]
-    of_bytes = [nats for nats, length in zip(surprises.tolist(), lengths, strict=True) for _ in range(length)]
-    shown, place = [], 0
-    for char in text:
-        shown.append(tint(printable(char), of_bytes[place]))
-        place += len(char.encode())
-    return "".join(shown)
+def colored(tokenizer: "Tokenizer", ids: "Tensor", surprises: "Tensor") -> str:
+    """The text of ids (T,), each character tinted by the surprise of the last of its tokens, in nats (T,)."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
+    pieces = (printable(decoder.decode(tokenizer.pieces[id])) for id in ids.tolist())
+    return "".join(tint(char, nats) for piece, nats in zip(pieces, surprises, strict=True) for char in piece)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -105,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         surprises, found = score(model, tokenizer, text, options.context_length)
         losses = {"text": found}
         if options.color and not options.json:
-            print(colored(text, tokenizer, tokenizer.encode(text), surprises) + "\n")
+            print(colored(tokenizer, tokenizer.encode(text), surprises) + "\n")
     print(json.dumps(losses) if options.json else tabulate(losses))
 
 

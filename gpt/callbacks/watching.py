@@ -74,7 +74,10 @@ class ProgressBar(Callback):
         """Leave the cursor at the beginning of a line. From now on nothing is drawn."""
         self.line.close()
 
-    on_exception = on_train_end  # type: ignore[assignment]
+    def on_exception(self, *args: Any) -> None:
+        """Erase the line: the time that it says is left is no longer true."""
+        self.line.leave = False
+        self.line.close()
 
 
 class ProgressLines(Callback):
