@@ -412,8 +412,9 @@ def test_storm_of_kills_changes_nothing(scenario, call):
         if scenario == "time limit":
             whole += ["trainer.max_time=null", f"trainer.max_steps={read_result(run)['step']}"]
         elif scenario == "search":  # each of its runs is one that could have been typed
-            typed = json.loads((run / "run.json").read_text())["overrides"].items()
-            whole = [sys.executable, str(ROOT / "scripts/train.py"), *(f"{key}={it}" for key, it in typed)]
+            typed = json.loads((run / "run.json").read_text())["overrides"]
+            words = [f"{key}={'null' if value is None else value}" for key, value in typed.items()]
+            whole = [sys.executable, str(ROOT / "scripts/train.py"), *words]
             whole += [f"hydra.run.dir=whole/{run.name}"]
         subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
         parts, once = left_behind(run), left_behind(Path("whole") / run.relative_to(folder))
