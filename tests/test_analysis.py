@@ -160,7 +160,7 @@ def test_only_runs_of_one_kind_are_compared(tmp_path, monkeypatch):
         "language models on ['a.txt', 'b.txt'] (123456, 10% held out)": [0],
         "language models on Tiny Shakespeare (abcdef, 10% held out)": [0, pytest.approx(0.1)],
         "language models on Tiny Shakespeare (abcdef, 20% held out)": [0],
-        "language models on Tiny Shakespeare (fedcba, validated on end.txt)": [0],
+        "language models on Tiny Shakespeare, validated on end.txt (fedcba)": [0],
         "task mark on Tiny Shakespeare (abcdef, 10% held out)": [0, pytest.approx(-0.1)],
         "task reply on Tiny Shakespeare (abcdef, 10% held out)": [0, pytest.approx(-0.3)],
     }
