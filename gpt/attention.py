@@ -1,6 +1,6 @@
 """Causal attention: first its formula, then what makes it fast without changing what it computes.
 
-[A] is Vaswani et al. 2017, *Attention Is All You Need*. `gpt/model.py` explains the letters of the shapes.
+[A] is Vaswani et al. 2017, *Attention Is All You Need*. `gpt/model.py` explains steps and letters of shapes.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module) -> tuple[Tensor, Tensor]:
-    """Causal scaled dot-product attention, [A] equation 1: softmax(q k' / sqrt(D)) v.
+    """Causal scaled dot-product attention, [A] equation 1: softmax(q k' / sqrt(D)) v (steps 4, 5).
 
     Args: q (B, H, T, D); k and v (B, H, S, D), whose last T positions are those of q.
     Returns: the mixed values (B, H, T, D) and the weights (B, H, T, S), each row of which sums to 1.
@@ -44,7 +44,7 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, blo
 
 
 class Dropout(nn.Module):
-    """Zeroes each element with probability p during training and scales up the others to keep the mean.
+    """Zeroes elements with probability p during training and scales up the others to keep the mean (step 7).
 
     Srivastava et al. 2014, *Dropout*. On a CPU, `nn.Dropout` draws one random number per element, which takes
     longer than the attention it is applied to. Here one 64-bit number decides eight elements, one byte each,
@@ -69,14 +69,17 @@ class Dropout(nn.Module):
 def fastest_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
     """The mixed values (B, H, T, D) of `attention`, computed in the fastest way.
 
-    That is PyTorch's fused kernel, except for a cached prefix, which `is_causal` cannot express, and on a CPU
-    for dropout, which is slow there, and for bfloat16, whose backward pass is.
+    That is PyTorch's fused kernel, but for two things on a CPU: dropout, which is slow there, and bfloat16,
+    whose backward pass is. Under autocast, values alone tell: norms and rotary positions leave queries and
+    keys in float32, whatever they are multiplied in. After a cached prefix, the kernel needs the mask that it
+    otherwise knows.
     """
     T, S = q.size(-2), k.size(-2)
     p = dropout.p if dropout.training else 0.0
-    if (q.device.type == "cpu" and (p or q.dtype == torch.bfloat16)) or 1 < T < S:
+    if q.device.type == "cpu" and (p or v.dtype == torch.bfloat16):
         return blockwise_attention(q, k, v, dropout)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
+    past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if 1 < T < S else None
+    return F.scaled_dot_product_attention(q, k, v, past, p, is_causal=T == S > 1)
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Dropout], Tensor]  # `fastest_attention` and what can replace it
@@ -95,7 +98,7 @@ def rotary_table(context_length: int, head_size: int) -> Tensor:
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (a, b) = (x_i, x_{i + D/2}) into (a cos - b sin, b cos + a sin).
+    """Turn each pair (a, b) = (x_i, x_{i + D/2}) into (a cos - b sin, b cos + a sin). Derived in step 11.
 
     The product of a query and a key then depends on how far apart they are and not on where they stand (Su et
     al. 2021, *RoFormer*, section 3.4.2, with the pairs D/2 apart rather than side by side).
@@ -106,15 +109,16 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys, values and inputs of convolutions of the positions read so far, so that none is computed twice.
+    """Keys, values and inputs of convolutions of the positions read so far: none is computed twice (step 10).
 
-    `length` counts them; `GPT.forward` advances it. Tensors are written in place: it is not for training.
+    `length` counts them; `GPT.forward` advances it, and lowering it forgets the last ones. Tensors are
+    written in place: it is not for training.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
         self.keys_values: dict[nn.Module, Tensor] = {}  # per SelfAttention (2, B, H, capacity, D)
-        self.conv_inputs: dict[nn.Module, Tensor] = {}  # per CausalConv (B, width, C)
+        self.conv_inputs: dict[nn.Module, Tensor] = {}  # per CausalConv (B, width + capacity, C)
 
     def append(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values of new positions (B, H, T, D). Returns views of those of all (B, H, S, D)."""
@@ -128,7 +132,7 @@ class KVCache:
     def prepend_conv_inputs(self, layer: nn.Module, x: Tensor, width: int) -> Tensor:
         """x (B, T, C) after the last `width` inputs of the layer, zeros at the start: (B, width + T, C)."""
         if layer not in self.conv_inputs:
-            self.conv_inputs[layer] = x.new_zeros(x.size(0), width, x.size(-1))
-        x = torch.cat((self.conv_inputs[layer], x), dim=1)
-        self.conv_inputs[layer] = x[:, -width:]
-        return x
+            self.conv_inputs[layer] = x.new_zeros(x.size(0), width + self.capacity, x.size(-1))
+        end = self.length + width + x.size(1)
+        self.conv_inputs[layer][:, self.length + width : end] = x
+        return self.conv_inputs[layer][:, self.length : end]

@@ -3,8 +3,9 @@
 best.safetensors holds the weights of a model under their own names (`tokens.weight`,
 `blocks.0.attn.qkv.weight`), so any program can read them. In the header, "gpt" is what makes the model again:
 format (5), model (a ModelConfig), tokenizer (its state), text_sha256, config (all settings of the run), step,
-and for a fine-tuned model task. last.safetensors also holds what training continues from. In its header,
-"training" is a tree of plain values, in which {"tensor": NAME} stands for a tensor of the file.
+and for a fine-tuned model task. "training" in the header is a tree of plain values, in which {"tensor": NAME}
+stands for a tensor of the file: what training continues from, in last.safetensors, and of a language model
+the table of a `gpt.draft.Drafter`, which readers may ignore.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gpt.config import ModelConfig
+from gpt.draft import Drafter
 from gpt.errors import UserError, explain, shorten
 from gpt.files import PRETRAINED, atomic
 from gpt.model import GPT
@@ -86,6 +88,7 @@ def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, di
 
             sizes = task["kind"], len(task["labels"]), bool(task.get("surprise"))
             extra = finetune.extra_parameters(config, *sizes)
+        drafter = Drafter(content["draft"], len(tokenizer)) if "draft" in content else None
     except (KeyError, TypeError, ValueError) as error:
         reason = explain(error, "model") if isinstance(error, ValidationError) else error
         raise refusal(path, f"its metadata makes no model ({shorten(reason, 200)})") from None
@@ -106,6 +109,7 @@ def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, di
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise refusal(path, f"another architecture than it says: {shorten(error, 200)}") from None
+    model.draft = drafter
     return model.eval(), tokenizer, metadata
 
 

@@ -8,12 +8,24 @@ Understanding by Generative Pre-Training*.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gpt.errors import explain
+
+# The groups of settings that decide a result. Callbacks other than these two only watch
+DECISIVE = ["model", "data", "optimizer", "scheduler", "trainer", "task", "finetune"]
+DECISIVE += ["callbacks.ema", "callbacks.early_stopping"]
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -39,6 +51,9 @@ def check_run_name(name: str) -> str:
 
 
 FileName = Annotated[str, AfterValidator(check_file_name)]
+Places = FileName | list[FileName]
+in_full = BeforeValidator(lambda name: "32-true" if str(name) == "32" else name)  # not two kinds of run
+Precision = Annotated[Literal["auto", "32-true", "bf16-mixed"], in_full]
 
 
 class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True):
@@ -76,13 +91,13 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def heads_divide_the_width(self) -> Self:
-        if self.n_embd % self.n_head:
-            fitting = [n for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % n == 0]
-            reason = f"n_embd = {self.n_embd} is not divisible by it; try one of {fitting}"
-            raise ValueError(f"n_head = {self.n_head}: {reason}")
-        if self.positions == "rotary" and self.head_size % 2:
-            reason = f"it turns pairs, but the head size n_embd / n_head = {self.head_size} is odd"
-            raise ValueError(f"positions = rotary: {reason}; choose another n_head, or positions=learned")
+        step = 2 if self.positions == "rotary" else 1
+        if self.n_embd % (step * self.n_head):
+            fitting = [n for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % (step * n) == 0]
+            reason = f"n_embd = {self.n_embd} is not divisible by it"
+            reason += " into heads of even size, as positions=rotary needs them" if step == 2 else ""
+            advice = f"try one of {fitting}" if fitting else "choose an even n_embd, or positions=learned"
+            raise ValueError(f"n_head = {self.n_head}: {reason}; {advice}")
         return self
 
     @property
@@ -119,12 +134,18 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Which text is read, how it becomes ids, and how many of them make a batch."""
 
-    path: FileName | None = None  # a file, a folder, or a pattern: 'texts/*.txt'; None: Tiny Shakespeare
+    path: Places | None = None  # a file, folder or pattern ('texts/*.txt'), or [a,b]; None: Tiny Shakespeare
+    val_path: Places | None = None  # likewise, for validation; None: the end of `path`
+    val_fraction: Probability = 0.1  # the share of the text, at its end, for validation; 0: there is none
+    separator: str = "\n"  # stands between two files or rows, unless the first ends with it
+    column: str | None = None  # of .jsonl, .csv, .tsv and .parquet files, the one with the text
     folder: FileName = "data"  # keeps Tiny Shakespeare if it is downloaded, and the ids of large texts
-    val_fraction: Fraction = 0.1  # the share of the text, at its end, that is held out for validation
     batch_size: Count = 4  # windows of context_length tokens, over all processes together
     tokenizer: Literal["char", "byte", "bpe"] = "char"  # byte suits any file; bpe (of words) needs extra hf
     bpe_vocab_size: int = Field(512, ge=2**8, le=2**16)  # the number of pieces, for tokenizer=bpe alone
+    # With init=, what becomes of characters that its model does not know, which are refused otherwise
+    drop_unknown: bool = False  # leave them out
+    extend_vocabulary: bool = False  # give them new rows of the embedding and the head
 
 
 class AdamWConfig(Settings):
@@ -166,7 +187,7 @@ class TrainerConfig(Settings, extra="allow"):
     strategy: Literal["auto", "ddp"] = "auto"  # ddp: each of several devices has a share of the batch
     # auto: bf16-mixed where the hardware computes it. float16 would need a scaled loss, and pure bfloat16 has
     # only three significant digits
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: Precision = "auto"
     compile: bool | None = None  # torch.compile; None: where it pays
     max_steps: Count = 2000
     max_time: str | None = Field(None, pattern=r"^\d\d:\d\d:\d\d:\d\d$")  # '00:01:30:00': 90 minutes
@@ -177,12 +198,6 @@ class TrainerConfig(Settings, extra="allow"):
     deterministic: bool = False  # true: torch refuses operations that give other bits each time (on GPUs)
     detect_anomaly: bool = False
     profiler: Literal["simple", "advanced"] | None = None  # print where the time goes
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def in_full(cls, value: Any) -> Any:
-        """32 is short for 32-true: the two are not two kinds of run."""
-        return "32-true" if str(value) == "32" else value
 
 
 class TaskConfig(Settings):
@@ -242,11 +257,16 @@ class RunConfig(Settings):
         return {} if value is None else value
 
     @model_validator(mode="after")
-    def fine_tuning_is_whole(self) -> Self:
+    def groups_agree(self) -> Self:
         if (self.task is None) != (self.finetune is None):
             missing = "task" if self.task is None else "finetune"
             reason = "fine-tuning needs this group; start scripts/finetune.py"
             raise ValueError(f"{missing} = (missing): {reason}")
+        is_validated = self.data.val_fraction or self.data.val_path or self.task
+        if "early_stopping" in self.callbacks and not is_validated:
+            raise ValueError(
+                "data.val_fraction = 0: callbacks.early_stopping watches val/loss; leave one out"
+            )
         return self
 
     @classmethod
@@ -255,7 +275,7 @@ class RunConfig(Settings):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise explain(error, known=setting_names(RunConfig)) from None
+            raise explain(error, known=setting_names()) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` takes: dictionaries, lists, numbers, text."""
@@ -264,16 +284,10 @@ class RunConfig(Settings):
     def flat(self) -> dict[str, Any]:
         """The settings that affect the result, as they are typed: {"model.n_layer": 5, ..., "seed": 1}."""
         values = self.to_dict()
-        groups = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")
-        flat = {f"{group}.{key}": value for group in groups for key, value in values.get(group, {}).items()}
-        for name in ("ema", "early_stopping"):  # the others only watch
-            settings = values["callbacks"].get(name, {})
-            flat |= {f"callbacks.{name}.{key}": value for key, value in settings.items() if key != "_target_"}
+        groups = values | {f"callbacks.{name}": one for name, one in values["callbacks"].items()}
+        settings = [(group, groups.get(group, {})) for group in DECISIVE]
+        flat = {f"{group}.{key}": one[key] for group, one in settings for key in one if key != "_target_"}
         return flat | {key: values[key] for key in ("init", "seed") if key in values}
-
-    def updated(self, group: str, **changes: Any) -> Self:
-        """The same configuration with other values in one of its groups."""
-        return self.model_copy(update={group: getattr(self, group).model_copy(update=changes)})
 
     @property
     def tokens_per_batch(self) -> int:
@@ -281,12 +295,15 @@ class RunConfig(Settings):
         return self.model.context_length * self.data.batch_size
 
 
-def setting_names(cls: type[BaseModel], prefix: str = "") -> list[str]:
+def setting_names() -> list[str]:
     """The names of all settings, as they are typed: ["name", "seed", "model.vocab_size", ...]."""
-    names = []
-    for name, field in cls.model_fields.items():
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
-        groups = [kind for kind in kinds if issubclass(kind, Settings)]
-        inner = [inside for group in groups for inside in setting_names(group, f"{prefix}{name}.")]
-        names += list(dict.fromkeys(inner)) or [f"{prefix}{name}"]
-    return names
+    values = RunConfig(task=TaskConfig(), finetune=FinetuneConfig()).model_dump()
+    inner = {name: isinstance(value, dict) and list(value) for name, value in values.items()}
+    return [f"{name}.{key}" if key else name for name, keys in inner.items() for key in keys or [""]]
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """n_head for model.n_head, unless another key ends so too."""
+    dotted = [key.lstrip("+").replace("/", ".") for key in keys]
+    last = [key.rpartition(".")[2] for key in dotted]
+    return [short if last.count(short) == 1 else key for short, key in zip(last, dotted, strict=True)]

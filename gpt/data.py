@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,16 +20,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt.config import DataConfig
-from gpt.errors import UserError, one_line
+from gpt.draft import count
+from gpt.errors import UserError, one_line, shorten
 from gpt.files import atomic, remove_staged
-from gpt.text import Text, find_files, tiny_shakespeare_file
-from gpt.tokenizer import Tokenizer, tokenizer_class
+from gpt.sources import PART
+from gpt.text import Text
+from gpt.tokenizer import CharTokenizer, Tokenizer, tokenizer_class
 
 Ids = Tensor | np.ndarray  # (N,), integers
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), which are the inputs one position later
 Share = tuple[int, int]  # of a process: its rank, and how many there are
 VALIDATION_BATCH = 32  # windows; fixed, so that no setting changes the order in which losses are added
 IN_MEMORY = 2**26  # characters; the ids of a longer text are kept in a file
+SHOWN = "encoding the text {percentage:.0f}% {bar} ETA {remaining}"
+BAR: dict[str, Any] = {"bar_format": SHOWN, "leave": False, "dynamic_ncols": True}
 
 
 def batch_of(windows: np.ndarray) -> Batch:
@@ -106,19 +112,19 @@ class AllWindows:
         return map(batch_of, self.batches)
 
 
-def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of the first `split` characters of a text and those of the rest, in the tokenizer's type.
+def encode(text: Text, tokenizer: Tokenizer, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of a text for training and those for validation, in the tokenizer's type.
 
     Those of a long text are written once into files below `folder`, which are mapped into memory and found by
     the SHA-256 of what they depend on. Processes that need the same files wait for the one that writes them.
     Raises UserError if they cannot be written.
     """
     if len(text) <= IN_MEMORY:
-        train, val = zip(*encode_parts(text, tokenizer, split), strict=True)
+        train, val = zip(*encode_parts(text, tokenizer), strict=True)
         return np.concatenate(train), np.concatenate(val)
     dtype = tokenizer.ids("").dtype
-    key = hashlib.sha256(json.dumps([text.sha256, tokenizer.state, split, dtype.str]).encode()).hexdigest()
-    place = folder / ".ids" / key  # hidden, so that it is no part of a text in the same folder
+    key = hashlib.sha256(json.dumps([text.sha256, tokenizer.state, text.split, dtype.str]).encode())
+    place = folder / ".ids" / key.hexdigest()  # hidden, so that it is no part of a text in the same folder
     train_file, val_file = place / "train.ids", place / "val.ids"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -126,32 +132,24 @@ def encode(text: Text, tokenizer: Tokenizer, split: int, folder: Path) -> tuple[
             remove_staged(place)
             if not (train_file.exists() and val_file.exists()):
                 with atomic(train_file) as train_ids, atomic(val_file) as val_ids:
-                    for train, val in encode_parts(text, tokenizer, split):
+                    for train, val in encode_parts(text, tokenizer):
                         train_ids.write(train.data)
                         val_ids.write(val.data)
-        return np.memmap(train_file, dtype, mode="r"), np.memmap(val_file, dtype, mode="r")
+        ids = np.memmap(train_file, dtype, mode="r")  # an empty file could not be mapped
+        return ids, np.memmap(val_file, dtype, mode="r") if text.split < len(text) else ids[:0]
     except OSError as error:
         reason = f"the text's ids cannot be kept there ({error.strerror}); set another folder"
         raise UserError(f"data.folder = {folder}: {reason}") from None
 
 
-def encode_parts(text: Text, tokenizer: Tokenizer, split: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def encode_parts(text: Text, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Encode a text part by part: the ids (T,) for training and those for validation, with a progress bar."""
     position = 0
     is_hidden = None if len(text) > IN_MEMORY else True  # None: if stderr is not a terminal
-    shown = "encoding the text {percentage:.0f}% {bar} ETA {remaining}"
-    with tqdm(total=len(text), disable=is_hidden, leave=False, dynamic_ncols=True, bar_format=shown) as line:
-        for part in text:
-            cut = min(max(split - position, 0), len(part))
-            position += len(part)
-            yield tokenizer.ids(part[:cut]), tokenizer.ids(part[cut:])
-            line.update(len(part))
-
-
-def open_text(config: DataConfig, raw: bool) -> Text:
-    """The text that `config` names, as bytes if `raw`. Raises UserError if there is none."""
-    folder, path = Path(config.folder), config.path
-    return Text([tiny_shakespeare_file(folder)] if path is None else find_files(path), raw)
+    for part in tqdm(text, total=math.ceil(len(text) / PART), disable=is_hidden, **BAR):
+        cut = min(max(text.split - position, 0), len(part))
+        position += len(part)
+        yield tokenizer.ids(part[:cut]), tokenizer.ids(part[cut:])
 
 
 @rank_zero_only
@@ -170,10 +168,31 @@ class Data(L.LightningDataModule):
     description: str  # what there is to train on: "1,003,854 characters for training"
     metadata: Mapping[str, Any] = {}  # what else a checkpoint says about it
     max_steps: int | None = None  # the most steps that it allows
+    draft: Mapping[str, Tensor] = {}  # the table of a `gpt.draft.Drafter`, if there can be one
+
+
+def adapted(tokenizer: Tokenizer, text: Text, config: DataConfig) -> Tokenizer:
+    """The tokenizer of other weights for a text, of which it may not know all characters.
+
+    Raises UserError if so, unless data.drop_unknown or data.extend_vocabulary says what to do with them.
+    """
+    known = tokenizer.vocabulary if isinstance(tokenizer, CharTokenizer) else None  # None: any text
+    new = "" if known is None else "".join(sorted({*CharTokenizer.fit(text).vocabulary} - {*known}))
+    if known is None or not new:
+        return tokenizer
+    if config.extend_vocabulary:
+        return CharTokenizer(known + new)
+    names = shorten(", ".join(map(repr, new)))
+    if config.drop_unknown:
+        print_note(f"{text.name}: left out {names}, which the model does not know")
+        return CharTokenizer(known, drops_unknown=True)
+    reason = f"{names} not among the {len(known)} characters that the model knows"
+    advice = "data.extend_vocabulary=true teaches them, data.drop_unknown=true leaves them out"
+    raise UserError(f"{text.name}: {reason}; {advice}")
 
 
 class TextData(Data):
-    """A text as ids, split in order into a training and a validation part.
+    """A text as ids for training and, if a part of it is held out, for validation.
 
     Without a `tokenizer` the one that `config` asks for is made for the text. Raises UserError if there is no
     text, if it has unknown characters or fewer than two, or if a part is shorter than one window.
@@ -184,25 +203,28 @@ class TextData(Data):
     ) -> None:
         super().__init__()
         self.config, self.context_length, self.seed = config, context_length, seed
-        name, fraction = config.path or "null", 1 - config.val_fraction
         kind = tokenizer_class(config.tokenizer) if tokenizer is None else type(tokenizer)
-        text = open_text(config, kind.reads_bytes)
-        self.tokenizer = kind.fit(text, fraction, config.bpe_vocab_size) if tokenizer is None else tokenizer
+        text = Text(config, kind.reads_bytes)
+        fit = partial(kind.fit, text, config.bpe_vocab_size)
+        self.tokenizer = fit() if tokenizer is None else adapted(tokenizer, text, config)
         if len(self.tokenizer) < 2:
             only = self.tokenizer.decode([0])
-            raise UserError(f"data.path = {name}: only the character {only!r}, nothing to predict")
+            raise UserError(f"{text.name}: only the character {only!r}, nothing to predict")
         if self.tokenizer.remark:
-            print_note(f"data.path = {name}: {self.tokenizer.remark}")
-        split = int(len(text) * fraction)
-        self.train_ids, self.val_ids = encode(text, self.tokenizer, split, Path(config.folder))
+            print_note(f"{text.name}: {self.tokenizer.remark}")
+        self.train_ids, self.val_ids = encode(text, self.tokenizer, Path(config.folder))
         self.sha256, self.unit = text.sha256, self.tokenizer.unit
-        self.characters_per_id = split / max(len(self.train_ids), 1)
+        self.characters_per_id = text.split / max(len(self.train_ids), 1)
         self.description = f"{len(self.train_ids):,} {self.unit} for training"
         for part, ids in (("training", self.train_ids), ("validation", self.val_ids)):
-            if len(ids) <= context_length:
+            if len(ids) <= context_length and (part == "training" or text.split < len(text)):
                 few = f"{len(ids):,} {self.unit}, fewer than the {context_length + 1:,} of one window"
                 advice = "give a longer text, or set a smaller model.context_length"
-                raise UserError(f"data.path = {name}: its {part} split has {few}; {advice}")
+                raise UserError(f"{text.name}: its {part} split has {few}; {advice}")
+
+    @cached_property
+    def draft(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return count(np.asarray(self.train_ids), len(self.tokenizer))
 
     def train_dataloader(self) -> ShuffledWindows:
         trainer = cast(L.Trainer, self.trainer)
@@ -212,7 +234,11 @@ class TextData(Data):
         return ShuffledWindows(*windows, length, start, (trainer.global_rank, trainer.world_size))
 
     def val_dataloader(self) -> AllWindows:
-        return self.exact(self.val_ids)
+        """All of the validation part. If there is none, an empty batch: a run is saved all the same."""
+        windows = self.exact(self.val_ids if len(self.val_ids) else self.train_ids[: self.context_length + 1])
+        if not len(self.val_ids):
+            windows.batches = [batch[:0] for batch in windows.batches]
+        return windows
 
     def exact(self, ids: np.ndarray) -> AllWindows:
         """The batches whose mean loss is that of `ids` (N,): every position once, shared among processes."""

@@ -19,6 +19,7 @@ class Ensemble(nn.Module):
         self.members: Iterable[GPT] = nn.ModuleList(members)  # type: ignore[assignment]
         shortest = min(member.config.context_length for member in members)
         self.config = members[0].config.model_copy(update={"context_length": shortest})
+        self.draft = members[0].draft
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Log probabilities (B, T, V), which softmax leaves as they are, for ids (B, T)."""

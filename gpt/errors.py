@@ -2,11 +2,10 @@
 
 import contextlib
 import difflib
-import math
+import errno
 import os
 import signal
 import sys
-import threading
 import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,9 @@ ELSEWHERE = {
     "grad_clip": "trainer.gradient_clip_val",
     "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
 }
+# What a user can mend about a file or folder. That one is missing may be a bug
+OF_USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
+OF_USERS |= {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE}
 
 
 class UserError(ValueError):
@@ -35,22 +37,27 @@ class UserError(ValueError):
 
 def shorten(value: Any, width: int = 60) -> str:
     """`value` on one line of at most `width` characters, for a message."""
-    if isinstance(value, int) and abs(value) > 10**15:  # str() refuses integers of more than 4,300 digits
-        value = f"{'-' * (value < 0)}(a number of about {value.bit_length() * math.log10(2):.0f} digits)"
     text = one_line(value)
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def one_line(value: object) -> str:
     """The text of a value or an error on one line, with control characters escaped."""
-    text = " ".join(str(value).split())
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return printable(" ".join(str(value).split()))
 
 
 def printable(text: str) -> str:
-    """A text for a terminal, whose control characters could command it: they are escaped, not line breaks."""
-    control = {char for char in text if unicodedata.category(char) in ("Cc", "Cf")} - {"\n", "\t"}
-    return text.translate({ord(char): ascii(char)[1:-1] for char in control})
+    """A text for a terminal. What could command it, or turn the text around, is escaped.
+
+    Line breaks, tabs and the joiners of Persian or Hindi stay.
+    """
+    turns = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode annex 9
+    escaped = {
+        char
+        for char in set(text) - {"\n", "\t"}
+        if unicodedata.category(char) in ("Cc", "Cs") or unicodedata.bidirectional(char) in turns
+    }
+    return text.translate({ord(char): ascii(char)[1:-1] for char in escaped})
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -58,23 +65,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     if (elsewhere := word.rpartition(".")[2]) in ELSEWHERE:
         return f"it is called {ELSEWHERE[elsewhere]} here"
-    if inner := [name for name in known if name.replace("/", ".").endswith(f".{word}")]:
-        return f"did you mean {' or '.join(inner[:3])}?"  # n_layer for model.n_layer
-    if close := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
-        return f"did you mean {close[0]}?"
+    inner = [name for name in known if name.replace("/", ".").endswith(f".{word}")]
+    if close := inner[:3] or difflib.get_close_matches(word, known, n=1, cutoff=0.6):
+        return f"did you mean {' or '.join(close)}?"
     return f"choose one of {', '.join(known)}" if 0 < len(known) <= 20 else "--cfg job lists all settings"
 
 
 def explain(error: "ValidationError", group: str = "", known: Iterable[str] = ()) -> UserError:
     """The first mistake that pydantic has found in a group. An unknown setting may mean one of `known`."""
     first = error.errors()[0]
-    place = [*filter(None, [group]), *map(str, first["loc"])]
+    place = [*filter(None, [group]), *(part for part in map(str, first["loc"]) if "[" not in part)]
     if place[:1] == ["optimizer"] and place[1:2] in (["adamw"], ["muon"]):
         del place[1]  # the name by which pydantic has chosen the class
     name, value = ".".join(place), "null" if first["input"] is None else first["input"]
     reason = first["msg"].removeprefix("Input ").removeprefix("String ")
     if first["type"].startswith("union_tag_"):  # invalid, or not found
-        name, value, reason = f"{name}.name", first["ctx"].get("tag", "(missing)"), "choose adamw or muon"
+        name, value = f"{name}.name", first["ctx"].get("tag", "(missing)")
+        reason = "set optimizer=adamw or optimizer=muon"
     elif first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         reason = f"no such setting; {did_you_mean(name, known)}"
     elif first["type"] == "value_error":
@@ -93,44 +100,30 @@ def user_errors() -> Iterator[None]:
     A reader that closes the pipe (`| head`) ends it quietly, Ctrl-C ends it with exit code 130. Anything else
     is a bug of this project: its traceback is shown, and the exit code is 1.
     """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller: `>&-`
-            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
-    for output in (sys.stdout, sys.stderr):
-        if hasattr(output, "reconfigure"):
-            output.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 gets what it can show
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif mode == "w" and hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")  # where there is no UTF-8
     try:
         yield
         sys.stdout.flush()
     except UserError as error:
         fail(f"error: {one_line(error)}", 2)
-    except BrokenPipeError:
-        discard_output()
-        sys.exit(1)
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # of an output, not a file
-            discard_output()
-            fail(f"error: output = (standard output): {error.strerror}; make room", 2)
+        number: Any = getattr(error, "errno", None)
+        place = getattr(error, "filename", None)
+        if number and place is None:  # of standard output, whose last flush would fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                sys.exit(1)
+            fail(f"error: output = (standard output): {os.strerror(number)}; make room", 2)
+        if number in OF_USERS:
+            fail(f"error: file = {shorten(place, 200)}: {os.strerror(number)}; choose another place", 2)
         traceback.print_exc()
         fail("This is a bug of this project. Please report it with the lines above and the command.", 1)
-
-
-@contextlib.contextmanager
-def interrupts_deferred() -> Iterator[None]:
-    """Let Ctrl-C wait until the end of imports: some libraries take it for a missing module, and continue."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
-        yield
-        return
-    noted: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
-    if noted:
-        signal.raise_signal(signal.SIGINT)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -138,6 +131,14 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def discard_output() -> None:
-    """Send what is still buffered for standard output nowhere, so that the last flush cannot fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+@contextlib.contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of imports: some libraries take it for a missing module, and continue."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

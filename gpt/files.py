@@ -36,9 +36,9 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             staged.unlink()
 
 
-def remove_staged(folder: Path) -> None:
+def remove_staged(folder: Path, name: str = "*") -> None:
     """Remove what killed processes have left half written in `folder`. None may be writing there now."""
-    for path in folder.glob(".*.tmp-*"):
+    for path in folder.glob(f".{name}.tmp-*"):
         path.unlink(missing_ok=True)
 
 

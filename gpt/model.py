@@ -1,6 +1,6 @@
 """The decoder-only transformer of GPT in plain PyTorch, to be read from top to bottom: `GPT` comes last.
 
-Sources, cited below as [A] and [G]:
+"Step" names a step of derive-gpt-from-scratch.ipynb, which derives the part. Sources, cited as [A] and [G]:
     [A] Vaswani et al. 2017, *Attention Is All You Need*
     [G] Radford et al. 2018, *Improving Language Understanding by Generative Pre-Training*
 
@@ -12,6 +12,7 @@ Shapes, everywhere in this package:
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -23,12 +24,12 @@ from gpt.config import ModelConfig
 
 
 def make_norm(config: ModelConfig, size: int) -> nn.Module:
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last `size` numbers."""
+    """LayerNorm (Ba et al. 2016; step 7) or RMSNorm (Zhang and Sennrich 2019; step 11) of `size` numbers."""
     return nn.RMSNorm(size, eps=1e-5) if config.norm == "rmsnorm" else nn.LayerNorm(size, bias=config.bias)
 
 
 class CausalConv(nn.Module):
-    """Adds to each position a learned mixture of the `width` positions before it, at first zero of each.
+    """Adds to each position a learned mixture of the `width` positions before it, at first zero (step 11).
 
     A depthwise convolution, which So et al. 2021, *Primer*, section 3, put behind queries, keys and values.
     It stands before attention and MLP, so that neighbouring characters meet without an attention head.
@@ -47,7 +48,7 @@ class CausalConv(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention, [A] section 3.2.2: all heads in one product, and no position looks ahead.
+    """Multi-head attention, [A] section 3.2.2 (step 6): all heads in one product; no position looks ahead.
 
     `attend` is the function that mixes the values; `replace_attention` exchanges it.
     """
@@ -76,7 +77,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Position-wise feed-forward network, [A] section 3.3, four times wider inside."""
+    """Position-wise feed-forward network, [A] section 3.3 (step 7), four times wider inside."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer: attention, then MLP, each on a residual branch that ends in dropout."""
+    """One transformer layer: attention, then MLP, each on a residual branch that ends in dropout (step 7)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -117,9 +118,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids in, scores of the next token out, at every position at once ([G] equation 2)."""
+    """Token ids in, scores of the next token out, at every position at once ([G] equation 2; step 8)."""
 
     rotary: Tensor
+    draft: Any = None  # a `gpt.draft.Drafter` of the text that it was trained on, which lets it write faster
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -140,7 +142,7 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw new weights with a standard deviation of 0.02 ([G] section 4.1), but for two cases below."""
+        """Draw new weights with a standard deviation of 0.02 ([G] section 4.1; step 7), but for two cases."""
         config = self.config
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -199,7 +201,7 @@ def plain_attention(model: GPT) -> contextlib.AbstractContextManager[None]:
 
 @torch.no_grad()
 def attention_weights(model: GPT, ids: Tensor) -> Tensor:
-    """How much each position (row) of ids (B, T) takes from each (column): (n_layer, B, H, T, T)."""
+    """How much each position (row) of ids (B, T) takes from each (column), step 12: (n_layer, B, H, T, T)."""
     weights: list[Tensor] = []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:

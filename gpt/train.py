@@ -5,15 +5,15 @@ pre-trains: `pretraining_parts` and `gpt.finetune.module` are all in which the t
 """
 
 import contextlib
+import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpt import callbacks as parts
@@ -65,9 +65,8 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
             if not options.quiet:
                 announce(module, data, reasons)
             del content, weights, source, make_module  # their tensors would take memory while the run trains
-            start = time.perf_counter()
             fit(trainer, module, data, run.last)
-        result, sample = collect_result(trainer, module, time.perf_counter() - start)
+        result, sample = collect_result(trainer, module)
         best = run.checkpoint("best")
         result = module.complete(result, data, best if best.exists() else None)
         if not run.has_begun:  # all steps had been taken before, and only the result was missing
@@ -88,11 +87,15 @@ def pretraining_parts(
     the one that the configuration asks for is made. Raises UserError as `TextData` does.
     """
     data = TextData(config.data, config.model.context_length, config.seed, tokenizer)
+    steps = len(data.train_ids) / config.tokens_per_batch / config.trainer.accumulate_grad_batches
+    data.description += f", an epoch of {max(1, round(steps)):,} steps"
 
     def make_module(resolved: RunConfig) -> GPTModule:
         model = GPT(resolved.model)
         if source is not None:
-            model.load_state_dict(source.state_dict())
+            weights = model.state_dict()
+            for name, tensor in source.state_dict().items():
+                weights[name][: len(tensor)] = tensor  # of a larger vocabulary, new rows stay random
         if resolved.trainer.compile:
             model.compile()  # in place, so that the names in checkpoints stay as they are
         return GPTModule(model, resolved.optimizer, resolved.scheduler, data.tokenizer.lengths)
@@ -136,13 +139,21 @@ def announce(module: GPTModule, data: Data, reasons: Sequence[str]) -> None:
 
 
 def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | None) -> None:
-    """Train to the end. Raises UserError that names the last good checkpoint if the run diverges."""
+    """Train to the end. Raises UserError that names the last good checkpoint if the run diverges.
+
+    Also raises UserError if another process of the run has ended.
+    """
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Diverged as error:
         last = parts.checkpoints.checkpoint_path(trainer, "last")
         where = f"; its last good checkpoint is {last}" if last.exists() else ""
         raise UserError(f"{error}{where}") from None
+    except RuntimeError as error:  # of Gloo, or of NCCL
+        if "gloo" in str(error) or isinstance(error, torch.distributed.DistBackendError):
+            reason = "another one has ended; repeat the command to continue from the last checkpoint"
+            raise UserError(f"processes = {trainer.world_size}: {reason}") from None
+        raise
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning makes an exit code of 1
             raise KeyboardInterrupt from None
@@ -152,19 +163,19 @@ def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | No
         trainer.validate(module, datamodule=data, verbose=False)
 
 
-def collect_result(trainer: L.Trainer, module: GPTModule, seconds: float) -> tuple[Result, str | None]:
+def collect_result(trainer: L.Trainer, module: GPTModule) -> tuple[Result, str | None]:
     """The numbers of a run that has ended, and the last text that it wrote (None if it was not asked to)."""
     best, throughput = find_callback(trainer, parts.BestCheckpoint), find_callback(trainer, parts.Throughput)
     samples, stopping = find_callback(trainer, parts.Samples), find_callback(trainer, parts.EarlyStopping)
     result = Result(
         best_val_loss=best.score if best else None,
         best_step=best.step if best and best.score is not None else None,
-        final_val_loss=trainer.callback_metrics["val/loss"].item(),
-        final_bits_per_char=trainer.callback_metrics["val/bits_per_char"].item(),
+        final_val_loss=float(trainer.callback_metrics.get("val/loss", math.nan)),  # with data.val_fraction=0
+        final_bits_per_char=float(trainer.callback_metrics.get("val/bits_per_char", math.nan)),
         step=trainer.global_step,
         vocab_size=module.model.config.known_vocab_size(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        seconds=round(throughput.elapsed if throughput else seconds, 1),
+        seconds=round(find_callback(trainer, Timer).time_elapsed(), 1),
         chars_per_second=throughput.mean if throughput else None,
         stopped_early=bool(stopping and stopping.is_met),
     )

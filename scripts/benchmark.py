@@ -27,13 +27,16 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+try:
+    from gpt.errors import UserError, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 import torch
 
 from gpt.cli.main import compose_config
 from gpt.cli.options import Parser
 from gpt.config import RunConfig
 from gpt.data import ShuffledWindows, TextData
-from gpt.errors import UserError, user_errors
 from gpt.files import write_json, write_text
 from gpt.generate import generate, sample_next
 from gpt.machine import choose_precision, keep_freed_memory, silence_lightning

@@ -10,8 +10,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+try:
+    from gpt.errors import UserError, printable, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 from gpt.cli.options import Parser, newest_run
-from gpt.errors import UserError, printable, user_errors
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

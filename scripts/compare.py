@@ -6,8 +6,11 @@ python scripts/compare.py outputs --baseline arch=gpt2 --sort seconds
 
 from pathlib import Path
 
+try:
+    from gpt.errors import UserError, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 from gpt.cli.options import Parser
-from gpt.errors import UserError, user_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--csv", action="store_true", help="print the whole table as CSV, and write nothing")
     options = parser.parse_args(arguments)
     try:
-        from gpt.analysis.compare import compare_runs, sort_table  # after --help, which needs no extra
+        from gpt.analysis.compare import compare_runs, whole_table  # after --help, which needs no extra
         from gpt.analysis.report import compare
     except ImportError as error:
         raise UserError(
@@ -44,8 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(
                 f"--columns = {options.columns}: CSV always has all columns; leave one of the two options out"
             )
-        table = sort_table(compare_runs(options.folder, options.baseline).table, options.sort)
-        print(table.to_csv(index=False), end="")
+        kinds, _ = compare_runs(options.folder, options.baseline)
+        print(whole_table(kinds, options.sort).to_csv(index=False), end="")
         return
     columns = options.columns.split(",") if options.columns else ()
     print(compare(options.folder, options.x, options.sort, columns, options.baseline))

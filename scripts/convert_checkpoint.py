@@ -12,8 +12,11 @@ from typing import Any
 
 import yaml
 
+try:
+    from gpt.errors import UserError, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 from gpt.cli.options import Parser
-from gpt.errors import UserError, user_errors
 
 FORMER = 4
 CALLBACKS = {

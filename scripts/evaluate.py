@@ -2,29 +2,50 @@
 
 python scripts/evaluate.py outputs/RUN
 python scripts/evaluate.py outputs/RUN outputs/OTHER    the average of their probabilities
+python scripts/evaluate.py --pretrained --text "To be, or not to be" --color    of one text, as a whole
 """
 
 import argparse
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gpt.cli.options import Parser, add_checkpoint, load_models, whole_number
-from gpt.errors import UserError, user_errors
+try:
+    from gpt.errors import UserError, printable, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
+from gpt.cli.options import Parser, add_checkpoint, load_models, tint, typed_text, whole_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gpt.tokenizer import Tokenizer
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_checkpoint(parser, several=True)
     data = "another text, split like the run's own, which is the default"
-    parser.add_argument("--data", metavar="FILE", help=data)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--data", metavar="FILE", help=data)
+    text = "the loss on this text as a whole, however short, in which \\n is a line break"
+    source.add_argument("--text", type=typed_text, help=text)
+    source.add_argument("--text-file", metavar="FILE", help="the same for the text in a UTF-8 file")
+    color = "print the text first, each character tinted by how much its token surprised the model"
+    parser.add_argument("--color", action="store_true", help=color)
+    unknown = "leave out characters of the text that the model does not know"
+    parser.add_argument("--drop-unknown", action="store_true", help=unknown)
     windows = "cut the text into windows of so many tokens, to compare models of other contexts; "
     windows += "default: the model's context"
     parser.add_argument("--context-length", type=whole_number(1), metavar="T", help=windows)
     as_json = "print one JSON object, with every digit, in place of the table"
     parser.add_argument("--json", action="store_true", help=as_json)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if (options.color or options.drop_unknown) and options.text is options.text_file:
+        parser.error("--color and --drop-unknown need --text or --text-file")
+    return options
 
 
 def tabulate(losses: Mapping[str, Mapping[str, Any]]) -> str:
@@ -49,16 +70,42 @@ def tabulate(losses: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def colored(text: str, tokenizer: "Tokenizer", ids: "Tensor", surprises: "Tensor") -> str:
+    """The text with each character tinted by the surprise of the token that begins it, in nats (T,)."""
+    lengths = [len(tokenizer.pieces[id]) for id in ids.tolist()]
+    of_bytes = [nats for nats, length in zip(surprises.tolist(), lengths, strict=True) for _ in range(length)]
+    shown, place = [], 0
+    for char in text:
+        shown.append(tint(printable(char), of_bytes[place]))
+        place += len(char.encode())
+    return "".join(shown)
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.data is not None and not options.data.strip():
         raise UserError("--data = (empty): not a text; give a file, or leave it out for the run's own text")
 
-    from gpt.evaluate import evaluate
+    from gpt.evaluate import evaluate, score
     from gpt.machine import keep_freed_memory
+    from gpt.text import Text
 
     keep_freed_memory()
-    losses = evaluate(*load_models(options.checkpoint or []), options.data, options.context_length)
+    text = options.text
+    if options.text_file is not None:
+        try:
+            text = "".join(Text([Path(options.text_file).expanduser()]))
+        except UserError as error:
+            raise UserError(str(error).replace("data.path", "--text-file", 1)) from None
+    model, tokenizer, metadata = load_models(options.checkpoint or [])
+    if text is None:
+        losses = evaluate(model, tokenizer, metadata, options.data, options.context_length)
+    else:
+        text = tokenizer.drop_unknown(text) if options.drop_unknown else text
+        surprises, found = score(model, tokenizer, text, options.context_length)
+        losses = {"text": found}
+        if options.color and not options.json:
+            print(colored(text, tokenizer, tokenizer.encode(text), surprises) + "\n")
     print(json.dumps(losses) if options.json else tabulate(losses))
 
 

@@ -5,20 +5,25 @@ python scripts/export_html.py outputs/RUN --out play.html
 
 import argparse
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+try:
+    from gpt.errors import UserError, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 from gpt.cli.options import Parser, add_checkpoint, find_checkpoint
-from gpt.errors import UserError, user_errors
 
 if TYPE_CHECKING:
     from gpt.config import ModelConfig
     from gpt.tokenizer import Tokenizer
 
-PRIVATE = ("hydra.", "data.path", "data.folder", "init=")  # settings that name folders of one machine
+PRIVATE = ("hydra.", "data.folder", "init=")  # settings that name folders of one machine
+OPENING = 500  # tokens of the text with which a page opens
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -55,7 +60,10 @@ def describe(
     elif all(file.exists() for file in files):
         result, about = (json.loads(file.read_text(encoding="utf-8")) for file in files)
         loss = result["best_val_loss"]
-        command = "python " + shlex.join(word for word in about["command"] if not word.startswith(PRIVATE))
+        words = [word for word in about["command"] if not word.startswith(PRIVATE)]
+        # Of the files of the text, the names alone
+        words = [re.sub(r"[^=,\[]*/", "", word) if word.startswith("data.") else word for word in words]
+        command = f"python {shlex.join(words)}"
     if loss is not None:
         facts["validation loss"] = f"{loss:.4f} nats per {tokenizer.loss_unit}"
     return facts | ({"trained by": command} if command else {})
@@ -74,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from gpt.checkpoint import load
     from gpt.files import write_text
+    from gpt.generate import generate_text
     from gpt.interop.page import render
 
     checkpoint = find_checkpoint(options.checkpoint)
@@ -84,7 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
     tokenizer.encode(prompt)  # or it would be refused in the page, where nobody can mend the file
     title = options.title or f"Written by a GPT of {in_words(model.config.parameter_count())} parameters"
     facts = describe(checkpoint, model.config, tokenizer, metadata)
-    write_text(options.out, render(model, tokenizer, title, facts, prompt))
+    text = generate_text(model, tokenizer, prompt, OPENING, seed=1)
+    write_text(options.out, render(model, tokenizer, title, facts, prompt, text))
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, open it in any browser")
     if options.open:
         import webbrowser

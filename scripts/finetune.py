@@ -3,7 +3,10 @@
 python scripts/finetune.py init=outputs/RUN task=which_word
 """
 
-from gpt.cli.main import finetune
+try:
+    from gpt.cli.main import finetune
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 
 if __name__ == "__main__":
     finetune()

@@ -9,22 +9,22 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from gpt.checkpoint import find, load, write
+try:
+    from gpt.errors import UserError, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 from gpt.cli.options import Parser
-from gpt.data import VALIDATION_BATCH, AllWindows
-from gpt.errors import UserError, user_errors
 from gpt.files import PRETRAINED, read_json
-from gpt.model import GPT
-from gpt.module import cross_entropy
-from gpt.text import SHA256, tiny_shakespeare
-from gpt.tokenizer import Tokenizer
 
-PLACES = ("hydra.", "data.path", "data.folder")  # settings that name folders of one machine
+if TYPE_CHECKING:  # --help needs no torch
+    import numpy as np
+
+    from gpt.model import GPT
+    from gpt.tokenizer import Tokenizer
+
+PLACES = ("hydra.", "data.path", "data.val_path", "data.folder")  # settings that name folders of one machine
 LARGEST = 6_000_000  # bytes of the packed file: it is cloned with the repository
 
 
@@ -35,6 +35,9 @@ def pack(run: Path, target: Path = PRETRAINED) -> dict[str, Any]:
     three more bits.
     Raises UserError for a run that has not finished, or was trained on another text.
     """
+    from gpt.checkpoint import find, load, write
+    from gpt.text import SHA256
+
     result, origin = read_json(run / "result.json"), read_json(run / "run.json")
     checkpoint = find(str(run))
     model, tokenizer, metadata = load(checkpoint)
@@ -54,15 +57,17 @@ def pack(run: Path, target: Path = PRETRAINED) -> dict[str, Any]:
         "losses_as_trained": exact,
         "losses_as_stored": losses(model, tokenizer, metadata),
     }
-    write(target, {"gpt": metadata, "state_dict": weights})
+    write(target, {"gpt": metadata, "state_dict": weights, "draft": model.draft.table})
     return metadata["pretrained"]
 
 
-def losses(model: GPT, tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> dict[str, float]:
+def losses(model: "GPT", tokenizer: "Tokenizer", metadata: Mapping[str, Any]) -> dict[str, float]:
     """Losses of the validation split in nats per character.
 
     There are three: of all of it, of all of it in windows of half the context, and of its first batch.
     """
+    from gpt.text import tiny_shakespeare
+
     text = tiny_shakespeare(Path("data"))
     ids = tokenizer.ids(text[int(len(text) * (1 - metadata["config"]["data"]["val_fraction"])) :])
     context = model.config.context_length
@@ -73,13 +78,18 @@ def losses(model: GPT, tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> dic
     }
 
 
-@torch.inference_mode()
-def mean_loss(model: GPT, ids: np.ndarray, context_length: int, batches: int | None = None) -> float:
+def mean_loss(model: "GPT", ids: "np.ndarray", context_length: int, batches: int | None = None) -> float:
     """The mean loss over the first `batches` batches of windows of ids (N,), or all, as a run validates."""
+    import torch
+
+    from gpt.data import VALIDATION_BATCH, AllWindows
+    from gpt.module import cross_entropy
+
     total, windows = 0.0, 0
-    for inputs, targets in islice(AllWindows(ids, context_length, VALIDATION_BATCH), batches):
-        total += len(inputs) * cross_entropy(model(inputs), targets).item()
-        windows += len(inputs)
+    with torch.inference_mode():
+        for inputs, targets in islice(AllWindows(ids, context_length, VALIDATION_BATCH), batches):
+            total += len(inputs) * cross_entropy(model(inputs), targets).item()
+            windows += len(inputs)
     return total / windows
 
 

@@ -5,8 +5,11 @@ python scripts/report.py outputs/RUN
 
 from pathlib import Path
 
+try:
+    from gpt.errors import UserError, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 from gpt.cli.options import Parser
-from gpt.errors import UserError, user_errors
 
 
 def main(arguments: list[str] | None = None) -> None:

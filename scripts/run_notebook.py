@@ -10,12 +10,14 @@ import io
 import os
 from pathlib import Path
 
+try:
+    from gpt.files import write_text
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
-
-from gpt.files import write_text
 
 NOTEBOOK = Path(__file__).parents[1] / "derive-gpt-from-scratch.ipynb"
 ENVIRONMENT = {

@@ -8,6 +8,7 @@ import argparse
 import codecs
 import contextlib
 import importlib
+import json
 import os
 import secrets
 import signal
@@ -19,8 +20,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from gpt.cli.options import Parser, add_checkpoint, find_runs, load_models, progress, whole_number
-from gpt.errors import UserError, one_line, printable, user_errors
+try:
+    from gpt.errors import UserError, one_line, printable, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
+from gpt.cli import options as runs
+from gpt.cli.options import Parser, add_checkpoint, load_models, tint, typed_text, whole_number
+from gpt.files import write_text
 
 if TYPE_CHECKING:  # --help and --list need no torch
     from torch import Generator, Tensor
@@ -33,8 +39,8 @@ if TYPE_CHECKING:  # --help and --list need no torch
 LARGEST_PROMPT = 2**24  # bytes
 TEXTS_AT_ONCE = 32
 SEPARATOR = "-" * 20 + "\n"
-# From which surprise on, in nats, a character has which of a terminal's 256 colours: black on ever darker red
-TINTS = ((5.0, "48;5;203;30"), (3.0, "48;5;210;30"), (1.5, "48;5;217;30"), (0.5, "48;5;224;30"))
+# Options that say how a token is drawn, by the names of gpt.generate.Sampling
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,24 +49,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option = parser.add_argument
     option("--list", action="store_true", help="list the runs under outputs/ with their losses, and end")
     source = parser.add_mutually_exclusive_group()
-    prompt = "the text to continue; default: standard input if it is piped, or a line break"
-    source.add_argument("--prompt", help=prompt)
+    prompt = "the text to continue, in which \\n is a line break; "
+    prompt += "default: standard input if it is piped, or a line break"
+    source.add_argument("--prompt", type=typed_text, help=prompt)
     source.add_argument("--prompt-file", help="a UTF-8 file that holds the prompt; - for standard input")
+    unknown = "leave out characters of the prompt that the model does not know"
+    option("--drop-unknown", action="store_true", help=unknown)
     length = "how many tokens to write: characters, unless the run chose another tokenizer (500)"
     option("--tokens", type=whole_number(0), default=500, help=length)
     exact = "end after exactly so many; otherwise a text ends where its line does, at most a fifth later"
     option("--exact", action="store_true", help=exact)
-    stop = "end a text before this string, wherever the model writes it; the prompt may hold it"
-    option("--stop", metavar="STRING", help=stop)
-    temperature = "0: always the likeliest token; 1: the model's own odds (0.8)"
-    option("--temperature", type=float, default=0.8, help=temperature)
-    option("--top-k", type=whole_number(1), help="choose among the k likeliest tokens")
-    top_p = "choose among the likeliest tokens whose probabilities sum to p"
-    option("--top-p", type=float, help=top_p)
+    stop = "end a text before this string, wherever the model writes it; may be given several times"
+    option("--stop", metavar="STRING", type=typed_text, action="append", default=[], help=stop)
+    add_settings(parser)
     seed = "the same seed writes the same text; default: a new one each time"
     option("--seed", type=whole_number(0), help=seed)
     several = "how many texts to write; the first is shown while it grows (1)"
     option("--num-samples", type=whole_number(1), default=1, help=several)
+    option("--json", action="store_true", help="print a JSON object for each text: prompt, text and seed")
+    option("--out", metavar="FILE", help="write the texts into this file")
     talk = "type a line, and the model continues it, again and again; Ctrl-C stops a text, Ctrl-D ends"
     option("--interactive", action="store_true", help=talk)
     color = "tint each character by how much it, or the last of its tokens, surprised the model"
@@ -68,20 +75,33 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     where = "where to compute: cpu, which is faster for one text of a small model, or gpu (cpu)"
     option("--device", choices=("cpu", "gpu"), default="cpu", help=where)
     options = parser.parse_args(arguments)
-    if options.num_samples > 1 and (options.interactive or options.color):
-        name = "interactive" if options.interactive else "color"
-        parser.error(f"--{name} shows one text; leave out --num-samples")
+    for name in ("interactive", "color"):
+        if getattr(options, name) and (options.num_samples > 1 or options.json or options.out):
+            parser.error(f"--{name} shows one text; leave out --num-samples, --json and --out")
     if options.interactive and options.prompt_file == "-":
         advice = "give --prompt or a file as the beginning"
         parser.error(f"--interactive reads lines from standard input; {advice}")
     return options
 
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options in SETTINGS."""
+    option = parser.add_argument
+    temperature = "0: always the likeliest token; 1: the model's own odds (0.8)"
+    option("--temperature", type=float, default=0.8, help=temperature)
+    option("--top-k", type=whole_number(1), help="choose among the k likeliest tokens")
+    top_p = "choose among the likeliest tokens whose probabilities sum to p"
+    option("--top-p", type=float, help=top_p)
+    min_p = "choose among the tokens that are at least p times as likely as the likeliest"
+    option("--min-p", type=float, help=min_p)
+    repeated = "above 1: make what the model sees of the text less likely to be written again"
+    option("--repetition-penalty", type=float, metavar="X", help=repeated)
+
+
 def read_prompt(options: argparse.Namespace) -> str | None:
     """The prompt, which may be empty, or None if there is none: no option, and nothing on standard input."""
     if options.prompt is not None:
-        # A locale without UTF-8 hides its bytes
-        return options.prompt.encode(errors="surrogateescape").decode(errors="replace")
+        return str(options.prompt)
     from_stdin = options.prompt_file in (None, "-")
     if options.prompt_file is None and sys.stdin.isatty():
         return None
@@ -109,7 +129,7 @@ class TextWriter:
         self.model.to(self.device)
         self.seed = secrets.randbelow(10**6) if options.seed is None else options.seed
         self.exact = options.exact or not tokenizer.knows("\n")
-        self.stop = (options.stop or "").encode(errors="surrogateescape")
+        self.stops = [stop.encode() for stop in options.stop]
         self.longest = options.tokens + (0 if self.exact else options.tokens // 5)
         # A vocabulary may hold what would command a terminal
         self.show = printable if sys.stdout.isatty() else str
@@ -129,19 +149,21 @@ class TextWriter:
     ) -> "Iterator[Tensor]":
         from gpt.generate import generate
 
-        settings = self.options.temperature, self.options.top_k, self.options.top_p
-        return generate(cached, ids.to(self.device), self.longest, *settings, generators)
+        settings = {name: getattr(self.options, name) for name in SETTINGS}
+        return generate(cached, ids.to(self.device), self.longest, generators, **settings)
 
     def cached_model(self, longest: int = sys.maxsize) -> "CachedModel":
-        from gpt.interop.numpy_decoder import NumpyCachedModel
+        from gpt.generate import CachedModel
 
-        return NumpyCachedModel(self.model, longest)
+        return CachedModel(self.model, longest)
 
     def shorten(self, pieces: Iterable[bytes]) -> Iterable[bytes]:
         from gpt.generate import until
 
         pieces = pieces if self.exact else up_to_line_end(pieces, self.options.tokens)
-        return until(pieces, self.stop) if self.stop else pieces
+        for stop in self.stops:
+            pieces = until(pieces, stop)
+        return pieces
 
     def stream(
         self, cached: "CachedModel", ids: "Tensor", generators: "list[Generator]"
@@ -169,32 +191,48 @@ class TextWriter:
         print(self.show(characters.decode(b"", final=True)), flush=True)
 
     def write(self, prompt: str) -> None:
-        """Print the first text while it grows, then the others, many of which are sampled at once."""
+        """Print the first text while it grows, then the others. In JSON or into a file, all are alike."""
         ids = self.tokenizer.encode(prompt or self.tokenizer.default_prompt)[None]  # never nothing
         if ids.size(1) > (limit := self.model.config.context_length):
             length = f"the prompt has {ids.size(1):,} tokens; the model sees the last {limit:,}"
             print(f"note: {length}", file=sys.stderr)
         self.tell_seed()
-        sys.stdout.write(self.show(prompt))
-        cached = self.cached_model(self.longest)
-        deque(self.stream(cached, ids, self.generators([0])), maxlen=0)
-        for start in range(1, self.options.num_samples, TEXTS_AT_ONCE):
-            numbers = range(start, min(start + TEXTS_AT_ONCE, self.options.num_samples))
+        if not self.options.json and self.options.out is None:
+            sys.stdout.write(self.show(prompt))
+            deque(self.stream(self.cached_model(self.longest), ids, self.generators([0])), maxlen=0)
+            for text in self.texts(ids, 1):
+                print(SEPARATOR + self.show(prompt + text), flush=True)
+            return
+        told = {"prompt": prompt, "seed": self.seed}
+        wholes = (
+            json.dumps(told | {"text": text}) if self.options.json else prompt + text
+            for text in self.texts(ids, 0)
+        )
+        if self.options.out is not None:
+            between = "\n" if self.options.json else f"\n{SEPARATOR}"
+            write_text(self.options.out, between.join(wholes) + "\n")
+        for whole in () if self.options.out is not None else wholes:
+            print(whole, flush=True)
+
+    def texts(self, ids: "Tensor", start: int) -> Iterator[str]:
+        """What follows the prompt in each text from number `start` on, many of which are drawn at once."""
+        for first in range(start, self.options.num_samples, TEXTS_AT_ONCE):
+            numbers = range(first, min(first + TEXTS_AT_ONCE, self.options.num_samples))
             for text in self.write_several(ids, numbers):
-                whole = prompt + b"".join(self.shorten(text)).decode(errors="replace")
-                print(SEPARATOR + self.show(whole), flush=True)
+                yield b"".join(self.shorten(text)).decode(errors="replace")
 
     def write_several(self, ids: "Tensor", numbers: range) -> list[list[bytes]]:
-        """The pieces of several texts, drawn until the last of them holds the string to stop at."""
+        """The pieces of several texts, drawn until the last of them holds a string to stop at."""
         texts: list[list[bytes]] = [[] for _ in numbers]
         growing, cached = texts, self.cached_model(self.longest)
         for drawn in self.sample(cached, ids.expand(len(texts), -1), self.generators(numbers)):
             for text, id in zip(texts, drawn.tolist(), strict=True):
                 text.append(self.tokenizer.pieces[id])
-            if self.stop:  # its bytes come from at most as many pieces, the last of which completes it
-                growing = [text for text in growing if self.stop not in b"".join(text[-len(self.stop) :])]
-                if not growing:
-                    break
+            # Its bytes come from at most as many pieces, the last of which completes it
+            for stop in self.stops:
+                growing = [text for text in growing if stop not in b"".join(text[-len(stop) :])]
+            if not growing:
+                break
         return texts
 
     def converse(self, beginning: str | None) -> None:
@@ -233,6 +271,8 @@ def typed_lines() -> Iterator[str]:
     """The lines of standard input. Ctrl-C drops what has been typed of a line."""
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # makes the arrow keys work
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # the tokenizer refuses what is not UTF-8
     while True:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
@@ -256,12 +296,6 @@ def choose_device(name: str) -> str:
     return accelerator.type
 
 
-def tint(char: str, surprise: float) -> str:
-    """The character in the colours for its surprise. Line breaks have none: they would colour whole lines."""
-    color = next((color for least, color in TINTS if surprise >= least), None)
-    return char if color is None or char in ("", "\n") else f"\x1b[{color}m{char}\x1b[0m"
-
-
 def up_to_line_end(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
     """The first `count` pieces of a text, and more up to the end of the line, without its break."""
     for number, piece in enumerate(pieces, start=1):
@@ -274,12 +308,15 @@ def up_to_line_end(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
 def list_runs(outputs: Path = Path("outputs")) -> str:
     """A table of the runs from which one can sample, newest first. Raises UserError if there is none."""
     lines = [f"{'loss':>6}  {'steps':>7}  {'age':>7}  run"]
-    for run, worked_at in find_runs(outputs).items():
-        steps, loss = progress(run)
+    found = {run: time for run, time in runs.find_runs(outputs).items() if not runs.is_fine_tuned(run)}
+    for run, worked_at in found.items():
+        steps, loss = runs.progress(run)
         shown, since = "-" if loss is None else f"{loss:.4f}", age(time.time() - worked_at)
-        lines.append(f"{shown:>6}  {steps:>7,}  {since:>7}  {one_line(run)}")
-    if len(lines) == 1:
+        mark = "" if runs.has_ended(run) else " *"
+        lines.append(f"{shown:>6}  {steps:>7,}  {since:>7}  {one_line(run)}{mark}")
+    if not found:
         raise UserError(f"folder = {outputs}: no run in it; train one first: python scripts/train.py")
+    lines += ["*: has not ended"] * any(line.endswith(" *") for line in lines)
     return "\n".join([*lines, "loss: the lowest validation loss, in nats per character"])
 
 
@@ -298,21 +335,25 @@ def main(arguments: list[str] | None = None) -> None:
         print(list_runs())
         return
 
-    from gpt.generate import check_sampling
+    from gpt.generate import Sampling
     from gpt.machine import keep_freed_memory
 
     keep_freed_memory()
-    check_sampling(options.temperature, options.top_k, options.top_p)
-    if options.stop == "":
-        raise UserError("stop = '': every text contains it; give at least one character, or leave it out")
+    Sampling(**{name: getattr(options, name) for name in SETTINGS})  # refuses what has no meaning
     model, tokenizer, _ = load_models(options.checkpoint or [])
+    for stop in options.stop:
+        if unknown := {char for char in stop if not tokenizer.knows(char)} or not stop:
+            reason = f"the model never writes {', '.join(map(repr, unknown))}" if stop else "is in every text"
+            raise UserError(f"stop = {stop!r}: {reason}; give another string, or leave it out")
     writer = TextWriter(model, tokenizer, options)
+    is_given = options.prompt is not None or options.prompt_file is not None
+    prompt = read_prompt(options) if is_given or not options.interactive else None
+    if options.drop_unknown and prompt is not None:
+        prompt = tokenizer.drop_unknown(prompt)
     if options.interactive:
-        given = options.prompt is not None or options.prompt_file is not None
-        writer.converse(read_prompt(options) if given else None)
-        return
-    prompt = read_prompt(options)
-    writer.write(tokenizer.default_prompt if prompt is None else prompt)
+        writer.converse(prompt)
+    else:
+        writer.write(tokenizer.default_prompt if prompt is None else prompt)
 
 
 def stop_at_once(signal_number: int, frame: object) -> NoReturn:

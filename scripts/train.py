@@ -3,7 +3,10 @@
 python scripts/train.py model=small trainer.max_steps=20000
 """
 
-from gpt.cli.main import train
+try:
+    from gpt.cli.main import train
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 
 if __name__ == "__main__":
     train()

@@ -22,6 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+try:
+    from gpt.errors import UserError, one_line, shorten, user_errors
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
 import yaml
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,9 +34,8 @@ from hydra.errors import HydraException
 
 from gpt.cli.main import compose_config
 from gpt.cli.options import Parser, whole_number
-from gpt.cli.overrides import CONF, name_settings, parse_overrides, unknown_choice
-from gpt.cli.sweep import describe_sweep, live_line
-from gpt.errors import UserError, one_line, shorten, user_errors
+from gpt.cli.overrides import CONF, name_settings, parse_overrides, quote_paths
+from gpt.cli.sweep import describe_sweep, live_line, time_left
 from gpt.files import atomic, write_text
 
 if TYPE_CHECKING:  # --help needs neither Optuna nor torch
@@ -66,7 +69,7 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, Override]:
     """
     parse = OverridesParser.create().parse_overrides
     try:
-        found = {override.get_key_element(): override for override in parse(list(arguments))}
+        found = {override.get_key_element(): override for override in parse(quote_paths(arguments))}
         chosen = found.pop("hparams_search", None)
         if chosen or not any(override.is_sweep_override() for override in found.values()):
             searched = parse(read_file(chosen.value() if chosen else "default"))
@@ -86,7 +89,9 @@ def read_file(name: Any) -> list[str]:
         lines = yaml.load(text, yaml.BaseLoader)  # every value as the text that it is
         return [f"{key}={value}" for key, value in lines.items()]
     except OSError:
-        raise UserError(unknown_choice("hparams_search", shorten(name))) from None
+        known = ", ".join(sorted(path.stem for path in (CONF / "hparams_search").glob("*.yaml")))
+        reason = f"no such file in conf/hparams_search/; choose one of {known}"
+        raise UserError(f"hparams_search = {shorten(name)}: {reason}") from None
     except (yaml.YAMLError, AttributeError):
         reason = "not a YAML file of settings; write lines such as model.n_head: choice(1, 2, 4)"
         raise UserError(f"hparams_search = {shorten(name)}: {reason}") from None
@@ -182,9 +187,8 @@ def run_trial(trial: "Trial", search: Search) -> float:
     folder = search.folder / f"{trial.number if killed is None else killed:04}"
     chosen, config = suggest(trial, search.space), None
     line, name = f"{folder.name}  {' '.join(chosen)}", name_settings(parse_overrides(chosen))
-    place, left = f"{search.begun + 1} of {search.trials}", search.trials - search.begun
-    live = live_line(place, name, search.started, search.begun, left)
     search.begun += 1
+    live = live_line(f"{search.begun} of {search.trials}", name)
     try:
         config = compose_config([f"name='{search.folder.name}'", *search.shared, *chosen])
         watching = [LambdaCallback(on_validation_end=report), *live]
@@ -197,7 +201,8 @@ def run_trial(trial: "Trial", search: Search) -> float:
         write_text(folder / "error.txt", f"{one_line(error)}\n")
         print(f"{line}: {one_line(error)}", flush=True)
         raise optuna.TrialPruned(str(error)) from None
-    print(f"{line}: {result.headline}, {result.seconds:.0f} s", flush=True)
+    later = time_left(search.started, search.begun, search.trials - search.begun)
+    print(f"{line}: {result.headline}, {result.seconds:.0f} s{later}", flush=True)
     return result.loss
 
 

@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 
+import gpt.attention
+from conftest import make_model
 from gpt.attention import (
     Dropout,
     KVCache,
@@ -36,16 +38,21 @@ def test_attention_equals_a_loop_over_heads_and_positions():
                 torch.testing.assert_close(mixed[b, h, t], expected @ v[b, h, : t + 1])
 
 
-@pytest.mark.parametrize(("new", "held"), [(7, 0), (1, 6), (3, 4)])
-def test_fastest_attention_equals_the_formula(new, held):
-    q, k, v = random_qkv(new, held)
-    torch.testing.assert_close(fastest_attention(q, k, v, NO_DROPOUT), attention(q, k, v, NO_DROPOUT)[0])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_training_in_bfloat16_or_with_dropout_goes_by_blocks(arch, precision, dropout, monkeypatch):
+    model = make_model(arch, dropout=dropout, attention_dropout=True).train()
+    layers = []
+    monkeypatch.setattr(gpt.attention, "blockwise_attention", lambda q, k, v, _: layers.append(1) or v)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    assert len(layers) == (2 if dropout or precision == "bf16-mixed" else 0)
 
 
-@pytest.mark.parametrize(("new", "held"), [(10, 0), (9, 5), (3, 0)])
-def test_blockwise_attention_equals_the_formula(new, held):
+@pytest.mark.parametrize(("new", "held"), [(7, 0), (1, 6), (3, 4), (10, 0), (9, 5)])
+def test_faster_attention_equals_the_formula(new, held):
     q, k, v = random_qkv(new, held)
     expected = attention(q, k, v, NO_DROPOUT)[0]
+    torch.testing.assert_close(fastest_attention(q, k, v, NO_DROPOUT), expected)
     torch.testing.assert_close(blockwise_attention(q, k, v, NO_DROPOUT, block_size=4), expected)
 
 
@@ -77,11 +84,6 @@ def test_dropout_masks_are_independent():
     assert (correlations - torch.eye(8)).abs().max() < 0.02
     neighbours = torch.stack((dropped[0, :-1], dropped[0, 1:]))  # bytes of the same 64-bit number, mostly
     assert torch.corrcoef(neighbours)[0, 1].abs() < 0.02
-
-
-def test_dropout_does_nothing_in_eval_mode():
-    x = torch.randn(5)
-    assert Dropout(0.5).eval()(x) is x
 
 
 @pytest.mark.parametrize("p", [1e-4, 0.999])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt.config import DataConfig
 from gpt.errors import UserError
 from gpt.interop import bpe
 from gpt.interop.bpe import BPETokenizer, byte_letters
@@ -34,14 +35,14 @@ def test_frequent_pairs_become_pieces_and_any_text_can_be_encoded():
 @pytest.fixture
 def text(tmp_path: Path) -> Text:
     (tmp_path / "text.txt").write_text("abababxyxyxyxyxyxyxy")
-    return Text([tmp_path / "text.txt"])
+    return Text(DataConfig(path=str(tmp_path / "text.txt"), val_fraction=0.7))
 
 
 def test_only_the_training_part_is_counted_and_too_few_pieces_are_remarked_upon(text):
-    assert BPETokenizer.fit(text, 0.3, vocab_size=258).pieces[256:] == [b"ab", b"abab"]
-    found = BPETokenizer.fit(text, 0.3, 300)
+    assert BPETokenizer.fit(text, vocab_size=258).pieces[256:] == [b"ab", b"abab"]
+    found = BPETokenizer.fit(text, 300)
     assert found.remark == f"only {len(found)} pieces were found in it, not data.bpe_vocab_size = 300"
-    assert BPETokenizer.fit(text, 0.3, 257).remark == ""
+    assert BPETokenizer.fit(text, 257).remark == ""
 
 
 @pytest.mark.parametrize("alphabet", ["a", string.ascii_letters, " ", " \t\u2003", "!?-"])

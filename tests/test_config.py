@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import yaml
@@ -24,16 +25,30 @@ def data_of(config: RunConfig) -> TextData:
     return TextData(config.data, config.model.context_length, config.seed)
 
 
-def test_default_size_is_one_line():
-    config = ModelConfig(vocab_size=65)
-    assert GPT(config).config is config
-    assert (config.n_layer, config.n_head, config.n_embd, config.context_length) == (5, 2, 160, 256)
+def updated(config: RunConfig, group: str, **changes) -> RunConfig:
+    return config.model_copy(update={group: getattr(config, group).model_copy(update=changes)})
 
 
-def test_configuration_cannot_be_changed(config):
+def test_default_size_is_one_line_and_nothing_can_be_changed(config):
+    default = ModelConfig(vocab_size=65)
+    assert GPT(default).config is default
+    assert (default.n_layer, default.n_head, default.n_embd, default.context_length) == (5, 2, 160, 256)
     for group, name in ((config, "seed"), (config.model, "n_head"), (config.optimizer, "lr")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(group, name, 1)
+
+
+REFUSED_HEADS = [(64, 3, "rotary"), (64, 64, "rotary"), (160, 32, "rotary"), (63, 3, "rotary")]
+
+
+@pytest.mark.parametrize(("n_embd", "n_head", "positions"), [*REFUSED_HEADS, (64, 3, "learned")])
+def test_advice_for_the_number_of_heads_works_when_it_is_typed(n_embd, n_head, positions):
+    with pytest.raises(ValidationError, match=f"n_head = {n_head}: ") as refused:
+        ModelConfig(n_embd=n_embd, n_head=n_head, positions=positions)
+    heads = re.findall(r"\d+", str(refused.value).partition("try one of ")[2].partition("]")[0])
+    assert heads or "choose an even n_embd, or positions=learned" in str(refused.value)
+    for number in heads:
+        ModelConfig(n_embd=n_embd, n_head=int(number), positions=positions)
 
 
 def test_configuration_of_a_run_is_read_as_it_was_written(trained):
@@ -85,44 +100,41 @@ def test_resolving_decides_vocabulary_precision_and_compilation(config):
     assert resolved.trainer.compile is False  # so short a run is not compiled anywhere
     assert len(reasons) == 2
     assert resolve(resolved, None, data) == (resolved, [])
-    longer = config.updated("trainer", max_steps=10**9)
+    longer = updated(config, "trainer", max_steps=10**9)
     assert resolve(longer, resolved, data)[0].trainer.compile is False  # as it was decided when the run began
 
 
-@pytest.mark.parametrize(
-    ("changes", "is_compiled"),
-    [
-        ({}, True),
-        ({"dropout": 0.1}, True),
-        ({"dropout": 0.1, "attention_dropout": True}, False),
-        ({"attention_dropout": True}, True),
-        ({"activation": "relu"}, False),
-    ],
-)
-def test_long_runs_are_compiled_unless_the_model_has_many_masks(config, monkeypatch, changes, is_compiled):
+COMPILED = {"": True, "dropout": True, "dropout attention_dropout": False, "attention_dropout": True}
+
+
+@pytest.mark.parametrize(("settings", "is_compiled"), [*COMPILED.items(), ("activation", False)])
+def test_long_runs_are_compiled_unless_the_model_has_many_masks(config, monkeypatch, settings, is_compiled):
     monkeypatch.setattr("gpt.machine.has_compiler", lambda device: True)
-    config = config.updated("trainer", precision="bf16-mixed", max_steps=10**9).updated("model", **changes)
+    values = {"dropout": 0.1, "attention_dropout": True, "activation": "relu"}
+    config = updated(config, "model", **{name: values[name] for name in settings.split()})
+    config = updated(config, "trainer", precision="bf16-mixed", max_steps=10**9)
     assert resolve(config, None, data_of(config))[0].trainer.compile is is_compiled
 
 
-@pytest.mark.parametrize(("steps", "interval"), [(1, 1), (7, 1), (2000, 250)])
-def test_validation_interval_is_an_eighth_of_the_steps_unless_it_is_set(config, steps, interval):
-    undecided, data = config.updated("trainer", max_steps=steps), data_of(config)
-    assert resolve(undecided, None, data)[0].trainer.val_check_interval == interval
-    decided = undecided.updated("trainer", val_check_interval=5)
-    assert resolve(decided, None, data)[0].trainer.val_check_interval == 5
+def test_validation_interval_is_an_eighth_of_the_steps_unless_it_is_set(config):
+    data = data_of(config)
+    for steps, interval in ((1, 1), (7, 1), (2000, 250)):
+        undecided = updated(config, "trainer", max_steps=steps)
+        assert resolve(undecided, None, data)[0].trainer.val_check_interval == interval
+        decided = updated(undecided, "trainer", val_check_interval=5)
+        assert resolve(decided, None, data)[0].trainer.val_check_interval == 5
 
 
 def test_another_vocabulary_than_asked_for_is_refused(config):
     with pytest.raises(UserError, match=r"model\.vocab_size = 7: the text has 29 characters"):
-        resolve(config.updated("model", vocab_size=7), None, data_of(config))
+        resolve(updated(config, "model", vocab_size=7), None, data_of(config))
 
 
 def test_flat_names_are_those_of_the_command_line(config):
     flat = config.flat()
     assert flat["model.context_length"] == 16
     assert flat["seed"] == 1337
-    assert flat.keys() - {"callbacks.ema.decay"} <= {*setting_names(RunConfig)}
+    assert flat.keys() - {"callbacks.ema.decay"} <= {*setting_names()}
     assert "callbacks.samples.tokens" not in flat  # it decides nothing
     ema = {"_target_": "gpt.callbacks.EMA", "decay": 0.9}
     with_ema = config.model_copy(update={"callbacks": config.callbacks | {"ema": ema}}).flat()

@@ -14,7 +14,8 @@ from gpt import data
 from gpt.config import DataConfig
 from gpt.data import AllWindows, ShuffledWindows, TextData
 from gpt.errors import UserError
-from gpt.text import Text, find_files, tiny_shakespeare
+from gpt.sources import find_files
+from gpt.text import Text, tiny_shakespeare
 from gpt.tokenizer import KINDS, ByteTokenizer, CharTokenizer, Tokenizer
 
 IDS = torch.arange(1000)
@@ -92,15 +93,15 @@ def load(folder: Path, text: str | bytes, kind: str = "char", tokenizer: Tokeniz
     return TextData(config, context_length=16, seed=0, tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "0 characters; give"),
-        ("a" * 900, "only the character 'a', nothing to predict"),
-        ("ab" * 20, "its validation split has 8 characters, fewer than the 17 of one window; give"),
-        ("ab" * 8, "its training split has 12 characters, fewer than the 17 of one window; give"),
-    ],
-)
+SHORT = {
+    "": "0 characters; give",
+    "a" * 900: "only the character 'a', nothing to predict",
+    "ab" * 20: "its validation split has 8 characters, fewer than the 17 of one window; give",
+    "ab" * 8: "its training split has 12 characters, fewer than the 17 of one window; give",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), SHORT.items())
 def test_text_that_is_too_short_is_refused(text, message, tmp_path):
     with pytest.raises(UserError, match=f"text.txt: {message}"):
         load(tmp_path, text)
@@ -132,7 +133,7 @@ TEXT = "To be, or not to be: π 🙂 that is the question.\n" * 40
 def test_large_text_is_encoded_once_into_files(kind, tmp_path, monkeypatch):
     if kind == "bpe":
         pytest.importorskip("tokenizers", reason="extra hf is not installed")
-    monkeypatch.setattr("gpt.text.PART", 100)
+    monkeypatch.setattr("gpt.sources.PART", 100)
     small = load(tmp_path, TEXT, kind)
     assert small.tokenizer.decode([*small.train_ids.tolist(), *small.val_ids.tolist()]) == TEXT
     monkeypatch.setattr(data, "IN_MEMORY", 10)
@@ -170,10 +171,10 @@ def encode_when_both_are_ready(folder: Path, ready, results) -> None:
     """What each of two processes does. The first result says whether it was the one that encoded."""
     encoded, encode_parts, data.IN_MEMORY = [], data.encode_parts, 10
     data.encode_parts = lambda *arguments: encoded.append(True) or encode_parts(*arguments)
-    text = Text([folder / "text.txt"])
+    text = Text(DataConfig(path=str(folder / "text.txt"), val_fraction=1 / 7))
     tokenizer = CharTokenizer.fit(text)
     ready.wait()
-    train, val = data.encode(text, tokenizer, 900_000, folder / "kept")
+    train, val = data.encode(text, tokenizer, folder / "kept")
     results.put((bool(encoded), len(train), len(val), int(val.sum())))
 
 
@@ -198,7 +199,6 @@ def test_what_a_killed_process_left_is_removed_and_a_folder_is_needed(tmp_path, 
     assert {path.name for path in place.iterdir()} - {"lock"} == {"train.ids", "val.ids"}
     shutil.rmtree(tmp_path / "kept")
     (tmp_path / "kept").touch()
-    with pytest.raises(
-        UserError, match=r"^data\.folder = .*kept: the text's ids cannot be kept there \(.+\);"
-    ):
+    kept = r"^data\.folder = .*kept: the text's ids cannot be kept there \(.+\);"
+    with pytest.raises(UserError, match=kept):
         load(tmp_path, TEXT)

@@ -15,7 +15,7 @@ from test_structure import DOORS, MAY_IMPORT, SOURCES
 from conftest import ROOT
 
 NAMES = ["README.md", "CONTRIBUTING.md", "outputs/README.md"]
-NAMES += [f"docs/{name}.md" for name in ("usage", "scaling", "finetuning", "design", "log")]
+NAMES += [f"docs/{name}.md" for name in ("usage", "coming-from", "scaling", "finetuning", "design", "log")]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 SHORT = ["trainer.max_steps=2", "data.batch_size=1", "trainer.accelerator=cpu", "trainer.precision=32-true"]
 SHORT += ["callbacks.samples.tokens=5", "callbacks.samples.temperatures=[0.8]", "callbacks.attention=null"]
@@ -33,7 +33,7 @@ ELSEWHERE = {  # commands that other tests run, or that need what a machine for 
 }
 NEEDS = {"data.tokenizer=bpe": "tokenizers", "logger=mlflow": "mlflow", "logger=wandb": "wandb"}
 NEEDS |= {"logger=many": "mlflow", "scripts/export_hf.py": "transformers", "scripts/tune.py": "optuna"}
-TOOLS = ("make", "pip", "source", "tensorboard", "torchrun", "srun", "[", "#SBATCH", "#!/bin/bash")
+TOOLS = ("make", "pip", "source", "tensorboard", "torchrun", "until", "srun", "[", "#SBATCH", "#!/bin/bash")
 EXAMPLES = ["conf/ablation/silu.yaml", "conf/data/my.yaml", "conf/experiment/wide.yaml"]  # of CONTRIBUTING.md
 EXAMPLES += ["gpt/callbacks/loss_spread.py", "conf/callbacks/loss_spread.yaml"]
 EXAMPLES += ["conf/group/choice.yaml", "conf/hparams_search/NAME.yaml"]
@@ -44,6 +44,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 SHELL = "\n".join(code for page in PAGES for code in blocks(page, "bash")).replace("\\\n", " ")
+SHELL += "\n".join(re.findall(r"`(python scripts/[^`]+)`", PAGES["docs/coming-from.md"]))
 LINES = sorted({line.split("  #")[0].strip() for line in SHELL.splitlines() if line.strip()})
 OURS = [re.sub(r'make train ARGS="(.*)"', r"python scripts/train.py \1", line) for line in LINES]
 OURS = [line for line in OURS if line.startswith("python ") and not set(ELSEWHERE) & set(shlex.split(line))]
@@ -52,13 +53,17 @@ PYTHON = [(page, code) for page in PAGES if page != "CONTRIBUTING.md" for code i
 
 
 @pytest.fixture
-def place(call, monkeypatch) -> Path:
+def place(call, text, monkeypatch) -> Path:
     """The folder in which a user stands, with the files of docs/usage.md."""
     monkeypatch.syspath_prepend(Path.cwd())
     monkeypatch.setenv("WANDB_MODE", "offline")
     spread = next(code for code in blocks("docs/usage.md", "python") if "class Spread" in code)
     Path("my_callbacks.py").write_text(spread, encoding="utf-8")
-    Path("my_conf/experiment").mkdir(parents=True)
+    for folder in ("my_conf/experiment", "books"):
+        Path(folder).mkdir(parents=True)
+    for name in ("my.txt", "val.txt", "new.txt", "prompt.txt", "books/1.txt"):
+        shutil.copy(text, name)
+    Path("rows.jsonl").write_text('{"text": "ROMEO: But soft!"}\n' * 50)
     Path("my_conf/experiment/mine.yaml").write_text(blocks("docs/usage.md", "yaml")[0], encoding="utf-8")
     return Path.cwd()
 
@@ -83,7 +88,7 @@ def test_every_command_is_known():
 
 def shortened(given: list[str], text: Path) -> list[str]:
     """What was typed in a small form: of a sweep's first axis two values, of the others one."""
-    given = [word for word in given if not word.startswith(("trainer.max_steps", "data.path"))]
+    given = [word for word in given if not word.startswith("trainer.max_steps")]
     sweep = next((name for name in JOBS if f"experiment={name}" in given), "")
     words, most = [], 2
     for word in [*JOBS.get(sweep, []), *given]:
@@ -91,12 +96,23 @@ def shortened(given: list[str], text: Path) -> list[str]:
         words.append(",".join([first, *others[: most - 1]]))
         most = 1 if others else most
     keys = [word.partition("=")[0] for word in words]
-    return [*words, *(word for word in SHORT if word.partition("=")[0] not in keys), f"data.path={text}"]
+    kept = (
+        ("model.",)
+        if "init" in keys
+        else ("model.", "data.", "trainer.", "callbacks.")
+        if "resume" in keys
+        else ()
+    )
+    small = [word for word in (*SHORT, f"data.path={text}") if not word.startswith(kept)]
+    small += ["trainer.max_steps=6"] if "resume" in keys else []
+    return [*words, *(word for word in small if word.partition("=")[0] not in keys)]
 
 
 @pytest.mark.parametrize("line", TRAINING)
-def test_training_command(line, call, text, place):
+def test_training_command(line, call, text, place, trained_once):
     given = split(line)[1:]
+    if "outputs/RUN" in line:
+        shutil.copytree(trained_once, "outputs/RUN", ignore=shutil.ignore_patterns("result.json"))
     code, out, err = call(*shortened(given, text))
     assert code == 0, err
     results = len(list(place.glob("outputs/**/result.json")))
@@ -107,7 +123,7 @@ def test_training_command(line, call, text, place):
         assert results == len(re.findall(r"^\d of 2  .*val loss", out, re.MULTILINE)) == 2
     else:
         assert results == 1
-        assert "after 2 steps" in out
+        assert f"after {6 if 'resume=' in line else 2} steps" in out
 
 
 @pytest.mark.parametrize("line", [line for line in OURS if line not in TRAINING])
@@ -122,10 +138,8 @@ def test_other_command(line, call, text, trained, place, capsys):
     else:
         shutil.copytree(trained, run)
     if "sample" in script:
-        given += ["--tokens", "5", *([] if "--prompt" in given else ["--prompt", "O"])]
+        given += ["--tokens", "5", *([] if "--prompt" in line else ["--prompt", "O"])]
     if "tune" in script:
-        space = min(path.stem for path in (ROOT / "conf/hparams_search").glob("*.yaml"))
-        given = [word.replace("=NAME", f"={space}") for word in given]
         given = [*shortened(given, text), "--trials", "1"]
     importlib.import_module(Path(script).stem).main(given)
     assert capsys.readouterr().out
@@ -133,6 +147,8 @@ def test_other_command(line, call, text, trained, place, capsys):
 
 @pytest.mark.parametrize(("page", "code"), PYTHON)
 def test_python_block(page, code, trained, place):
+    for library in re.findall(r"^import (onnx\w+)", code, re.MULTILINE):
+        pytest.importorskip(library, reason=f"{library} is not installed")
     shutil.copytree(trained, place / "outputs/RUN")
     short = re.sub(r"\b[123]00\b", "4", code)  # characters and steps
     exec(compile(short, page, "exec"), {})

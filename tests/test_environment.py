@@ -1,6 +1,7 @@
 """Differences between machines that must not matter: cores, locale, home folder, compiler, closed streams."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -90,3 +91,30 @@ def test_interrupt_at_the_start_is_one_line_and_leaves_nothing(expected, tmp_pat
     assert process.returncode == 130, err
     assert err.count("\n") <= 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reader_that_closes_the_pipe_sees_no_traceback(tmp_path):
+    command = shlex.join([*TRAIN[:2], "--info"])
+    done = run(["bash", "-c", f"{command} | head -n 1"], tmp_path)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+def test_without_the_environment_a_program_says_how_to_activate_it(script, tmp_path):
+    done = run([sys.executable, "-I", "-S", str(ROOT / "scripts" / script)], tmp_path)
+    line = "error: No module named 'gpt'; activate the environment: source .venv/bin/activate\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+def test_run_whose_folder_is_removed_ends_in_one_line(expected, tmp_path):
+    command = [*expected[0], "trainer.max_steps=100000", "trainer.val_check_interval=100", "logger=csv"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not list(tmp_path.glob("run/checkpoints/last.*")):
+            time.sleep(0.05)
+        (tmp_path / "run").rename(tmp_path / "moved")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.fullmatch(rb"error: run_dir = .*run: it was removed or renamed while .*\n", err), err

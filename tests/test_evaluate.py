@@ -11,6 +11,7 @@ import torch
 import evaluate
 import sample
 from conftest import make_model
+from gpt.checkpoint import load
 from gpt.ensemble import Ensemble
 from gpt.errors import UserError, user_errors
 
@@ -77,11 +78,44 @@ def test_evaluating_another_text_needs_the_data_option(trained, text, capsys):
         (["run", "--data", "other.txt"], "'π' not among the"),
         (["missing.safetensors"], "no such file"),
         (["."], "no such file"),
+        (["run", "--text", ""], "text = '': nothing to score"),
+        (["run", "--text", "π", "--json"], "'π' not among the"),
+        (["run", "--text-file", "missing.txt"], "--text-file = missing.txt: No such file"),
+        (["run", "--text", "O", "--data", "other.txt"], "--data: not allowed with argument --text"),
+        (["run", "--color"], "--color and --drop-unknown need --text"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(trained, arguments, message, capsys):
     Path("other.txt").write_text("ROMEO π " * 1000, encoding="utf-8")
     assert message in refusal(arguments, capsys)
+
+
+def test_text_is_scored_as_a_whole_from_what_stands_before_each_token(trained, capsys):
+    model, tokenizer, _ = load(trained)
+    text = "ROMEO: But soft, what light?\nO me."
+    for length in (1, 16, len(text)):  # shorter than a window of 16 tokens, one, and two and more
+        ids = tokenizer.encode("\n" + text[:length])
+        surprises = [
+            -model(ids[None, max(0, 8 * (end // 8 - 1)) if end >= 16 else 0 : end + 1])[0, -1]
+            .log_softmax(dim=-1)[ids[end + 1]]
+            .item()
+            for end in range(length)
+        ]
+        evaluate.main([str(trained), "--text", text[:length].replace("\n", r"\n"), "--json"])
+        found = json.loads(capsys.readouterr().out)["text"]
+        assert found["loss"] == pytest.approx(sum(surprises) / length, rel=1e-5)
+        assert found["bits_per_char"] == pytest.approx(found["loss"] / math.log(2))
+    Path("text.txt").write_text(text + "π")
+    evaluate.main([str(trained), "--text-file", "text.txt", "--color", "--drop-unknown"])
+    out = capsys.readouterr().out
+    assert "\x1b[48;5;" in out
+    shown, table = re.sub(r"\x1b\[[0-9;]+m", "", out).split("\n\n")
+    assert shown == text
+    assert table.splitlines()[1].split()[:3] == [
+        "text",
+        f"{found['loss']:.4f}",
+        f"{math.exp(found['loss']):.4f}",
+    ]
 
 
 def test_probabilities_are_averaged():

@@ -304,8 +304,8 @@ def test_a_sweep_ends_with_a_table_and_a_picture(pretrained, tune):
     short = "trainer.max_steps=1"
     code, out, err = tune("-m", "init=./pre,null", *SIZES, short, "seed=1,2", "hydra.sweep.dir=sweep")
     assert code == 0, err
-    rows = [line.split()[0] for line in out.splitlines() if line.startswith("init-") and "±" in line]
-    assert sorted(rows) == ["init-null", "init-pre"]
+    rows = [line.split()[1] for line in out.splitlines() if line.startswith("|") and "±" in line]
+    assert sorted(rows) == ["./pre", "null"]
     runs = {path.parent.name for path in Path("sweep").glob("*/result.json")}
     assert runs == {f"init-{init}_seed-{seed}" for init in ("pre", "null") for seed in (1, 2)}
     assert Path("sweep/tasks.png").stat().st_size > 1000

@@ -10,7 +10,7 @@ import pytest
 import sample
 from conftest import ROOT, TINY
 from gpt.cli.main import compose_config
-from gpt.config import RunConfig, setting_names
+from gpt.config import setting_names
 from gpt.errors import UserError
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed (extra dev)")
@@ -21,7 +21,7 @@ CHECKS = dict(
 )
 
 CALLBACKS = compose_config([]).callbacks
-SETTINGS = [name for name in setting_names(RunConfig) if not name.startswith(("task", "finetune"))]
+SETTINGS = [name for name in setting_names() if not name.startswith(("task", "finetune"))]
 SETTINGS += ["resume", *(f"callbacks.{name}.{key}" for name, node in CALLBACKS.items() for key in node)]
 GROUPS = {
     str(path.relative_to(ROOT / "conf")): [file.stem for file in path.glob("*.yaml")]

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import gpt.draft
 import gpt.generate
 from conftest import make_model
 from gpt.attention import KVCache
@@ -54,7 +55,7 @@ def test_text_can_be_continued_by_several_tokens(arch):
     model = make_model(arch).eval()
     ids, cached = torch.randint(11, (2, 14)), gpt.generate.CachedModel(model)
     cached(ids[:, :5])
-    torch.testing.assert_close(cached(ids[:, 5:]), model(ids)[:, -1])
+    torch.testing.assert_close(cached(ids[:, 5:])[:, -1], model(ids)[:, -1])
 
 
 def record_capacities(monkeypatch, at_least: int = 0) -> list[int]:
@@ -66,7 +67,7 @@ def record_capacities(monkeypatch, at_least: int = 0) -> list[int]:
             capacities.append(max(capacity, at_least))
             super().__init__(capacities[-1])
 
-    monkeypatch.setattr(gpt.generate, "KVCache", Recorded)
+    monkeypatch.setattr(gpt.draft, "KVCache", Recorded)
     return capacities
 
 
@@ -83,7 +84,8 @@ def test_cache_is_no_larger_than_the_text_needs(monkeypatch):
 def test_capacity_of_the_cache_changes_nothing_to_the_last_bit(arch, monkeypatch):
     model, ids = make_model(arch, context_length=64, n_embd=48, n_head=3), torch.randint(11, (3, 5))
     logits = []
-    monkeypatch.setattr(gpt.generate, "sample_next", lambda now, *_: logits.append(now) or now.argmax(-1))
+    greedy = lambda _, now, *rest: logits.append(now) or now.argmax(-1)  # noqa: E731
+    monkeypatch.setattr(gpt.generate.Sampling, "draw", greedy)
 
     def record(new_tokens: int) -> torch.Tensor:
         logits.clear()
@@ -108,7 +110,7 @@ def test_seed_decides_the_text_and_the_global_random_numbers_are_left_alone():
 def test_text_for_people_begins_with_the_prompt():
     model, tokenizer = make_model(), CharTokenizer("abcdefghij\n")
     text = generate_text(model, tokenizer, "abc", 30, temperature=1.5, seed=1)
-    ids = generate(model, tokenizer.encode("abc")[None], 30, 1.5, generator=generator_of_text(1, 0))
+    ids = generate(model, tokenizer.encode("abc")[None], 30, generator_of_text(1, 0), temperature=1.5)
     assert text == "abc" + tokenizer.decode(int(id) for id in ids)
     assert text != generate_text(model, tokenizer, "abc", 30, temperature=1.5, seed=2)
     assert len(generate_text(model, tokenizer, "", 30, top_k=2)) == 30  # which starts after a line break
@@ -159,6 +161,8 @@ FREQUENCIES = [
     ({"top_p": 0.4}, [0, 0, 0, 1]),
     ({"top_p": 0.41}, [0, 0, 3 / 7, 4 / 7]),
     ({"top_k": 3, "top_p": 0.5}, [0, 0, 3 / 7, 4 / 7]),
+    ({"min_p": 0.6}, [0, 0, 3 / 7, 4 / 7]),
+    ({"min_p": 1.0}, [0, 0, 0, 1]),
 ]
 
 
@@ -180,13 +184,30 @@ def test_tokens_are_drawn_with_the_right_frequencies(settings, expected, own_gen
 
 
 MEANINGLESS = [{"temperature": value} for value in (-1, math.nan, math.inf, torch.tensor([0.5, -1.0]))]
-MEANINGLESS += [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}]
+MEANINGLESS += [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 0.0}, {"min_p": math.nan}]
+MEANINGLESS += [{"repetition_penalty": value} for value in (0.9, math.inf, math.nan)]
 
 
 @pytest.mark.parametrize("settings", MEANINGLESS)
 def test_meaningless_settings_are_refused(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         generated(make_model(), **settings)
+
+
+def test_repetition_penalty_makes_what_the_window_holds_less_likely():
+    """Logits above 0 are divided by it, and those below are multiplied."""
+    window, waits = torch.tensor([[1, 1, 3]]), torch.ones(1, 4)
+    for logits, penalty, best in (
+        ([0.0, 5.0, 2.0, 1.0], None, 1),
+        ([0.0, 5.0, 2.0, 1.0], 2.0, 1),
+        ([0.0, 5.0, 2.0, 1.0], 3.0, 2),
+        ([-3.0, -1.0, -2.5, -1.0], 2.0, 1),
+        ([-3.0, -1.0, -2.5, -1.0], 2.6, 2),
+    ):
+        sampling = gpt.generate.Sampling(0, repetition_penalty=penalty)
+        assert sampling.draw(torch.tensor([logits]), waits, window) == best
+    texts = [generated(make_model(), temperature=0, repetition_penalty=x)[0].tolist() for x in (1.0, 1e9)]
+    assert len(set(texts[0])) < len(set(texts[1]))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])

@@ -1,5 +1,6 @@
 """Through the real `transformers`, `tokenizers` and onnxruntime: the same numbers on both sides."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import export_hf
-from conftest import make_config, make_model
+from conftest import TINY, make_config, make_model
 from gpt.checkpoint import load
 from gpt.errors import UserError
 from gpt.generate import generate_text
 from gpt.interop.bpe import BPETokenizer
 from gpt.interop.huggingface import export, from_hf, hf_settings, our_config, to_hf, tokenizer_from_hf
+from gpt.interop.weights import load_weights
 from gpt.model import GPT
 from gpt.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -45,12 +47,12 @@ def test_model_keeps_its_logits_there_and_back(name, tmp_path):
     model, ids = make_perturbed(arch, dropout=0.1, **changes), torch.randint(11, (3, 16))
     theirs = to_hf(model)
     assert type(theirs).__name__ == kind
-    torch.testing.assert_close(theirs(ids).logits, model(ids), atol=1e-5, rtol=0)
+    torch.testing.assert_close(theirs(ids).logits[..., :11], model(ids), atol=1e-5, rtol=0)
     assert export(model, CHARS, tmp_path / "hf") == kind
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    torch.testing.assert_close(loaded(ids).logits, model(ids), atol=1e-5, rtol=0)
+    torch.testing.assert_close(loaded(ids).logits[..., :11], model(ids), atol=1e-5, rtol=0)
     for source in (theirs, tmp_path / "hf"):
-        back = from_hf(source)
+        back = from_hf(source, 11)
         torch.testing.assert_close(back(ids), model(ids), atol=1e-6, rtol=0)
         assert back.config == model.config.model_copy(update={"bias": True})
 
@@ -101,8 +103,9 @@ def test_exported_tokenizer_gives_the_same_ids(kind, tmp_path, text):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     ids = theirs(content)["input_ids"]
     assert ids == tokenizer.encode(content).tolist()
-    assert theirs.decode(ids) == content
-    assert len(theirs) == len(tokenizer)
+    assert theirs.decode(ids, skip_special_tokens=True) == content
+    assert len(theirs) == len(tokenizer) + 2
+    assert (theirs.unk_token_id, theirs.pad_token_id) == (len(tokenizer), len(tokenizer) + 1)
     assert tokenizer_from_hf(tmp_path / "hf").state == tokenizer.state
 
 
@@ -111,11 +114,18 @@ def test_exported_run_is_a_pipeline(succeed, capsys):
     export_hf.main(["run", "--out", "exported/hf"])
     assert capsys.readouterr().out == "exported/hf: GPT2LMHeadModel\n"
     model, tokenizer, _ = load("run")
-    assert torch.equal(from_hf("exported/hf").head.weight, model.head.weight)
+    assert torch.equal(load_weights("exported/hf").model.head.weight, model.head.weight)
     assert [path.name for path in Path("exported").iterdir()] == ["hf"]  # nothing unfinished next to it
     pipe = transformers.pipeline("text-generation", "exported/hf")
     written = pipe("ROMEO", max_new_tokens=11, do_sample=False)[0]["generated_text"]
     assert written == generate_text(model, tokenizer, "ROMEO", 11, temperature=0)
+    prompts = ["ROMEO", "O", "light 5"]  # the last has an unknown character
+    several = [
+        written[0]["generated_text"]
+        for written in pipe(prompts, batch_size=3, do_sample=False, max_new_tokens=5)
+    ]
+    assert several[:2] == [generate_text(model, tokenizer, text, 5, temperature=0) for text in prompts[:2]]
+    assert several[2].startswith("light ")
     with pytest.raises(UserError, match="already exists"):
         export_hf.main(["run", "--out", "exported/hf"])
 
@@ -131,6 +141,19 @@ def test_onnx_has_the_same_logits(arch, tmp_path):
     for ids in (torch.randint(11, shape) for shape in ((1, 1), (3, 16), (2, 5))):
         logits = torch.from_numpy(session.run(None, {"ids": ids.numpy()})[0])
         torch.testing.assert_close(logits, model(ids), atol=1e-5, rtol=0)
+    export(model, CHARS, tmp_path / "cached", onnx=True, cache=True)
+    session = runtime.InferenceSession(tmp_path / "cached/model.onnx")
+    ids, sizes = torch.randint(11, (3, 16)), {"batch": 3, "past": 0}
+    state = {
+        each.name: torch.zeros([sizes.get(size, size) for size in each.shape]).numpy()
+        for each in session.get_inputs()[1:]
+    }
+    for start, end in itertools.pairwise((0, 5, 6, 7, 16)):  # a prompt, steps, and several ids at once
+        logits, *read = session.run(None, {"ids": ids[:, start:end].numpy()} | state)
+        state = dict(zip(state, read, strict=True))
+        torch.testing.assert_close(torch.from_numpy(logits), model(ids)[:, start:end], atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="--cache is of model"):
+        export_hf.main(["run", "--out", "exported/hf", "--cache"])
 
 
 @pytest.fixture
@@ -181,7 +204,7 @@ def test_tensors_are_read_by_name_whatever_the_file(exported):
     shorter["h.0.ln_one.weight"] = shorter.pop("h.0.ln_1.weight")
     save_file(shorter, path)
     assert "misshapen: h.0.ln_one.weight, transformer.h.0.ln_1.weight" in refusal(exported)
-    save_file(tensors | {"lm_head.weight": torch.ones(11, 16)}, path)  # which the configuration calls tied
+    save_file(tensors | {"lm_head.weight": torch.ones(13, 16)}, path)  # which the configuration calls tied
     assert "misshapen: transformer.wte.weight" in refusal(exported)
 
 
@@ -206,3 +229,21 @@ def test_damaged_folder_is_one_line(exported, name, content):
     (exported / name).write_bytes(content)
     with pytest.raises(UserError, match=f"^(model|tokenizer) = {exported}"):
         tokenizer_from_hf(exported) if name == "tokenizer.json" else from_hf(exported)
+
+
+def test_run_that_starts_from_a_folder_needs_every_tensor(exported, refuse):
+    """Or it would begin with random ones."""
+    edit_config(exported, n_layer=3)
+    assert "missing, left over or misshapen: transformer.h.2.attn" in refuse(f"init={exported}")
+
+
+def test_rotary_model_continues_with_another_context(trained, call, text):
+    """Learned positions have as many places as they were trained for."""
+    small = ["trainer.max_steps=1", "data.batch_size=2", f"data.path={text}", "callbacks.samples=null"]
+    code, _, err = call("init=run", "model.context_length=40", *small, "hydra.run.dir=longer")
+    assert code == 0, err
+    model = load("longer")[0]
+    assert model.config == load("run")[0].config.model_copy(update={"context_length": 40})
+    call(*TINY, "model/arch=gpt2", *small, "hydra.run.dir=gpt2")
+    code, _, err = call("init=gpt2", "model.context_length=40", *small, "hydra.run.dir=refused")
+    assert "model.context_length = 40: the weights of init=gpt2 have 16; leave it out" in err

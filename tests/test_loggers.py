@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer import event_file_writer
 from test_callbacks import fit
 
-from conftest import TINY, run_program, write_play
+from conftest import ROOT, TINY, run_program, write_play
 from gpt.callbacks import HParams, LastCheckpoint, MetricsFile, TensorBoard
 from gpt.callbacks.loggers import writers
 from gpt.drawing import draw_attention
@@ -114,6 +117,13 @@ def test_hparams_are_all_settings_and_choices_with_the_best_bits_per_character(r
     assert values(best, "val/best_bits_per_char") == pytest.approx(bits)
 
 
+def test_every_chart_is_listed_in_the_docs(run):
+    listed, tags = (ROOT / "docs/usage.md").read_text(), read_events(run).Tags()
+    columns = (run / "metrics.csv").read_text().partition("\n")[0].split(",")[1:]
+    for name in [*columns, *tags["scalars"], *tags["images"]]:
+        assert f"`{re.sub(r'_[0-9]+$', '_N', name)}`" in listed
+
+
 @pytest.mark.parametrize("heads", [1, 6])
 def test_each_character_of_an_attention_map_can_be_read(heads):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra analysis)")
@@ -155,8 +165,10 @@ class Write(Callback):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_killed_and_resumed_run_shows_each_point_once(tmp_path):
-    for killed_at in (30, 40, None):
+def test_killed_and_resumed_run_shows_each_point_once_also_if_its_clock_is_set_back(tmp_path, monkeypatch):
+    for number, killed_at in enumerate((30, 40, None)):
+        clock = SimpleNamespace(time=lambda now=2e9 - number * 1e8: now)  # which names the files
+        monkeypatch.setattr(event_file_writer, "time", clock)
         callbacks = [LastCheckpoint(), HParams({"seed": 1}, {}), Write(killed_at)]
         try:
             fit(tmp_path, 60, callbacks, loggers=[TensorBoard(str(tmp_path)), MetricsFile(str(tmp_path))])

@@ -3,17 +3,22 @@ import torch
 
 from gpt.machine import choose_compilation, choose_precision, device_type, has_compiler
 
+BFLOAT16 = ("bf16-mixed", "precision bf16-mixed: the hardware computes bfloat16")
+FLOAT32 = ("32-true", "precision 32-true: no bfloat16 in hardware")
 
-@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16"])
-def test_cpu_with_bfloat16_uses_it(monkeypatch, capability):
+
+@pytest.mark.parametrize(
+    ("device", "capability", "chosen"),
+    [
+        ("cpu", "avx512_bf16", BFLOAT16),
+        ("cpu", "amx_bf16", BFLOAT16),
+        ("cpu", "avx2", FLOAT32),
+        ("mps", "avx2", FLOAT32),
+    ],
+)
+def test_bfloat16_is_used_where_the_hardware_computes_it(monkeypatch, device, capability, chosen):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
-    assert choose_precision("cpu") == ("bf16-mixed", "precision bf16-mixed: the hardware computes bfloat16")
-
-
-def test_cpu_without_bfloat16_stays_in_float32(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    assert choose_precision("cpu") == ("32-true", "precision 32-true: no bfloat16 in hardware")
-    assert choose_precision("mps")[0] == "32-true"
+    assert choose_precision(device) == chosen
 
 
 @pytest.mark.parametrize(
@@ -34,14 +39,6 @@ def test_long_runs_are_compiled_where_it_gains(monkeypatch, device, precision, f
     assert why.startswith(reason)
 
 
-def test_without_a_compiler_nothing_is_compiled(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    for device, language in (("cpu", "C++"), ("cuda", "C")):
-        assert not has_compiler(device)
-        reason = f"not compiled: there is no {language} compiler"
-        assert choose_compilation(device, "bf16-mixed", 1e16, False) == (False, reason)
-
-
 @pytest.mark.parametrize(
     ("installed", "device"), [("gcc", "cuda"), ("my-cc", "cuda"), ("g++", "cpu"), ("my-cxx", "cpu")]
 )
@@ -53,8 +50,11 @@ def test_compiler_of_another_language_is_not_enough(monkeypatch, installed, devi
             monkeypatch.setenv(variable, name)
         else:
             monkeypatch.delenv(variable, raising=False)
+    other, language = ("cpu", "C++") if device == "cuda" else ("cuda", "C")
     assert has_compiler(device)
-    assert not has_compiler("cpu" if device == "cuda" else "cuda")
+    assert not has_compiler(other)
+    reason = f"not compiled: there is no {language} compiler"
+    assert choose_compilation(other, "bf16-mixed", 1e16, False) == (False, reason)
 
 
 def test_device_type():

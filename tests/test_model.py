@@ -14,13 +14,10 @@ def random_ids(batch: int, length: int, vocab_size: int = 11) -> torch.Tensor:
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def test_there_are_logits_for_every_position(arch):
-    assert make_model(arch)(random_ids(3, 10)).shape == (3, 10, 11)
-
-
 def test_no_position_sees_a_later_one(arch):
     model, ids = make_model(arch).eval(), random_ids(1, 16)
     before = model(ids)
+    assert before.shape == (1, 16, 11)
     changed = ids.clone()
     changed[0, 9] = (changed[0, 9] + 1) % 11
     after = model(changed)
@@ -31,9 +28,7 @@ def test_no_position_sees_a_later_one(arch):
 def test_gradient_reaches_earlier_positions_only(arch):
     model = make_model(arch).eval()
     embedded = []
-    model.tokens.register_forward_hook(
-        lambda module, inputs, output: embedded.append(output.retain_grad() or output)
-    )
+    model.tokens.register_forward_hook(lambda *args: embedded.append(args[2].retain_grad() or args[2]))
     model(random_ids(1, 16))[0, 7].sum().backward()
     reached = embedded[0].grad[0].abs().sum(-1) > 0
     assert reached.tolist() == [True] * 8 + [False] * 8
@@ -98,11 +93,6 @@ def test_parameter_count_of_the_gpt1_paper():
     assert paper.parameter_count() == 116_534_784
     with torch.device("meta"):
         assert sum(p.numel() for p in GPT(paper).parameters()) == 116_534_784
-
-
-def test_tied_head_is_one_tensor():
-    model = make_model("gpt1")
-    assert model.head.weight is model.tokens.weight
 
 
 def test_one_batch_can_be_memorised(arch):
@@ -174,11 +164,8 @@ def test_looking_at_attention_leaves_the_model_as_it_was(arch):
 def test_architectures_differ_where_the_table_says():
     norms = {arch: type(make_model(arch).norm).__name__ for arch in ARCHITECTURES}
     assert norms == {"gpt1": "Identity", "gpt2": "LayerNorm", "modern": "LayerNorm", "rmsnorm": "RMSNorm"}
-    for arch, learned, qk_norm in (
-        ("gpt1", 1, "Identity"),
-        ("gpt2", 1, "Identity"),
-        ("modern", 0, "LayerNorm"),
-    ):
+    found = [("gpt1", 1, "Identity"), ("gpt2", 1, "Identity"), ("modern", 0, "LayerNorm")]
+    for arch, learned, qk_norm in found:
         model = make_model(arch)
         assert hasattr(model, "positions") == learned
         assert type(model.blocks[0].attn.qk_norm).__name__ == qk_norm

@@ -16,6 +16,7 @@ from gpt.module import Diverged, GPTModule, cross_entropy
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
 ADAMW = AdamWConfig(lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
 LINEAR = SchedulerConfig(shape="linear", warmup_ratio=0.3, decay_ratio=0.5, min_lr_ratio=0.0)
+QUIET = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 IDS = np.random.default_rng(0).integers(11, size=2000, dtype=np.uint8)
 
 
@@ -54,9 +55,7 @@ def fit(
         accumulate_grad_batches=accumulate,
         logger=logger,
         callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         **settings,
     )
     trainer.fit(module, ShuffledWindows(ids, 16, 4, seed=1, length=steps * accumulate))
@@ -68,10 +67,7 @@ def make_module(**changes) -> GPTModule:
 
 
 def validate(module: GPTModule, precision: str = "32-true") -> dict[str, float]:
-    quiet = dict(
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    )
-    trainer = L.Trainer(accelerator="cpu", devices=1, precision=precision, **quiet)
+    trainer = L.Trainer(accelerator="cpu", devices=1, precision=precision, logger=False, **QUIET)
     return trainer.validate(module, AllWindows(IDS, 16, 32), verbose=False)[0]
 
 
@@ -81,20 +77,14 @@ def test_training_memorises_one_window():
     assert rows[59]["train/loss"] < rows[0]["train/loss"] / 2
 
 
-def test_every_logged_row_holds_the_numbers_of_its_step():
+def test_every_logged_row_holds_the_numbers_of_its_step_also_where_training_is_stopped():
+    """Lightning writes the step at which it stops, due or not. It would repeat values of an earlier one."""
     every, some = fit(make_module()).rows, fit(make_module(), every=4).rows
-    assert sorted(some) == [3, 7]
-    for step, row in some.items():
-        assert {name: row[name] for name in ("train/loss", "train/grad_norm", "lr")} == {
-            name: every[step][name] for name in ("train/loss", "train/grad_norm", "lr")
-        }
-
-
-def test_step_at_which_training_is_stopped_is_logged_with_its_own_numbers():
-    """Lightning writes that step, whether or not it is due. It would repeat the values of an earlier one."""
-    every, stopped = fit(make_module()).rows, fit(make_module(), every=4, callbacks=[StopAfter(6)]).rows
-    assert sorted(stopped) == [3, 5]
-    assert all(stopped[5][name] == every[5][name] for name in ("train/loss", "train/grad_norm", "lr"))
+    stopped = fit(make_module(), every=4, callbacks=[StopAfter(6)]).rows
+    assert (sorted(some), sorted(stopped)) == ([3, 7], [3, 5])
+    for rows in (some, stopped):
+        for step, row in rows.items():
+            assert all(row[name] == every[step][name] for name in ("train/loss", "train/grad_norm", "lr"))
 
 
 def test_training_loss_is_the_mean_over_accumulated_batches():
@@ -112,16 +102,12 @@ def test_gradient_norm_is_that_before_clipping():
 def test_validation_loss_is_the_mean_over_every_position_in_float32(precision):
     module = make_module()
     metrics = validate(module, precision)
-    losses = []
-    for inputs, targets in AllWindows(IDS, 16, 1):
-        losses.append(cross_entropy(module.model(inputs), targets).item())
+    windows = AllWindows(IDS, 16, 1)
+    losses = [cross_entropy(module.model(inputs), targets).item() for inputs, targets in windows]
     assert len(losses) == (len(IDS) - 1) // 16
     assert metrics["val/loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
-    assert (
-        metrics["val/bits_per_char"]
-        == metrics["val/bits_per_byte"]
-        == pytest.approx(metrics["val/loss"] / math.log(2))
-    )
+    bits = metrics["val/loss"] / math.log(2)
+    assert metrics["val/bits_per_char"] == metrics["val/bits_per_byte"] == pytest.approx(bits)
 
 
 def test_validation_is_the_same_to_the_last_digit_in_any_precision_and_compiled():
@@ -148,15 +134,10 @@ def spoiled() -> GPTModule:
     return module
 
 
-def test_gradient_that_is_not_finite_ends_training():
-    with pytest.raises(
-        Diverged,
-        match=r"^train/grad_norm = nan: not finite at step 0 \(train/loss nan, lr 0\.0025\), the run",
-    ):
+def test_gradient_or_validation_loss_that_is_not_finite_is_refused():
+    place = r"at step 0 \(train/loss nan, lr 0\.0025\), the run"
+    with pytest.raises(Diverged, match=rf"^train/grad_norm = nan: not finite {place}"):
         fit(spoiled())
-
-
-def test_validation_loss_that_is_not_finite_is_refused():
     with pytest.raises(Diverged, match=r"^val/loss = nan: not finite; use an earlier checkpoint$"):
         validate(spoiled())
 

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from gpt.cli.options import find_checkpoint, newest_run
+from gpt.cli.options import find_checkpoint, find_unfinished, newest_run
 from gpt.errors import UserError
 from sample import age, list_runs
 
@@ -25,7 +26,9 @@ def make_run(name: str, time: int, steps: int, finished: bool = True, kind: str 
     checkpoint.touch()
     task = "task:\n  name: mark\n" if "test_accuracy" in result else ""
     (folder / "config.yaml").write_text(f"model:\n  n_layer: 2\n{task}seed: 1\n")
-    (folder / "metrics.csv").write_text(f"step,val/loss\n0,3.5\n1,\n{steps - 1},2.5\n")
+    bits = 2.5 / math.log(2)
+    metrics = f"step,val/loss,val/bits_per_char\n0,3.5,9\n1,,\n{steps - 1},2.5,{bits}\n"
+    (folder / "metrics.csv").write_text(metrics)
     if finished:
         numbers = {"step": steps, "best_val_loss": 1.75, "best_step": steps, "final_val_loss": 2.0}
         numbers |= {"final_bits_per_char": 2.0 / math.log(2)} | result
@@ -58,6 +61,19 @@ def test_runs_of_tasks_are_of_another_kind():
     assert (newest_run(), newest_run(fine_tuned=True)) == ("outputs/language", "outputs/task")
 
 
+def test_last_is_the_newest_run_that_has_neither_ended_nor_is_at_work():
+    for time, name in enumerate(("interrupted", "training", "ended"), start=1):
+        folder = make_run(name, time, steps=9, finished=name == "ended").parents[1]
+        (folder / "run.json").touch()
+        os.utime(folder / "run.json", (time, time))
+    with FileLock("outputs/training/.lock"):
+        assert find_unfinished("last") == Path("outputs/interrupted")
+        Path("outputs/interrupted/error.txt").touch()
+        with pytest.raises(UserError, match="no unfinished run under outputs/, and another process is train"):
+            find_unfinished("last")
+    assert find_unfinished("last") == Path("outputs/training")
+
+
 def test_checkpoints_that_no_run_here_wrote_are_passed_over():
     with pytest.raises(UserError, match="no run in it; train one first"):
         list_runs()
@@ -80,12 +96,12 @@ def test_list_has_the_newest_first_in_80_columns():
     make_run("task", 4, steps=30, test_accuracy=0.9, final_bits_per_char=1.0)
     (Path("outputs") / "nothing").mkdir()
     (make_run("damaged", 0, steps=9).parents[1] / "result.json").write_text("{")
-    lines = [line.split() for line in list_runs().splitlines()]
-    found = [(loss, steps, run) for loss, steps, _, _, run in lines[1:-1]]
+    *lines, mark, _ = [line.split() for line in list_runs().splitlines()]
+    assert mark == ["*:", "has", "not", "ended"]
+    found = [(line[0], line[1], " ".join(line[4:])) for line in lines[1:]]
     assert found == [
-        ("1.7500", "30", "outputs/task"),
         ("3.5000", "10", "outputs/bytes"),
-        ("2.5000", "100", "outputs/2026-11-25_21-39-16_tiny_arch-gpt1_seed-2"),
+        ("2.5000", "100", "outputs/2026-11-25_21-39-16_tiny_arch-gpt1_seed-2 *"),
         ("1.7500", "2,000", "outputs/2026-11-24_21-39-16_small"),
         ("-", "0", "outputs/damaged"),
     ]

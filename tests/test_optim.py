@@ -19,25 +19,15 @@ def rates(shape: str, warmup: float, decay: float, floor: float, steps: int = 10
     return [lr_multiplier(step, steps, config) for step in range(steps + 1)]
 
 
-def test_linear_schedule_rises_stays_and_falls():
-    linear = rates("linear", 0.1, 0.4, 0.0)
+def test_schedules_rise_stay_and_fall_to_their_floor():
+    linear, cosine = rates("linear", 0.1, 0.4, 0.0), rates("cosine", 0.1, 1.0, 0.1)
     assert linear[0] == pytest.approx(1 / 11)  # so the first step is not lost
     assert linear[9] == pytest.approx(10 / 11)
     assert linear[10:61] == [1.0] * 51
-    assert linear[80] == pytest.approx(0.5)
-    assert linear[100] == 0.0
-
-
-def test_cosine_schedule_ends_at_its_floor():
-    cosine = rates("cosine", 0.1, 1.0, 0.1)
-    assert cosine[10] == 1.0
-    assert cosine[55] == pytest.approx(0.1 + 0.9 / 2)
-    assert cosine[100] == pytest.approx(0.1)
+    assert (linear[80], linear[100]) == (pytest.approx(0.5), 0.0)
+    assert [cosine[step] for step in (10, 55, 100)] == [1.0, pytest.approx(0.1 + 0.9 / 2), pytest.approx(0.1)]
     assert cosine[32] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 22 / 90)) / 2)
-
-
-def test_constant_schedule_stays_at_the_peak():
-    assert rates("linear", 0.0, 0.0, 1.0) == [1.0] * 101
+    assert rates("linear", 0.0, 0.0, 1.0) == [1.0] * 101  # constant
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -104,9 +94,7 @@ def test_adamw_next_to_muon_does_what_it_does_alone():
     take_steps(alone, build_optimizer(alone, ADAMW), 1)
     assert not any(torch.equal(a, b) for a, b in zip(before, together.parameters(), strict=True))
 
-    def outside_blocks(model) -> list[torch.Tensor]:
+    def outside(model) -> list[torch.Tensor]:
         return [p for name, p in model.named_parameters() if not (name.startswith("blocks.") and p.ndim == 2)]
 
-    assert all(
-        torch.equal(a, b) for a, b in zip(outside_blocks(alone), outside_blocks(together), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(outside(alone), outside(together), strict=True))

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 import export_html
 from conftest import ARCHITECTURES, ROOT, make_model
+from gpt.checkpoint import load
 from gpt.errors import UserError
 from gpt.generate import generate_text
 from gpt.interop.bpe import BPETokenizer
@@ -192,9 +193,21 @@ def test_script_writes_the_page_of_a_run(trained, tmp_path, capsys, browser):
     facts = page.inner_text("#facts")
     assert f"{result['parameters']:,}" in facts
     assert f"{result['best_val_loss']:.4f} nats per character" in facts
-    assert "trained by" in facts
+    assert " data.path=text.txt" in facts
     assert str(tmp_path) not in facts
-    page.close()
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('The text has 500')")
+    expected = generate_text(*load(trained)[:2], "ROMEO:\n", 500, seed=1)
+    assert page.text_content("#text") == expected  # it opens with a text, at which one can point
+    page.locator("#text span").nth(100).hover()
+    assert "bits of surprise" in page.text_content("#surprise")
+    assert "Click" in page.inner_text("#play")
+    assert "Tap" not in page.inner_text("#play")
+    phone = browser.new_page(has_touch=True, is_mobile=True)
+    phone.goto(out.as_uri())
+    assert "Tap" in phone.inner_text("#play")
+    assert "Click" not in phone.inner_text("#play")
+    for opened in (page, phone):
+        opened.close()
 
 
 def test_what_cannot_become_a_page_is_refused(trained, tmp_path):

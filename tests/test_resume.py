@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, or continued; one of them again and again, in `make test-slow`."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,16 +9,33 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_finetune_tasks import play
 from test_train import no_compiler
 
-from conftest import ARCHITECTURES, EXACT, ROOT, TINY, assert_same_run, history, read_checkpoint, read_result
+from conftest import (
+    ARCHITECTURES,
+    EXACT,
+    ROOT,
+    TINY,
+    assert_same_run,
+    history,
+    read_checkpoint,
+    read_result,
+    run_program,
+    same,
+)
 from gpt.callbacks import StepSeed
 from gpt.checkpoint import load, write
+from gpt.config import RunConfig
+from gpt.finetune.tasks import TASKS
 from gpt.module import GPTModule
+from gpt.resume import resolve, validation_interval
 from gpt.run import FolderInUse, Run
 
 
@@ -174,6 +192,8 @@ REFUSED = {
     "resume=RUN hydra.run.dir=other": "resume = RUN: it continues in the run's own folder",
     "resume=nowhere": "resume = nowhere: no run there",
     "resume=last": "resume = last: no unfinished run under outputs/",
+    "resume=RUN callbacks.best=null": "callbacks.best._target_ = None: the run in RUN has gpt.callbacks.Best",
+    "resume=RUN callbacks.last.every=2": "callbacks.last.every = 2: the run in RUN has None",
 }
 
 
@@ -185,8 +205,44 @@ def files_of(run: Path) -> dict[Path, bytes]:
 def test_override_that_makes_another_run_is_refused(given, refuse, trained):
     before = files_of(trained)
     said = REFUSED[given].replace("RUN", str(trained))
-    assert refuse(*given.replace("RUN", str(trained)).split()).startswith(f"error: {said}"[:70])
+    err = refuse(*given.replace("RUN", str(trained)).split())
+    assert err.startswith(f"error: {said}"[:70])
+    advises_init = f"leave it out, or begin a new run from its weights: init={trained}\n" in err
+    assert advises_init is ("the run in RUN has" in REFUSED[given] and "taken" not in said)
     assert files_of(trained) == before
+
+
+def test_lines_that_were_deleted_from_config_yaml_are_noticed(refuse, trained):
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    del config["callbacks"]["best"], config["optimizer"]["lr"]
+    config["optimizer"]["muon_lr"] = 0.5
+    (trained / "config.yaml").write_text(yaml.safe_dump(config))
+    err = refuse("resume=run", "trainer.max_steps=5")
+    assert err.startswith("error: optimizer.muon_lr, callbacks.best._target_ = 0.5, None: the run in ")
+
+
+def test_early_stopping_and_loggers_may_be_added(succeed, refuse, trained):
+    more = ["+logger.more._target_=lightning.pytorch.loggers.CSVLogger", "+logger.more.save_dir=null"]
+    stopping = ["callbacks=early_stopping", "callbacks.early_stopping.patience=3"]
+    succeed("resume=run/checkpoints/last.safetensors", "trainer.max_steps=5", *stopping, *more)
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["callbacks"]["early_stopping"]["patience"] == 3
+    assert config["callbacks"]["samples"]["tokens"] == 20  # as it was
+    (hparams,) = trained.glob("lightning_logs/*/hparams.yaml")
+    assert "model.n_embd: 16\n" in hparams.read_text()
+    err = refuse("resume=run", "callbacks=early_stopping", "callbacks.early_stopping.patience=4")
+    assert err.startswith("error: callbacks.early_stopping.patience = 4: the run in ")
+
+
+def test_steps_and_validations_by_default():
+    intervals = {1: 1, 8: 1, 20: 4, 57: 10, 300: 50, 2000: 250}
+    assert {steps: validation_interval(steps) for steps in intervals} == intervals
+    config = RunConfig().updated("trainer", max_steps=60)
+    config, reasons = resolve(
+        config, None, SimpleNamespace(tokenizer=range(7), unit="characters", max_steps=40)
+    )
+    assert (config.trainer.max_steps, config.trainer.val_check_interval) == (40, 5)
+    assert "40 steps: the epochs that are set end before trainer.max_steps = 60" in reasons
 
 
 def test_another_text_is_refused_and_another_machine_is_noted(call, refuse, trained, text):
@@ -249,40 +305,117 @@ def test_nan_in_one_batch_ends_the_run_before_it_is_saved(refuse, monkeypatch):
     assert all(tensor.isfinite().all() for tensor in last["state_dict"].values())
 
 
+# The storm: every scenario is run once as a whole, and once more while it is killed again and again
+
+SMALLEST = [*TINY[:4], TINY[5], "model.dropout=0.1"]
+STEPS = ["trainer.max_steps=120", "trainer.val_check_interval=20", "trainer.log_every_n_steps=7"]
+RUN = ["train", *STEPS, "callbacks.attention=null", "callbacks.samples.tokens=20", "data.path=play.txt"]
+TASK = ["finetune", "trainer.max_steps=60", "trainer.val_check_interval=10", "finetune.epochs=1000"]
+TASK += ["data.path=play.txt", "data.batch_size=8", "task.max_length=64"]
+STORM = {  # a script and its arguments
+    "long": [*RUN, "trainer.max_steps=800"],
+    "many validations": [*RUN, "data.val_fraction=0.7", "trainer.val_check_interval=4"],
+    "gpt1": [*RUN, "model/arch=gpt1"],
+    "gpt2": [*RUN, "model/arch=gpt2"],
+    "byte pairs": [*RUN, "data.tokenizer=bpe", "data.bpe_vocab_size=260"],
+    "first weights": [*RUN, "init=source"],
+    "averaged": [*RUN, "callbacks=ema", "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"],
+    "early stopping": [*RUN, "callbacks=early_stopping", "callbacks.early_stopping.patience=2"],
+    "more checkpoints": [*RUN, "callbacks.best.top_k=3", "callbacks.last.every=2"],
+    "time limit": [*RUN, "trainer.max_steps=1e6", "trainer.max_time='00:00:00:08'"],
+    **{f"task {name}": [*TASK, f"task={name}"] for name in TASKS},
+    "task csv": [*TASK, "task=csv", "task.path=table.csv", "task.columns=[text]", "task.label=label"],
+    "sweep": [*RUN, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2"],
+    "search": ["tune", *RUN[1:], "optimizer.lr=interval(1e-3,1e-2)", "--study=s", "--trials=2"],
+}
+STORM["early stopping"] += ["optimizer=adamw", "optimizer.lr=0.3"]
+# Rates that do not depend on the number of steps, and a row for each step, the last one included
+STORM["time limit"] += ["scheduler.warmup_ratio=0", "scheduler.decay_ratio=0", "trainer.log_every_n_steps=1"]
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+MOMENTS = {  # at which a process is killed: when a file has appeared, and at most so many seconds later
+    "at the start": ("", 10.0),
+    "after a checkpoint": ("last.safetensors", 0.6),
+    "while one is written": ("checkpoints/.*.tmp-*", 0.0),
+    "between the first two": ("best.safetensors", 0.0),
+    "at the end": ("result.json", 1.5),
+}
+WHILE_IT_TRAINS = ["after a checkpoint", "while one is written"]
+LIVES = ["between the first two", *WHILE_IT_TRAINS, "at the start", *WHILE_IT_TRAINS, "at the end"]
+LONG = [*LIVES[:-1], *WHILE_IT_TRAINS * 18, "at the end"]
 
 
-def life(process: subprocess.Popen, folder: Path, chance: random.Random) -> bool:
-    """Let a process live for a while and kill it. Returns False if it had ended before."""
-    aimed, number = chance.random() < 0.4, chance.choice(SIGNALS)
-    for line in process.stdout:
-        if line.startswith("step "):
-            break
-    until = time.monotonic() + chance.uniform(0, 0.6)
-    while process.poll() is None and time.monotonic() < until + 5 * aimed:
-        if aimed and any(folder.glob("checkpoints/.*.tmp-*")):  # a save has begun
-            number = signal.SIGKILL
-            break
-        time.sleep(0.0002 if aimed else 0.01)
-    process.send_signal(number)
+def is_killed(command: list[str], folder: Path, moment: str, number: int) -> bool:
+    """Start a program, and kill it with all that it has started at that moment. False if it had ended."""
+    started, (pattern, latest) = time.time(), MOMENTS[moment]
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **output, start_new_session=True)
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):  # of a file that was renamed meanwhile
+            if not pattern or any(path.stat().st_mtime >= started for path in folder.rglob(pattern)):
+                break
+        time.sleep(0.0005)
+    time.sleep(random.uniform(0, latest))
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
     _, err = process.communicate(timeout=120)
-    # a negative one is what the system does with a signal that comes when the training has ended
-    assert process.returncode in (0, -9, -10, -15, 130, 138, 143), err
+    # a negative one is what the system does with a signal that comes before or after the training
+    assert process.returncode in (0, -2, -9, -10, -15, 130, 138, 143), err
     return process.returncode != 0
 
 
+def left_behind(run: Path) -> dict[str, Any]:
+    """All that a run has written, but for the time that it took, and what differs in its configuration."""
+    written = {path.name: read_checkpoint(path) for path in run.glob("checkpoints/*.safetensors")}
+    for content in written.values():
+        del content["gpt"]["config"]
+        for clock in ("throughput", "Timer"):
+            content.get("callbacks", {}).pop(clock, None)
+    result = {key: value for key, value in read_result(run).items() if "second" not in key}
+    written |= {"result.json": result, "metrics.csv": history(run)}
+    written |= {f"events{name}": scalars(f"{run}{name}") for name in ("", "/train", "/best")}
+    return written | {path.name: path.read_text() for path in run.glob("sample.txt")}
+
+
+def prepare() -> None:
+    """Write what the scenarios read: a play, a table, and a run with weights."""
+    Path("play.txt").write_text(play("alpha", 400))
+    lines = [f"it is {word} {n},{word}" for n in range(60) for word in ("good", "bad")]
+    Path("table.csv").write_text("\n".join(["text,label", *lines]))
+    assert run_program(*SMALLEST, *RUN[1:], "trainer.max_steps=4", "hydra.run.dir=source") == 0
+
+
 @pytest.mark.slow
-def test_storm_of_kills_changes_nothing(call, text):
-    more = ["model.dropout=0.1", "trainer.max_steps=800", "trainer.val_check_interval=20"]
-    more += ["callbacks.samples=null", "callbacks.attention=null"]
-    settings = [*TINY[:-1], *more, f"data.path={text}"]
-    assert call(*settings, "hydra.run.dir=whole")[0] == 0
-    chance, kills, folder = random.Random(0), 0, Path("outputs/parts")
-    while life(begin(*settings, f"hydra.run.dir={folder}"), folder, chance):  # the same command resumes it
+@pytest.mark.parametrize("scenario", STORM)
+def test_storm_of_kills_changes_nothing(scenario, call):
+    prepare()
+    program, *settings = STORM[scenario]
+    command = [sys.executable, str(ROOT / f"scripts/{program}.py"), *SMALLEST, *settings]
+    has_several = scenario in ("sweep", "search")  # runs, and processes: only SIGKILL ends them all
+    place = {"sweep": "hydra.sweep.dir=", "search": "name="}.get(scenario, "hydra.run.dir=")
+    folder, kills = Path("outputs/tune/s" if scenario == "search" else "parts"), 0
+    for moment in LONG if scenario == "long" else LIVES:
+        number = signal.SIGKILL if has_several else random.choice(SIGNALS)
+        if not is_killed([*command, f"{place}parts"], folder, moment, number):
+            break
         kills += 1
-        for name in ("best", "last"):  # at any moment there is either none or a whole one
-            if (path := folder / f"checkpoints/{name}.safetensors").exists():
-                read_checkpoint(path)
-    assert kills >= 30
-    assert_same_run(folder, "whole")
-    assert not list(folder.glob("checkpoints/.*.tmp-*"))
+        for path in folder.rglob("*.safetensors"):  # at any moment there is either none or a whole one
+            read_checkpoint(path)
+    time.sleep(70 if scenario == "search" else 0)  # until Optuna takes a process for killed
+    subprocess.run([*command, f"{place}parts"], check=True, stdout=subprocess.DEVNULL)
+    print(f"{scenario}: {kills} kills")
+    assert kills >= (30 if scenario == "long" else 3)
+    assert not list(folder.rglob("checkpoints/.*.tmp-*"))
+    runs = [path.parent for path in folder.rglob("result.json")]
+    assert len(runs) >= 1 + has_several
+    for run in runs:
+        whole = [*command, f"{place}whole"]
+        if scenario == "time limit":
+            whole += ["trainer.max_time=null", f"trainer.max_steps={read_result(run)['step']}"]
+        elif scenario == "search":  # each of its runs is one that could have been typed
+            typed = json.loads((run / "run.json").read_text())["overrides"].items()
+            whole = [sys.executable, str(ROOT / "scripts/train.py"), *(f"{key}={it}" for key, it in typed)]
+            whole += [f"hydra.run.dir=whole/{run.name}"]
+        subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
+        parts, once = left_behind(run), left_behind(Path("whole") / run.relative_to(folder))
+        assert parts.keys() == once.keys()
+        assert [name for name in parts if not same(parts[name], once[name])] == []

@@ -1,6 +1,7 @@
 """scripts/sample.py: prompts, seeds and streams, and one clear line for every mistake."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import torch
 import sample
 from conftest import ROOT
 from gpt.errors import UserError, user_errors
-from sample import SEPARATOR, up_to_line_end
+from sample import SEPARATOR
 
 ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+\n\Z")
 COMMAND = f"{sys.executable} {ROOT / 'scripts' / 'sample.py'} --seed 0 --exact"
@@ -58,6 +59,7 @@ def test_prompt_comes_from_an_option_a_file_or_standard_input(write, tmp_path):
     from_stdin, _ = write("--tokens", "9", stdin="JULIET: O")
     from_dash, _ = write("--prompt-file", "-", "--tokens", "9", stdin="JULIET: O")
     assert from_file == from_stdin == from_dash == write("--prompt", "JULIET: O", "--tokens", "9")[0]
+    assert write("--prompt", r"JULIET:\nO", "--tokens", "0")[0] == "JULIET:\nO\n"
 
 
 def test_empty_prompt_starts_after_a_line_break_that_is_not_shown(write):
@@ -77,16 +79,6 @@ def test_seed_decides_the_text_and_is_told_if_it_was_drawn(trained, write, capsy
     assert write("--prompt", "O", "--tokens", "40", "--seed", seed) == (out, "")
     sample.main([str(trained), "--exact", "--prompt", "O", "--tokens", "40"])
     assert capsys.readouterr().out != out
-
-
-PIECES = [b"a", b"b\n", b"c", b"\n", b"d", b"e\nf", b"g"]  # byte pairs may continue after a line break
-ENDS = [(0, "ab"), (1, "ab"), (2, "ab"), (3, "ab\nc"), (4, "ab\nc"), (5, "ab\nc\nde")]
-
-
-@pytest.mark.parametrize(("count", "text"), ENDS)
-def test_text_ends_where_a_line_ends(count, text):
-    assert b"".join(up_to_line_end(PIECES, count)) == text.encode()
-    assert list(up_to_line_end(PIECES, 7)) == PIECES
 
 
 def test_text_is_at_most_a_fifth_longer_and_otherwise_the_same(write):
@@ -130,7 +122,11 @@ MISTAKES = {  # the arguments, and what the line must say
     ("--top-p", "1.5"): "top_p = 1.5",
     ("--tokens", "1e18"): "'1e18' is not a whole number from 0 to 2,147,483,647",
     ("--tokens", "9" * 5000): "9...' is not a whole number",
-    ("--stop", ""): "stop = '': every text contains it; give",
+    ("--stop", ""): "stop = '': is in every text; give another string",
+    ("--stop", "O", "--stop", "Ω"): "stop = 'Ω': the model never writes 'Ω'; give another string",
+    ("--tokens", "5", "--tokens", "7"): "--tokens is given twice, and only one of the two can count",
+    ("--prompt", "O", "--seed", "1", "--out", "/dev/full/x"): "file = /dev/full/x: not written, Not a",
+    ("--json", "--color"): "--color shows one text",
     ("--seed",): "argument --seed: expected one argument; --help lists all options",
     ("--colour", "red"): "unrecognized arguments: --colour red; --help lists all options",
     ("--prompt", "O", "--prompt-file", "-"): "argument --prompt-file: not allowed with argument --prompt",
@@ -165,7 +161,8 @@ def test_each_mistake_is_one_clear_line(trained, capsys):
     ],
 )
 def test_closed_and_full_streams_give_no_traceback(trained_once, redirection, code, out, err):
-    done = shell(f"{COMMAND} {trained_once} --tokens 9 {redirection}")
+    tokens = "" if "--tokens" in redirection else "--tokens 9"
+    done = shell(f"{COMMAND} {trained_once} {tokens} {redirection}")
     assert done.returncode == code
     assert re.fullmatch(out, done.stdout, re.DOTALL)
     assert re.fullmatch(err, done.stderr, re.DOTALL), done.stderr
@@ -183,14 +180,6 @@ def test_ctrl_c_ends_at_once_without_a_traceback(trained_once, seconds):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, "interrupted\n")
-
-
-def test_terminal_without_unicode_gets_escapes(succeed, text):
-    text.write_text(text.read_text().replace("soft", "soft π"), encoding="utf-8")
-    succeed("trainer.max_steps=1", "hydra.run.dir=run")
-    done = shell(f"{COMMAND} run --prompt π --tokens 1", PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("\\u03c0")
 
 
 @pytest.mark.parametrize(
@@ -213,14 +202,27 @@ def test_only_what_is_needed_is_imported(trained, arguments, heavy):
     assert done.stdout.endswith("\n[]\n"), done.stderr
 
 
-@pytest.mark.parametrize("stop", ["e", "th", "\n"])
-def test_stop_ends_each_text_before_the_string(write, stop):
+@pytest.mark.parametrize("stops", [["e"], ["th"], [r"\n"], ["e", "th", "I"]])
+def test_stop_ends_each_text_before_the_first_of_the_strings(write, stops):
     """The first text grows before the reader's eyes, the others are sampled together."""
-    prompt = f"O{stop}O"
-    several = ("--prompt", prompt, "--tokens", "200", "--temperature", "2", "--num-samples", "3")
-    whole, stopped = (write(*several, *more)[0].split(SEPARATOR) for more in ((), ("--stop", stop)))
-    expected = [text[len(prompt) :].split(stop)[0].rstrip("\n") for text in whole]
-    assert [text[len(prompt) :].rstrip("\n") for text in stopped] == expected
+    given = [word for stop in stops for word in ("--stop", stop)]
+    several = ("--prompt", "OeO", "--tokens", "200", "--temperature", "2", "--num-samples", "3")
+    whole, stopped = (write(*several, *more)[0].split(SEPARATOR) for more in ((), given))
+    pattern = "|".join(stop.replace(r"\n", "\n") for stop in stops)
+    expected = [re.split(pattern, text[3:])[0].rstrip("\n") for text in whole]
+    assert [text[3:].rstrip("\n") for text in stopped] == expected
+
+
+def test_texts_are_written_as_json_and_into_a_file(write):
+    several = ("--prompt", "OzO", "--drop-unknown", "--tokens", "20", "--num-samples", "3")
+    plain, _ = write(*several)
+    as_json = [json.loads(line) for line in write(*several, "--json")[0].splitlines()]
+    assert [one["prompt"] + one["text"] for one in as_json] == plain.removesuffix("\n").split(
+        "\n" + SEPARATOR
+    )
+    assert [(one["prompt"], one["seed"]) for one in as_json] == [("OO", 0)] * 3
+    assert write(*several, "--out", "texts.txt")[0] == ""
+    assert Path("texts.txt").read_text() == plain
 
 
 def test_color_tints_what_surprised_the_model_and_changes_no_character(write):
@@ -238,10 +240,10 @@ def test_gpu_that_is_not_there_is_refused(write):
 
 
 def test_conversation_continues_after_each_line(trained_once):
-    """The first answer is the text for the same prompt. After what is unknown, the next line is taken."""
+    """The first answer is the text for the same prompt. What is unknown or no UTF-8 is refused, no more."""
     command = f"{COMMAND} {trained_once} --tokens 20"
     alone = shell(f"{command} --prompt $'ROMEO:\\n'").stdout.removeprefix("ROMEO:\n")
-    talk = shell(f"printf 'ROMEO:\\n\U0001f642\\nO me.\\n' | {command} --interactive")
+    talk = shell(f"printf 'ROMEO:\\n\U0001f642\\xff\\nO me.\\n' | {command} --interactive")
     first, refused, second, end = talk.stdout.split("> ")[1:]
     assert (first, refused, end) == (alone, "", "\n")
     assert len(second) == 20 + 1

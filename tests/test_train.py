@@ -252,7 +252,8 @@ def test_callbacks_and_trainer_arguments_can_be_added(succeed, refuse):
 
 
 def test_trainer_debug_goes_through_everything(succeed):
-    assert "Profiler Report" in succeed("trainer=debug", "hydra.run.dir=run")
+    assert "Profiler Report" not in succeed("trainer=debug", "hydra.run.dir=run")
+    assert "Profiler Report" in succeed("trainer=debug", "trainer.profiler=simple")
     assert read_result("run")["step"] == 5
 
 

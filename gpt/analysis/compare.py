@@ -1,208 +1,215 @@
 """Run folders as tables of pandas: a row for each run, or a line for runs that differ in their seed alone."""
 
-import contextlib
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-from pandas import DataFrame, Series, json_normalize, read_csv, to_numeric
+from matplotlib.ticker import EngFormatter
+from pandas import DataFrame, Series, concat, read_csv, to_numeric
 
-from gpt.config import ModelConfig
+from gpt.config import RunConfig, short_names
 from gpt.errors import UserError, did_you_mean, one_line, shorten
-from gpt.run import Result, Run, TaskResult
+from gpt.run import Run, read_config
 
-# The settings that decide a result. Callbacks other than these two only watch
-GROUPS = r"model|data|optimizer|scheduler|trainer|task|finetune|callbacks\.(ema|early_stopping)"
-DECISIVE = rf"^(init|seed|({GROUPS})\.(?!_target_).*)$"
 # Columns with results, and their names in result.json. Losses are in nats per character, of tasks per example
 NUMBERS = {"loss": "best_val_loss", "steps": "step", "seconds": "seconds", "parameters": "parameters"}
 NUMBERS |= {"chars_per_second": "chars_per_second", "accuracy": "test_accuracy"}
 NUMBERS |= {"majority": "majority_accuracy", "naive_bayes": "naive_bayes_accuracy"}
 COSTS = ["seconds", "parameters", "chars_per_second"]
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
+# Settings that tell no runs apart: where a text is, which is known by its SHA-256, and what only watches
+UNTOLD = {"seed", "data.path", "data.folder", "task.path"}
+UNTOLD |= {"trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.profiler"}
 # Typed like choices, which stand for settings, but these do not
 SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")
-NO_BEST, SEED = "no best val/loss; keep callbacks.best", r"(^|[,_])seed[=-]\d+$"
+SEED = r"(^|[/,_])seed[=-]\d+(-\d+)?(?=[,_]|$)"  # in a run's name
 
 
 class Comparison(NamedTuple):
-    """Finished runs and their table, in which a line stands for runs that differ in their seed alone."""
+    """Runs of one kind and their table, in which a line stands for runs that differ in their seed alone."""
 
+    kind: str  # language models or a task, and the text that they were trained on
+    metric: str  # loss, or accuracy for a task
     table: DataFrame  # best first: the columns run, `settings`, `metric`, and what else was found
-    runs: DataFrame  # a row for each run, as `read_runs` has it; its column `line` is the index of the table
     settings: list[str]  # the columns by which lines are told apart
-    metric: str  # loss, or accuracy for runs that were fine-tuned
-    left_out: list[str]  # the other runs, and why they are not in the table
+    runs: DataFrame  # a row for each run, as `read_runs` has it; its column `line` is the index of the table
+    baseline: int  # the line with which the others are compared
 
 
-def compare_runs(folder: Path, baseline: str = "") -> Comparison:
-    """The runs under a folder: language models or, where there are none, those that were fine-tuned."""
-    runs = read_runs(folder)
-    is_task = runs["accuracy"].notna()
-    is_model = runs["loss"].notna() & ~is_task
-    metric, is_in = ("loss", is_model) if is_model.any() else ("accuracy", is_task)
-    if not is_in.any():
-        raise UserError(f"folder = {folder}: none of its runs is whole, or there is {NO_BEST}")
-    reasons = is_task.map({True: "fine-tuned, not a language model", False: NO_BEST})
-    left_out = list((runs["name"] + ": " + runs["problem"].fillna(reasons))[~is_in])
-    runs, settings = group_runs(runs[is_in])
-    is_copy = runs.duplicated(["line", "seed"])  # which would make the noise seem smaller
-    left_out += list(runs["name"][is_copy] + ": has the settings and the seed of another run")
-    runs = runs[~is_copy]
-    lines = runs.groupby("line")
-    first, common = lines["name"].first(), lines["name"].first().str.replace(SEED, "", regex=True)
-    names = first.where(lines.size() == 1, common.mask(common == "", folder.absolute().name))
-    if metric == "accuracy":
-        settings = {"task": lines["task.name"].first()} | settings
-    columns = {"run": names} | settings | {"sd": lines[metric].std(), "seeds": lines.size()}
-    by, ascending = (["loss"], True) if metric == "loss" else (["task", "accuracy"], [True, False])
+def compare_runs(folder: Path, baseline: str = "") -> tuple[list[Comparison], list[str]]:
+    """The runs under a folder, compared within each kind of them, and why others are left out.
+
+    Differences are to the best line of a kind or to the one that `baseline` describes: what varies, as
+    n_layer=2,arch=gpt1, or a part of a run's name. Raises UserError if there is no run, or no such line, or
+    if there are several in one table.
+    """
+    runs, left_out = read_runs(folder)
+    first = runs.groupby(["line", "seed"])["name"].transform("first")
+    is_copy = runs["name"] != first  # which would make the noise seem smaller
+    left_out += list((runs["name"] + ": has the settings and the seed of " + first)[is_copy])
+    kinds = [compare_kind(some, folder) for _, some in runs[~is_copy].groupby(["kind", "text"])]
+    described = [find_lines(found, baseline) if baseline else [found.baseline] for found in kinds]
+    if (count := max(map(len, described))) != 1:
+        reason = f"describes {count} lines of a table"
+        advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
+        raise UserError(f"--baseline = {shorten(baseline)}: {reason}; {advice}")
+    for number, lines in enumerate(described):
+        kinds[number] = add_differences(kinds[number], lines[0] if lines else kinds[number].baseline)
+    return kinds, left_out
+
+
+def compare_kind(runs: DataFrame, folder: Path) -> Comparison:
+    """The table of runs of one kind, best first."""
+    metric = runs["metric"].iloc[0]
+    lines, settings = runs.groupby("line"), tell_apart(runs)
+    name, size = lines["name"].first(), lines.size()
+    common = name.str.replace(SEED, "", regex=True)
+    common = common.mask(common == "", folder.absolute().name)  # of a sweep over seeds alone
+    columns = {"run": name.where(size == 1, common)} | settings | {"sd": lines[metric].std(), "seeds": size}
     table = DataFrame(columns).join(lines[MEANS[metric]].mean())
-    table = table.sort_values(by, ascending=ascending, kind="stable")
-    table = add_differences(table, metric, find_baselines(table, runs, list(settings), baseline))
-    return Comparison(table, runs, list(settings), metric, left_out)
+    table = table.sort_values(metric, ascending=metric == "loss", kind="stable")
+    if metric == "loss":
+        table["bits_per_char"] = table["loss"] / math.log(2)
+    kind = "{kind} on {place} ({text})".format(**runs.iloc[0])
+    return Comparison(kind, metric, table, list(settings), runs, table.index[0])
 
 
-def group_runs(runs: DataFrame) -> tuple[DataFrame, dict[str, Series]]:
-    """Runs with a column `line`, equal for those that differ in their seed alone, and what tells lines apart.
+def tell_apart(runs: DataFrame) -> dict[str, Series]:
+    """The settings that tell lines apart: what was typed and varies, in the order in which it was typed.
 
-    That is what was typed and varies, in the order in which it was typed. A choice such as model/arch=gpt1
-    stands for all that it sets: another setting is there only if lines differ in it that were typed alike.
+    A choice such as model/arch=gpt1 stands for all that it sets. Where what was typed is not enough, whatever
+    else varies is there too.
     """
-    settings = [key for key in runs if "." in key or key == "init"]
-    texts = runs[settings].map(lambda value: json.dumps(value, default=str))  # 1 is neither true nor [1]
-    runs = runs.assign(line=texts.groupby(settings, sort=False).ngroup())
-    lines = runs.drop_duplicates("line")
-    words = DataFrame(list(lines["overrides"]), lines.index, dtype=object)
-    choices = words[[key for key in words if "." not in key and key.partition("/")[0] not in SILENT]]
-    choices = choices.map(lambda value: str(value) if value == value else "-")
-    texts = texts.loc[lines.index].join(choices).loc[:, lambda texts: texts.nunique() > 1]
-    typed = [*words, *(texts if words.isna().all(axis=1).any() else ())]
-    told, shown = Series("", lines.index), list[str]()
-    for key in dict.fromkeys([*(key for key in typed if key in texts), *texts]):
-        more = told + "\n" + texts[key]
-        if key in typed or more.nunique() > told.nunique():
-            told, shown = more, [*shown, key]
-    ends = [re.split("[./]", key)[-1] for key in shown]  # n_head for model.n_head, where it is clear
-    names = [end if ends.count(end) == 1 else key for key, end in zip(shown, ends, strict=True)]
-    values = lines[[*settings, "line"]].join(choices).set_index("line")[shown]
-    values = values.map(lambda value: "null" if value in (None, "None") else value)
-    return runs, dict(values.set_axis(names, axis=1).items())
+    lines = runs.drop_duplicates("line").set_index("line")
+    settings = DataFrame(list(lines["settings"]), lines.index, dtype=object)
+    typed = DataFrame(list(lines["overrides"]), lines.index, dtype=object)
+    choices = [key for key in typed if "." not in key and key.partition("/")[0] not in SILENT]
+    values = settings.fillna("null").join(typed[choices].fillna("-").map(str))
+    texts = values.map(json.dumps)  # in which 1 is neither true nor [1]
+    texts = texts.loc[:, texts.nunique() > 1]
+    shown = [key for key in typed if key in texts]
+    if not shown or texts[shown].duplicated().any():
+        shown = list(dict.fromkeys([*shown, *texts]))
+    return dict(zip(short_names(shown), (values[key] for key in shown), strict=True))
 
 
-def find_baselines(table: DataFrame, runs: DataFrame, settings: Sequence[str], text: str) -> Series:
-    """For each line the one that it is compared with: the best of its task, or the one that `text` describes.
-
-    That is what varies, as n_layer=2,arch=gpt1, or a part of a run's name. Raises UserError if it describes
-    none, or several of one task.
-    """
-    tasks = table.get("task", Series("", table.index))
-    baselines = {tasks[line]: line for line in reversed(table.index)}
-    if text:
-        words = {line: {f"{name}={show(row[name])}" for name in settings} for line, row in table.iterrows()}
-        found = [line for line in table.index if words[line].issuperset(text.split(","))]
-        found = found or list(runs["line"][runs["name"].str.contains(text, regex=False)].unique())
-        if not found or tasks[found].duplicated().any():
-            reason = f"describes {len(found)} lines of the table"
-            advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
-            raise UserError(f"--baseline = {shorten(text)}: {reason}; {advice}")
-        baselines |= {tasks[line]: line for line in found}
-    return tasks.map(baselines)
+def find_lines(found: Comparison, text: str) -> list[int]:
+    """The lines that a text describes, as `compare_runs` has it."""
+    words = found.table[found.settings].map(show)
+    told = [{f"{name}={value}" for name, value in row.items()} for row in words.to_dict("records")]
+    lines = [line for line, has in zip(words.index, told, strict=True) if has.issuperset(text.split(","))]
+    return lines or list(found.runs["line"][found.runs["name"].str.contains(text, regex=False)].unique())
 
 
-def add_differences(table: DataFrame, metric: str, baselines: Series) -> DataFrame:
-    """The table with each line's difference to its baseline, its interval, and if it exceeds the noise.
+def add_differences(found: Comparison, line: int) -> Comparison:
+    """The same with each line's difference to one of them, its interval, and if it exceeds the noise.
 
     The interval is half the 95 % confidence interval of a difference of means (Welch 1947).
     """
     from scipy.stats import t as student  # takes a second, and a single run's page needs none
 
+    table, values = found.table, found.table[found.metric]
     variances = table["sd"] ** 2 / table["seeds"]  # of means
     terms = variances**2 / (table["seeds"] - 1)
-    both = variances + variances[baselines].to_numpy()
-    freedom = both**2 / (terms + terms[baselines].to_numpy())
+    both = variances + variances[line]
+    freedom = both**2 / (terms + terms[line])
     interval = (both**0.5 * student.ppf(0.975, freedom)).mask(both == 0, 0.0)
-    difference = table[metric] - table[metric][baselines].to_numpy()
+    difference = values - values[line]
     noise = (difference.abs() > interval).map({True: "exceeds", False: "within"})
+    noise = noise.mask(interval.isna(), "unknown")
     table = table.assign(difference=difference, interval=interval, noise=noise)
-    table.loc[interval.isna(), "noise"] = "unknown"
-    table.loc[baselines == baselines.index, ["interval", "noise"]] = None
-    return table.assign(bits_per_char=table["loss"] / math.log(2)) if metric == "loss" else table
+    table.loc[line, ["interval", "noise"]] = None
+    return found._replace(table=table, baseline=line)
 
 
-def sort_table(table: DataFrame, column: str) -> DataFrame:
-    """The table in the order of a column, numbers before texts. Raises UserError if it has no such column."""
-    if not column:
+def whole_table(kinds: Sequence[Comparison], sort: str = "", columns: Sequence[str] = ()) -> DataFrame:
+    """The tables of all kinds in one, with a column `kind`, in the order of a column, numbers before texts.
+
+    Raises UserError if it does not have this column, or one of `columns`.
+    """
+    table = concat({found.kind: found.table for found in kinds}, names=["kind"]).reset_index("kind")
+    for name in filter(None, [sort, *columns]):
+        if name not in table:
+            raise UserError(f"column = {shorten(name)}: not in the table; {did_you_mean(name, table)}")
+    if not sort:
         return table
-    check_column(column, table)
-    texts = table[column].map(str)
+    texts = table[sort].map(str)
     keys = DataFrame({"number": to_numeric(texts, errors="coerce"), "text": texts})
     return table.loc[keys.sort_values(["number", "text"], kind="stable").index]
 
 
-def check_column(name: str, table: DataFrame) -> None:
-    """Raises UserError for a column that the table does not have."""
-    if name not in table:
-        raise UserError(f"column = {shorten(name)}: not in the table; {did_you_mean(name, table)}")
+def read_runs(folder: Path) -> tuple[DataFrame, list[str]]:
+    """What `read_run` says of each run under a folder that has ended, by name, and why others are left out.
 
-
-def read_runs(folder: Path) -> DataFrame:
-    """What `read_run` says of all runs under a folder, by name. Raises UserError if none has finished."""
+    A column `line` is equal for runs of one kind that differ in their seed alone. Raises UserError if there
+    is no run.
+    """
     places = {path.parent for name in ("config.yaml", "error.txt") for path in folder.glob(f"**/{name}")}
-    rows = [{"name": one_line(place.relative_to(folder))} | read_run(place) for place in sorted(places)]
-    if all(row["problem"] for row in rows):
-        raise UserError(f"folder = {folder}: no finished run in it; give a folder under outputs/")
-    runs = DataFrame(rows, dtype=object)  # of which no integer becomes a float
-    return runs.where(runs.notna(), None).astype(dict.fromkeys([*NUMBERS, "tokens", "flops"], float))
+    rows, left_out = [], list[str]()
+    for place in sorted(places):
+        name = one_line(place.relative_to(folder))
+        try:
+            row = read_run(place)
+            if row[row["metric"]] is None:
+                raise UserError("no best val/loss; keep callbacks.best")
+            rows.append({"name": name} | row)
+        except Exception as error:  # of any kind, as damage is; the other runs are compared all the same
+            left_out.append(f"{name}: {shorten(str(error).replace(f'{place.absolute()}/', ''), 500)}")
+    if not rows:
+        reason = f" ({left_out[0]})" if left_out else ""
+        raise UserError(f"folder = {folder}: no finished run in it{reason}; give a folder under outputs/")
+    runs = DataFrame(rows).astype(dict.fromkeys(NUMBERS, float))
+    runs["line"] = runs.groupby(["kind", "text", runs["settings"].map(json.dumps)], sort=False).ngroup()
+    return runs, left_out
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """A run's settings under their command-line names, and its results under the names of NUMBERS.
 
     overrides is what was typed, curve has the validation losses by steps taken, tokens and flops are what the
-    training took. problem is None, or says why there is no result: it is damaged, or has not finished.
+    training took. Losses are per character: other tokenizers have other losses per token. Raises UserError if
+    the run has not ended, or is damaged.
     """
-    row, file = {"problem": "not finished", "overrides": {}, "curve": Series(dtype=float)}, "error.txt"
-    has_ended = (folder / "result.json").exists()
-    try:
-        if (folder / file).exists() and not has_ended:
-            return row | {"problem": shorten((folder / file).read_text().partition("\n")[0], 500)}
-        file = "config.yaml"
-        config = json_normalize(yaml.safe_load((folder / file).read_text(encoding="utf-8")))
-        row |= config.filter(regex=DECISIVE).to_dict("records")[0]
-        file = "run.json"
-        row["overrides"] = Run(folder).origin.get("overrides", {})
-        file = "metrics.csv"
-        row["curve"] = read_metric(folder / file, "val/loss") if (folder / file).exists() else row["curve"]
-        file = "result.json"
-        return row | read_result(Result.read(folder / file), row) if has_ended else row
-    except Exception as error:  # of any kind, as damage is; the other runs are compared all the same
-        reason = one_line(error).removeprefix(f"file = {folder / file}: ")
-        return {"problem": f"damaged: {file}: {shorten(reason, 200)}"}
-
-
-def read_result(result: Result, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of a run, with losses per character: other tokenizers have other losses per token."""
-    numbers = {"problem": None} | {name: getattr(result, key, None) for name, key in NUMBERS.items()}
-    if row.get("data.tokenizer", "char") != "char" and not isinstance(result, TaskResult):
+    run, error = Run(folder), folder / "error.txt"
+    if (result := run.result) is None:
+        reason = error.read_text(encoding="utf-8").partition("\n")[0] if error.exists() else "not finished"
+        raise UserError(reason)
+    numbers: dict[str, Any] = {name: getattr(result, key, None) for name, key in NUMBERS.items()}
+    config, origin, scale = RunConfig.from_dict(read_config(folder)), run.origin, 1.0
+    kind, metric, place = "language models", "loss", config.data.path
+    if config.task:
+        kind, metric, place = f"task {config.task.name}", "accuracy", config.task.path or place
+    elif result.best_val_loss is not None:
         scale = result.final_bits_per_char * math.log(2) / result.final_val_loss
-        best = None if result.best_val_loss is None else scale * result.best_val_loss
-        numbers |= {"curve": scale * row["curve"], "loss": best}
-    sizes = ("data.batch_size", "model.context_length", "trainer.accumulate_grad_batches")
-    tokens, flops = result.step * math.prod(row.get(key) or math.nan for key in sizes), math.nan
-    with contextlib.suppress(TypeError, ValueError):  # the settings of another version
-        model = {key.removeprefix("model."): row[key] for key in row if key.startswith("model.")}
-        flops = tokens * ModelConfig(**model).flops_per_token()
-    return numbers | {"tokens": tokens, "flops": flops}
+        numbers["loss"] *= scale
+    tokens = result.step * config.tokens_per_batch * config.trainer.accumulate_grad_batches
+    return {
+        "kind": kind,
+        "metric": metric,
+        "place": place or "Tiny Shakespeare",
+        "text": f"{origin.get('text_sha256', '?')[:8]}, {config.data.val_fraction:.0%} held out",
+        "overrides": origin.get("overrides", {}),
+        "curve": scale * read_metric(folder / "metrics.csv", "val/loss"),
+        "tokens": tokens,
+        "flops": tokens * config.model.flops_per_token(),
+        "seed": config.seed,
+        "tokenizer": config.data.tokenizer,
+        "settings": {key: value for key, value in sorted(config.flat().items()) if key not in UNTOLD},
+        **numbers,
+    }
 
 
 def read_metric(path: Path, name: str) -> Series:
     """A column of a metrics.csv by steps taken (the file counts from 0), empty if nothing has logged it."""
-    metrics = read_csv(path)
-    return metrics.set_index(metrics["step"] + 1).get(name, Series(dtype=float)).astype(float).dropna()
+    if not path.exists():
+        return Series(dtype=float)
+    try:
+        metrics = read_csv(path)
+        return metrics.set_index(metrics["step"] + 1).get(name, Series(dtype=float)).astype(float).dropna()
+    except (KeyError, ValueError) as error:
+        raise UserError(f"file = {path.absolute()}: damaged, {error}") from None
 
 
 def show(value: Any) -> str:
@@ -212,9 +219,6 @@ def show(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         text = one_line(value)
         return text if len(text) <= 24 else f"...{text[-21:]}"  # the end of a path tells most
-    if isinstance(value, int) and abs(value) < 100_000:
-        return str(value)
-    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}" if abs(value) >= 10 else f"{value:.4g}"
+    if abs(value) >= (100_000 if isinstance(value, int) else 1_000):
+        return EngFormatter(sep="")(float(f"{value:.3g}"))
+    return str(value) if isinstance(value, int) else f"{value:.3g}" if abs(value) >= 10 else f"{value:.4g}"

@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from pydantic import ValidationError
 
-from gpt.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, StoreMetadata
-from gpt.callbacks.checkpoints import EMA, EarlyStopping, GracefulStop, ResumeAtStep, StepSeed, ValidateAtEnd
-from gpt.callbacks.loggers import HParams, MetricsFile, RunLogger, TensorBoard
+from gpt.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, RunLogger
+from gpt.callbacks.checkpoints import EMA, EarlyStopping, GracefulStop, MaxSteps, StepSeed
+from gpt.callbacks.loggers import HParams, MetricsFile, TensorBoard
 from gpt.callbacks.watching import AttentionMaps, ProgressBar, ProgressLines, Samples, Throughput, ZeroShot
 from gpt.errors import UserError, explain, one_line, shorten
 

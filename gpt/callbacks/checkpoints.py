@@ -5,17 +5,18 @@ Lightning's ModelCheckpoint is not used: it forgets the best score when the run'
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.loggers import Logger
-from pydantic import Field, validate_call
+from pydantic import ConfigDict, Field, validate_call
+from pydantic.dataclasses import dataclass
 
 from gpt.checkpoint import SUFFIX, read, refusal, write
 from gpt.module import is_training
@@ -24,35 +25,66 @@ State = dict[str, Any]
 
 PREFIX = "model."  # of the names that Lightning has for the weights: they are attributes of GPTModule.model
 NOT_STORED = ("epoch", "pytorch-lightning_version", "loops", "lr_schedulers")  # they follow from the step
+ModelCheckpoint.FILE_EXTENSION = SUFFIX  # Lightning's own writes the same files, where somebody adds it
+STRICT = ConfigDict(extra="forbid")  # refuse an argument that a callback does not have
 WEIGHTS_ALONE = "weights_alone"  # a storage option: leave out what only training needs
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Has Lightning write and read checkpoints in the format of `gpt.checkpoint`, whole at any time."""
+    """Has Lightning write and read checkpoints in the format of `gpt.checkpoint`, whole at any time.
+
+    Each one holds `metadata`, from which `gpt.checkpoint` makes the model again. The loggers of the run write
+    first, so that what led to a checkpoint is on disk when it is. A step takes `accumulate` batches.
+    """
+
+    def __init__(self, metadata: State, loggers: Sequence[Logger] = (), accumulate: int = 1) -> None:
+        self.metadata, self.accumulate = metadata, accumulate
+        self.loggers = [logger for logger in loggers if isinstance(logger, RunLogger)]
 
     def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: Any = None) -> None:
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
-        content = {"gpt": checkpoint["gpt"], "state_dict": weights}
+        content = {"gpt": self.metadata | {"step": checkpoint["global_step"]}, "state_dict": weights}
+        content |= {"draft": checkpoint["draft"]} if "draft" in checkpoint else {}
         if storage_options != WEIGHTS_ALONE:
             content |= {key: value for key, value in checkpoint.items() if key not in (*NOT_STORED, *content)}
+        for logger in self.loggers:
+            logger.write()
         try:
             write(Path(path), content)
         except TypeError as error:  # the state of somebody's callback
             raise refusal(Path(path), f"not written, {error}", "let its state be plain values") from None
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> State:
-        """What Lightning continues from, but for its counters and schedules: see ResumeAtStep."""
+        """What Lightning continues from, with its counters as they are after that step."""
         content = read(Path(path))
+        step = content["global_step"]
         content["state_dict"] = {PREFIX + name: tensor for name, tensor in content["state_dict"].items()}
-        return content | {"pytorch-lightning_version": L.__version__, "loops": None, "lr_schedulers": []}
+        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # the one epoch
+        loops: State = {"epoch_progress": {"total": begun, "current": begun}}
+        loops["epoch_loop.batch_progress"] = counted(step * self.accumulate) | {"is_last_batch": False}
+        steps = {"optimizer": {"step": counted(step), "zero_grad": counted(step)}}
+        loops["epoch_loop.automatic_optimization.optim_progress"] = steps
+        content |= {"pytorch-lightning_version": L.__version__, "loops": {"fit_loop": loops}}
+        return content | {"lr_schedulers": []}  # see MaxSteps
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
+def counted(number: int) -> State:
+    """The state of one of Lightning's counters after `number` events, all of them over."""
+    counters = dict.fromkeys(("ready", "started", "processed", "completed"), number)
+    return {"total": counters, "current": counters}
+
+
 def checkpoint_path(trainer: L.Trainer, name: str) -> Path:
     """Where a run keeps its checkpoint called `best` or `last`."""
     return Path(trainer.default_root_dir) / "checkpoints" / f"{name}{SUFFIX}"
+
+
+def save_weights(trainer: L.Trainer, name: str) -> None:
+    """Write a checkpoint without what only training needs. All processes take part."""
+    trainer.save_checkpoint(checkpoint_path(trainer, name), storage_options=WEIGHTS_ALONE)
 
 
 class Stateful(Callback):
@@ -64,36 +96,60 @@ class Stateful(Callback):
         return {name: getattr(self, name) for name in self.kept}
 
     def load_state_dict(self, state_dict: State) -> None:
-        for name in self.kept:
+        for name in state_dict.keys() & set(self.kept):
             setattr(self, name, state_dict[name])
 
 
+@dataclass(config=STRICT, eq=False)
 class BestCheckpoint(Stateful, Checkpoint):
     """Writes checkpoints/best.safetensors after each validation that finds a new lowest `val/loss`.
 
     `score` is that loss, None before the first validation, and `step` how many steps had been taken by then.
+    The `top_k` lowest, of which `ranking` has losses and steps, are also kept as best-STEP.safetensors.
     """
 
-    state_key, kept = "best", ("score", "step")
-    score: float | None = None
-    step = 0
+    state_key, kept = "best", ("score", "step", "ranking")
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    score: float | None = Field(None, init=False)
+    step: int = Field(0, init=False)
+    ranking: list[Any] = Field(default_factory=list, init=False)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not is_training(trainer) or "val/loss" not in trainer.callback_metrics:  # data.val_fraction=0
+            return
+        # All processes take part in saving, so they have to agree
+        score = trainer.strategy.broadcast(trainer.callback_metrics["val/loss"].item())
+        if self.score is None or score < self.score:
+            self.score, self.step = score, trainer.global_step
+            save_weights(trainer, "best")
+        if self.top_k is not None:
+            newest = [score, trainer.global_step]
+            ranking = sorted([*self.ranking, newest])
+            self.ranking = ranking[: self.top_k]
+            if newest in self.ranking:
+                save_weights(trainer, f"best-{trainer.global_step}")
+            for _, step in ranking[self.top_k :]:
+                trainer.strategy.remove_checkpoint(checkpoint_path(trainer, f"best-{step}"))
+
+
+@dataclass(config=STRICT, eq=False)
+class LastCheckpoint(Stateful, Checkpoint):
+    """Writes checkpoints/last.safetensors after each validation: this is where a run continues.
+
+    The weights of one validation in `every` are also kept, as step-STEP.safetensors.
+    """
+
+    state_key, kept = "last", ("validations",)
+    every: Annotated[int, Field(ge=1)] | None = None
+    validations: int = Field(0, init=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not is_training(trainer):
             return
-        score = trainer.callback_metrics["val/loss"].item()
-        is_better = self.score is None or score < self.score
-        if trainer.strategy.reduce_boolean_decision(is_better):  # all processes take part in saving
-            self.score, self.step = score, trainer.global_step
-            trainer.save_checkpoint(checkpoint_path(trainer, "best"), storage_options=WEIGHTS_ALONE)
-
-
-class LastCheckpoint(Checkpoint):
-    """Writes checkpoints/last.safetensors after each validation: this is where a run continues."""
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if is_training(trainer):
-            trainer.save_checkpoint(checkpoint_path(trainer, "last"))
+        self.validations += 1
+        if self.every is not None and self.validations % self.every == 0:
+            save_weights(trainer, f"step-{trainer.global_step}")
+        trainer.save_checkpoint(checkpoint_path(trainer, "last"))
 
 
 class RunLogger(Logger):
@@ -111,22 +167,6 @@ class RunLogger(Logger):
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: config.yaml has them, and HParams shows them."""
-
-
-class StoreMetadata(Callback):
-    """Stores `metadata` in each checkpoint, under "gpt": what `gpt.checkpoint` needs to make the model again.
-
-    Before that, it has the loggers write: what led to a checkpoint is on disk when the checkpoint is.
-    """
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self.metadata = metadata
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: State) -> None:
-        checkpoint["gpt"] = dict(self.metadata) | {"step": trainer.global_step}
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
-                logger.write()
 
 
 class EMA(EMAWeightAveraging):
@@ -166,47 +206,18 @@ class StepSeed(Callback):
             torch.cuda.manual_seed(seed)
 
 
-class ResumeAtStep(Callback):
-    """Makes a resumed run begin at the step of its checkpoint, with the rates of its configuration there.
+class MaxSteps(Callback):
+    """What depends on `max_steps`, which may have been raised since a checkpoint was written.
 
-    Rates depend on the step and on `max_steps`, which may have been raised: of what Lightning restores of the
-    optimizer, only its moments stay.
+    A resumed run has the rates that its step has in a run of the new length. And the last step ends in a
+    validation, even if `val_check_interval` does not divide `max_steps`. Setting `trainer.should_stop` would
+    do so too, but also make Lightning log the previous values once more.
     """
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: State) -> None:
-        """Give Lightning its counters as they are after that step, and no schedule."""
-        step = checkpoint["global_step"]
-        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # the one epoch
-        batches = counted(step * trainer.accumulate_grad_batches) | {"is_last_batch": False}
-        steps = {"optimizer": {"step": counted(step), "zero_grad": counted(step)}}
-        loops = {"epoch_progress": {"total": begun, "current": begun}, "epoch_loop.batch_progress": batches}
-        loops["epoch_loop.automatic_optimization.optim_progress"] = steps
-        checkpoint |= {"loops": {"fit_loop": loops}, "lr_schedulers": []}
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the configured values of each parameter group, which Lightning restores after this hook."""
-        groups = trainer.optimizers[0].param_groups
-        self.configured = [{key: group[key] for key in group if key != "params"} for group in groups]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        schedule: Any = trainer.lr_scheduler_configs[0].scheduler  # a LambdaLR
-        schedule.last_epoch, schedule._step_count = trainer.global_step, trainer.global_step + 1
-        groups = zip(trainer.optimizers[0].param_groups, self.configured, schedule.lr_lambdas, strict=True)
-        for group, configured, multiplier in groups:
-            group.update(configured, lr=configured["initial_lr"] * multiplier(trainer.global_step))
-
-
-def counted(number: int) -> State:
-    """The state of one of Lightning's counters after `number` events, all of them over."""
-    counters = dict.fromkeys(("ready", "started", "processed", "completed"), number)
-    return {"total": counters, "current": counters}
-
-
-class ValidateAtEnd(Callback):
-    """Makes the last step end in a validation, even if `val_check_interval` does not divide `max_steps`.
-
-    Setting `trainer.should_stop` would do so too, but also make Lightning log the previous values once more.
-    """
+        schedule: Any = trainer.lr_scheduler_configs[0].scheduler  # which sets the rates when it begins
+        schedule.last_epoch = trainer.global_step - 1
+        schedule._initial_step()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step >= trainer.max_steps:  # Lightning validates after batches that this divides:
@@ -214,7 +225,7 @@ class ValidateAtEnd(Callback):
 
 
 class EarlyStopping(LightningEarlyStopping):
-    """Ends a run after `patience` validations in a row without a new lowest `val/loss`.
+    """Ends a run after `patience` validations in a row without a `val/loss` lower by over `min_delta` nats.
 
     A run that was killed when it had met its patience, but had no result yet, stops at once when resumed.
     """
@@ -222,8 +233,10 @@ class EarlyStopping(LightningEarlyStopping):
     state_key = "early_stopping"
 
     @validate_call
-    def __init__(self, patience: Annotated[int, Field(ge=1)]) -> None:
-        super().__init__("val/loss", patience=patience, check_on_train_epoch_end=False)
+    def __init__(
+        self, patience: Annotated[int, Field(ge=1)], min_delta: Annotated[float, Field(ge=0)] = 0
+    ) -> None:
+        super().__init__("val/loss", min_delta, patience, check_on_train_epoch_end=False)
 
     @property
     def is_met(self) -> bool:
@@ -259,8 +272,14 @@ class GracefulStop(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         is_within_step = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches > 0
-        if is_within_step or trainer.global_step == self.first_step:  # before which no folder is written to
-            return
+        if not is_within_step and trainer.global_step > self.first_step:  # before, nothing may be written
+            self.obey(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.obey(trainer, pl_module)  # a signal that came in the last validation
+
+    def obey(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save and raise SystemExit, if a signal has come to any of the processes."""
         number = self.signal
         if trainer.world_size > 1:  # a signal to any process stops them all
             own = torch.tensor(number, device=pl_module.device)
@@ -272,12 +291,15 @@ class GracefulStop(Callback):
             raise SystemExit(128 + number if trainer.is_global_zero else 0)
 
     def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
+        self.signal = 0  # it ends here
         self.teardown()
         if self.stopping and trainer.is_global_zero:
             done = f"stopped after {trainer.global_step:,} steps; everything is saved."
             print(f"{done}\n{self.advice}", flush=True)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
-        """Give signals back to whoever handled them before this run."""
+        """Give signals back to whoever handled them before this run, and one that came too late for it."""
         while self.previous_handlers:
             signal.signal(*self.previous_handlers.popitem())
+        if self.signal:
+            signal.raise_signal(self.signal)

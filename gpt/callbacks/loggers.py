@@ -29,6 +29,7 @@ from gpt.module import is_training
 # Groups of which a file can be chosen. Without a choice they are "-", or TensorBoard would see no difference
 CHOICES = ["ablation", "callbacks", "data", "experiment", "model", "model/arch"]
 CHOICES += ["optimizer", "scheduler", "trainer"]
+EVENTS = "events.out.tfevents."  # begins the name of each of TensorBoard's files
 
 
 class MetricsFile(RunLogger):
@@ -67,11 +68,20 @@ class MetricsFile(RunLogger):
 
 
 class LateWriter(SummaryWriter):
-    """Makes its file when it first writes: Lightning asks for it before the first step, which may fail."""
+    """Makes its file when it first writes: Lightning asks for it before the first step, which may fail.
+
+    TensorBoard reads files in the order of their names, which begin with the time. Those that are there get
+    numbers in place of it, so that the new one is the last, even if the clock was set back.
+    """
 
     def _get_file_writer(self) -> Any:
-        is_made = hasattr(self, "default_bins")  # which the constructor sets last
-        return super()._get_file_writer() if is_made else None
+        if not hasattr(self, "default_bins"):  # which the constructor sets last
+            return None
+        earlier = sorted(Path(self.log_dir).glob(f"{EVENTS}*")) if self.file_writer is None else ()
+        for number, path in enumerate(earlier):
+            rest = path.name.removeprefix(EVENTS).partition(".")[2]  # host, process, number of the writer
+            path.replace(path.with_name(f"{EVENTS}{number:010d}.{rest}"))
+        return super()._get_file_writer()
 
 
 class TensorBoard(RunLogger):
@@ -137,8 +147,9 @@ class HParams(Stateful):
     ("experiment") itself. The number is logged after each validation, so a run that was killed has one too.
     """
 
-    state_key, kept = "hparams", ("best",)
+    state_key, kept = "hparams", ("best", "number")
     best: float | None = None  # the lowest val/loss, in nats per token
+    number: float | None = None  # that is logged, when val/loss was lowest
     has_settings = False  # whether this process has written them
 
     def __init__(self, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
@@ -147,19 +158,17 @@ class HParams(Stateful):
         self.settings = {key: v if isinstance(v, (int, float)) else shorten(v) for key, v in shown.items()}
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
-        accuracy = trainer.callback_metrics.get("val/accuracy")
-        if self.best is None or loss < self.best:
-            self.best = loss
-        elif accuracy is not None:
+        metrics = trainer.callback_metrics
+        if "val/loss" not in metrics:  # data.val_fraction=0
             return
-        if accuracy is None:  # a text has the same number of characters in each validation
-            name, best = "val/best_bits_per_char", self.best * bits / loss if loss else 0.0
-        else:
-            name, best = "val/best_accuracy", accuracy.item()
+        name = "accuracy" if "val/accuracy" in metrics else "bits_per_char"
+        if self.best is None or self.number is None or metrics["val/loss"] < self.best:
+            self.best, self.number = metrics["val/loss"].item(), metrics[f"val/{name}"].item()
         for writer in writers(trainer, "best"):
             if not self.has_settings:
                 _, start, _ = hparams(self.settings, {})
                 writer._get_file_writer().add_summary(start)
-            writer.add_scalar(name, best, trainer.global_step - 1)  # Lightning counts from 0 too
+            writer.add_scalar(
+                f"val/best_{name}", self.number, trainer.global_step - 1
+            )  # Lightning counts from 0 too
         self.has_settings = True

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, Timer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -22,9 +22,6 @@ from gpt.errors import UserError, did_you_mean, one_line, shorten
 from gpt.machine import describe_origin, memory_size
 from gpt.run import Run
 
-# Settings of a run that are Lightning's arguments of the same name
-SAME = ["accelerator", "num_nodes", "precision", "max_steps", "max_time", "log_every_n_steps", "profiler"]
-SAME += ["accumulate_grad_batches", "deterministic", "detect_anomaly"]
 # Lightning's arguments that a run sets by itself, and what to use in their place
 INSTEAD = dict.fromkeys(("default_root_dir", "plugins", "use_distributed_sampler"), "leave it out")
 INSTEAD |= {"callbacks": "use callbacks.NAME", "enable_checkpointing": "use callbacks.last=null"}
@@ -59,30 +56,32 @@ def make_trainer(
         BeginRun(run, config, {**typed, "text_sha256": data.sha256, **origin}),
         *parts.make_all("callbacks", config.callbacks, run.folder),
         parts.StepSeed(config.seed),
-        parts.ResumeAtStep(),
         parts.HParams(config.flat(), options.overrides),
-        parts.StoreMetadata(metadata),
         *([] if options.quiet else [progress]),
         *options.callbacks,
-        parts.ValidateAtEnd(),
+        Timer(config.trainer.max_time, verbose=False),
+        parts.MaxSteps(),
         parts.GracefulStop(options.resume_hint),
     ]
-    trainer = build_trainer(config, run, callbacks)
+    trainer = build_trainer(config, run, callbacks, metadata)
     check_machine(config, trainer, in_sweep=options.quiet)
     return trainer
 
 
-def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.Trainer:
+def build_trainer(
+    config: RunConfig, run: Run, callbacks: list[Callback], metadata: dict[str, Any]
+) -> L.Trainer:
     """Lightning's Trainer. What Lightning counts in batches, our settings count in optimizer steps."""
     settings, more = config.trainer, config.trainer.model_extra or {}
     known = inspect.signature(L.Trainer).parameters
     for name, value in more.items():
         if advice := INSTEAD.get(name) or (did_you_mean(name, known) if name not in known else None):
             raise UserError(f"trainer.{name} = {shorten(value)}: not a setting of a run; {advice}")
+    loggers = parts.make_all("logger", config.logger, run.folder)
     interval = min(settings.val_check_interval or settings.max_steps, settings.max_steps)
     # Buffers are constants, which need not be sent from process to process
     ddp = DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
-    arguments = {name: getattr(settings, name) for name in SAME} | {
+    arguments = settings.model_dump(exclude={"compile", "max_time"}) | {  # named as Lightning's are
         "devices": int(settings.devices) if settings.devices.isdigit() else settings.devices,
         "strategy": ddp if settings.strategy == "ddp" else "auto",
         "max_epochs": -1,
@@ -90,8 +89,8 @@ def build_trainer(config: RunConfig, run: Run, callbacks: list[Callback]) -> L.T
         "gradient_clip_val": settings.gradient_clip_val or None,
         "default_root_dir": run.folder,
         "callbacks": callbacks,
-        "logger": parts.make_all("logger", config.logger, run.folder),
-        "plugins": [parts.AtomicCheckpointIO()],
+        "logger": loggers,
+        "plugins": [parts.AtomicCheckpointIO(metadata, loggers, settings.accumulate_grad_batches)],
         "use_distributed_sampler": False,  # our batches know their rank
         "num_sanity_val_steps": 0,
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
@@ -118,15 +117,19 @@ class BeginRun(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.run.has_begun:
+            if trainer.is_global_zero:
+                os.stat(self.run.folder / "run.json")  # raises FileNotFoundError if the folder was removed
             return
-        nodes = {name: dict(node) for name, node in self.config.logger.items()}
-        for node, logger in zip(nodes.values(), trainer.loggers, strict=True):
+        before, nodes = self.run.config, {}
+        for (name, node), logger in zip(self.config.logger.items(), trainer.loggers, strict=True):
             # What a tracker calls this run, so that the same one continues on resume
-            node |= {key: logger.version for key in ("id", "run_id") if node.get(key, "") is None}
-        config, is_new = self.config.model_copy(update={"logger": nodes}), not self.run.origin
+            called = {key: logger.version for key in ("id", "run_id") if node.get(key, "") is None}
+            nodes[name] = node | called
+        config = self.config.model_copy(update={"logger": nodes})
         self.run.begin(config, {**describe_origin(trainer), **self.origin})
-        for logger in trainer.loggers if is_new else ():
-            logger.log_hyperparams(self.config.flat())
+        for name, logger in zip(nodes, trainer.loggers, strict=True):
+            if before is None or name not in before.logger:
+                logger.log_hyperparams(self.config.flat())
 
 
 def check_machine(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> None:

@@ -7,24 +7,25 @@ from typing import Annotated, Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from gpt.callbacks.checkpoints import Stateful
+from gpt.callbacks.checkpoints import STRICT, Stateful
 from gpt.callbacks.loggers import writers
 from gpt.data import Batch
 from gpt.drawing import draw_attention
 from gpt.finetune.predict import zero_shot_accuracy
 from gpt.finetune.tasks import TASKS, Task, make_examples, shuffled
 from gpt.generate import generate
+from gpt.machine import waiting_seconds
 from gpt.model import attention_weights
 from gpt.module import data_of, is_training, model_of
 
 MOST_KEPT = 100  # texts in the history of samples, which is part of every checkpoint
 MOST_TOKENS = 24  # of a picture of attention; more of them could not be read
+LONG_ENOUGH, MUCH_WAITING = 10, 0.2  # seconds, and the share of them that is worth a note
 SEED = 0  # of the examples of ZeroShot, which are the same in every run
-STRICT = ConfigDict(extra="forbid")  # refuse an argument that a callback does not have
 
 
 class ProgressBar(Callback):
@@ -90,29 +91,23 @@ class Throughput(Stateful):
     """Logs `perf/chars_per_second`: characters that all processes train on, per second, since the last time.
 
     The time for validation, samples and checkpoints does not count. If tokens are not characters, the mean
-    number of characters per token is used. `characters` and `seconds` are the totals of the whole run.
+    number of characters per token is used. `characters` and `seconds` are the totals of the whole run. A note
+    says once if the threads of a CPU wait for each other, because other work takes a part of the machine.
     """
 
-    state_key, kept = "throughput", ("characters", "seconds", "elapsed")
+    state_key, kept = "throughput", ("characters", "seconds")
     characters, seconds = 0.0, 0.0
     counted_until: float | None = None  # None: the clock is stopped until the next batch
-
-    def __init__(self) -> None:
-        self.start = perf_counter()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the run began, validations included, without the time in which it was stopped."""
-        return perf_counter() - self.start
-
-    @elapsed.setter
-    def elapsed(self, seconds: float) -> None:
-        self.start = perf_counter() - seconds
+    has_noted = False
 
     @property
     def mean(self) -> float | None:
         """Characters per second over the whole run. None if nothing was measured."""
         return round(self.characters / self.seconds, 1) if self.seconds else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.began, self.waited = perf_counter(), waiting_seconds()
+        self.has_noted = torch.get_num_threads() == 1 or pl_module.device.type != "cpu"
 
     def on_train_batch_start(self, *args: Any) -> None:
         if self.counted_until is None:
@@ -129,6 +124,15 @@ class Throughput(Stateful):
             speed = (self.characters - self.logged[0]) / (self.seconds - self.logged[1])
             pl_module.log("perf/chars_per_second", speed, prog_bar=True)
             self.logged = self.characters, self.seconds
+            self.note_other_work(now, speed)
+
+    def note_other_work(self, now: float, speed: float) -> None:
+        share = (waiting_seconds() - self.waited) / (now - self.began)
+        if not self.has_noted and now - self.began > LONG_ENOUGH and share > MUCH_WAITING:
+            self.has_noted = True
+            reason = f"threads wait for each other, because other work has the cores {share:.0%} of the time"
+            advice = "one thread may be faster: stop with Ctrl-C, and continue with OMP_NUM_THREADS=1"
+            tqdm.write(f"note: {speed:,.0f} characters/s: {reason}; {advice}", file=sys.stderr)
 
     def on_validation_start(self, *args: Any) -> None:
         self.counted_until = None
@@ -173,8 +177,8 @@ class Samples(Stateful):
         prompt = tokenizer.drop_unknown(self.prompt) or tokenizer.default_prompt
         ids = tokenizer.encode(prompt)[None].expand(rows, -1).to(device)
         generators = [torch.Generator(device).manual_seed(0) for _ in range(rows)]
-        settings = torch.tensor(self.temperatures, device=device), self.top_k
-        drawn = generate(model_of(pl_module), ids, self.tokens, *settings, generator=generators)
+        settings = {"temperature": torch.tensor(self.temperatures, device=device), "top_k": self.top_k}
+        drawn = generate(model_of(pl_module), ids, self.tokens, generators, **settings)
         columns = [column.tolist() for column in drawn]
         return [prompt + tokenizer.decode(column[row] for column in columns) for row in range(rows)]
 

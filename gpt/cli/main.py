@@ -4,6 +4,7 @@ What Hydra composes begins with the defaults of `gpt.config`, registered here, a
 """
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt.cli.overrides import CONF, FILES, hydra_errors, parse_overrides, quote_paths
 from gpt.cli.sweep import Sweep, live_line
-from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig
-from gpt.errors import UserError, interrupts_deferred, shorten, user_errors
+from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig, setting_names
+from gpt.errors import UserError, did_you_mean, interrupts_deferred, shorten, user_errors
 
 TRUSTED = ("gpt.callbacks.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")  # modules
 
@@ -47,12 +48,10 @@ def finetune() -> None:
 def run_program(config_name: str) -> None:
     """Do what was typed, with conf/CONFIG_NAME.yaml. A sweep ends with a comparison of its jobs."""
     with user_errors(), hydra_errors():
-        options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
-        if unknown := sorted(options - get_args_parser()._option_string_actions.keys()):
-            advice = "settings have no dashes; write them as trainer.max_steps=3"
-            raise UserError(f"options = {' '.join(unknown)}: unknown; {advice}")
+        refuse_unknown_options(sys.argv[1:])
         sys.argv[1:] = quote_paths(sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, to be told in one line
+        logging.raiseExceptions = False  # of --info, when its reader has closed the pipe
         Sweep.started_here = None
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run_job)()
@@ -61,6 +60,14 @@ def run_program(config_name: str) -> None:
         finally:
             if Sweep.started_here:
                 Sweep.started_here.remove_empty()
+
+
+def refuse_unknown_options(words: Sequence[str]) -> None:
+    """Raises UserError for an option that Hydra does not have, such as --max_iters=5, with the setting."""
+    for option, _, value in (word.partition("=") for word in words):
+        if option.startswith("-") and option not in get_args_parser()._option_string_actions:
+            advice = did_you_mean(option.lstrip("-").replace("-", "_"), setting_names())
+            raise UserError(f"{option} = {value}: no such option; settings have no dashes; {advice}")
 
 
 def run_job(cfg: DictConfig) -> float:
@@ -89,10 +96,16 @@ def run_job(cfg: DictConfig) -> float:
             config = stored_config(folder, typed, values)
         options = RunOptions(sys.argv[:], describe_resuming(folder, config), typed)
         if is_sweep:
-            number, sweep = settings.job.num + 1, Sweep.started_here
-            live = live_line(f"{number} of {sweep.jobs}", folder.name, *sweep.progress()) if sweep else []
+            sweep = Sweep.started_here  # None in other processes, which have no terminal
+            live = live_line(f"{settings.job.num + 1} of {sweep.jobs}", folder.name) if sweep else []
             options = RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)
-        result = train(config, folder, options)
+        try:
+            result = train(config, folder, options)
+        except OSError as error:
+            if error.filename is None or (folder / "run.json").exists():
+                raise
+            reason = "it was removed or renamed while the run was training; put it back and resume the run"
+            raise UserError(f"run_dir = {folder}: {reason}") from None
         if not is_sweep and is_first_process():
             os.chdir(cwd)
             summarise(folder, result, config)
@@ -105,7 +118,9 @@ def plain(cfg: DictConfig, cwd: Path | None = None) -> dict[str, Any]:
     for key in FILES:
         place = OmegaConf.select(own, key)
         if cwd is not None and place not in (None, "last", "pretrained"):
-            OmegaConf.update(own, key, str(cwd / Path(place).expanduser()))
+            names = [place] if isinstance(place, str) else place
+            found = [str(cwd / Path(name).expanduser()) for name in names]
+            OmegaConf.update(own, key, found[0] if isinstance(place, str) else found)
     return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
@@ -130,20 +145,16 @@ def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> di
     from gpt.cli.options import newest_run
     from gpt.interop.weights import fit_to_weights
 
-    asked = {key for key in typed if "." in key}
-    for group in ("model", "model/arch", "ablation", "experiment"):
-        if (path := CONF / group / f"{typed.get(group)}.yaml").is_file():
-            content: Any = OmegaConf.load(path)
-            content = content.get("model") if group == "experiment" else content
-            asked |= {f"model.{name}" for name in content or ()}
+    default = RunConfig().model_dump(mode="json")["model"]
+    of_choices = {f"model.{name}" for name, value in values["model"].items() if value != default.get(name)}
     place = newest_run(cwd / "outputs") if values["init"] == "last" else values["init"]
-    return fit_to_weights(values | {"init": place}, asked)
+    return fit_to_weights(values | {"init": place}, of_choices | typed.keys())
 
 
 def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:
     """The configuration of the run in `folder`, with what was typed in place of single settings.
 
-    `values` are those that were composed without it. Raises UserError for a choice of a whole group, and for
+    `values` are those that were composed without it. Raises UserError for a choice of another group, and for
     a stored class that is neither of this project nor one of Lightning's callbacks and loggers, unless it is
     typed again.
     """
@@ -157,16 +168,16 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
             if target not in typed.values() and not is_trusted(target):
                 advice = f"if you trust it, add ++{place}._target_={target}"
                 raise UserError(f"{place} = {target}: neither of this project nor of Lightning; {advice}")
+    changed = OmegaConf.create(stored)
     for key, value in typed.items():
-        *groups, setting = key.split(".")
-        inner: Any = stored if groups else None
-        for group in groups:
-            inner = inner.setdefault(group, {}) if isinstance(inner, dict) else None
-        if not isinstance(inner, dict):
+        if key in ("callbacks", "logger") and value is not None:  # more of them may be added
+            OmegaConf.update(changed, key, values[key] | stored[key])
+            continue
+        if (CONF / key).is_dir() or "/" in key:
             reason = "a run that is resumed continues with its own"
             raise UserError(f"{key} = {shorten(value)}: not with resume, because {reason}; leave it out")
-        inner[setting] = value
-    return RunConfig.from_dict(stored)
+        OmegaConf.update(changed, key, value, force_add=True)
+    return RunConfig.from_dict(OmegaConf.to_container(changed))  # type: ignore[arg-type]
 
 
 def is_trusted(target: str) -> bool:
@@ -174,14 +185,10 @@ def is_trusted(target: str) -> bool:
     from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.loggers import Logger
 
-    if not target.startswith(TRUSTED):
-        return False
-    try:
-        found = get_object(target)
-    except (ImportError, ValueError):
-        return False
-    is_part = isinstance(found, type) and issubclass(found, (Callback, Logger))
-    return is_part and f"{found.__module__}.".startswith(TRUSTED)
+    with contextlib.suppress(ImportError, ValueError):
+        found = get_object(target) if target.startswith(TRUSTED) else None
+        return isinstance(found, type) and issubclass(found, (Callback, Logger))
+    return False
 
 
 def targets(node: Any) -> list[str]:

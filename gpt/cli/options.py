@@ -5,10 +5,13 @@ import contextlib
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from filelock import FileLock, Timeout
 
 from gpt.errors import UserError, one_line, shorten
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 LARGEST = 2**31 - 1
 OUTPUTS = Path("outputs")
+# From which surprise on, in nats, a character has which of a terminal's 256 colours: black on ever darker red
+TINTS = ((5.0, "48;5;203;30"), (3.0, "48;5;210;30"), (1.5, "48;5;217;30"), (0.5, "48;5;224;30"))
 ENOUGH = 500  # steps: a run of fewer is passed over if there is a longer one
 
 
@@ -27,10 +32,22 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.register("action", None, Once)
 
     def error(self, message: str) -> NoReturn:
         given, what = shorten(" ".join(sys.argv[1:])), shorten(message, 200)
         raise UserError(f"options = {given}: {what}; --help lists all options")
+
+
+class Once(argparse.Action):
+    """Stores the value of an option. Of one that is given twice, none is dropped silently."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if option and self.dest in given:
+            parser.error(f"{option} is given twice, and only one of the two can count")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -60,6 +77,18 @@ def whole_number(smallest: int) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(reason)
 
     return parse
+
+
+def typed_text(text: str) -> str:
+    r"""For argparse's `type`: a text as it was typed, in which \n is a line break."""
+    text = text.encode(errors="surrogateescape").decode(errors="replace")  # of a locale without UTF-8
+    return text.replace("\\n", "\n")
+
+
+def tint(char: str, surprise: float) -> str:
+    """The character in the colours for its surprise. Line breaks have none: they would colour whole lines."""
+    color = next((color for least, color in TINTS if surprise >= least), None)
+    return char if color is None or char in ("", "\n") else f"\x1b[{color}m{char}\x1b[0m"
 
 
 def find_checkpoint(place: str | None) -> Path:
@@ -97,19 +126,36 @@ def find_runs(outputs: Path = OUTPUTS, pattern: str = "checkpoints/*.safetensors
 
 
 def find_unfinished(place: str) -> Path:
-    """The run that `resume=place` means; `last` is the newest unfinished one under outputs/.
+    """The run that `resume=place` means; `last` is the newest one under outputs/ that has been interrupted.
 
     Raises UserError if there is no such run.
     """
     if place == "last":
-        for run in find_runs(pattern="run.json"):
-            if not any((run / name).exists() for name in ("result.json", "error.txt")):
-                return run
-        reason = "no unfinished run under outputs/; name one: resume=outputs/RUN"
-        raise UserError(f"resume = last: {reason}")
-    if not (Path(place) / "config.yaml").is_file():
+        unfinished = [run for run in find_runs(pattern="run.json") if not has_ended(run)]
+        if interrupted := [run for run in unfinished if not is_in_use(run)]:
+            return interrupted[0]
+        others = f", and another process is training {unfinished[0]}" if unfinished else ""
+        raise UserError(
+            f"resume = last: no unfinished run under outputs/{others}; name one: resume=outputs/RUN"
+        )
+    is_file = Path(place).name == "last.safetensors"
+    folder = Path(place).parent.parent if is_file else Path(place)
+    if not os.path.isfile(folder / "config.yaml"):
         raise UserError(f"resume = {shorten(place)}: no run there; give a run folder, such as outputs/RUN")
-    return Path(place)
+    return folder
+
+
+def has_ended(run: Path) -> bool:
+    return any((run / name).exists() for name in ("result.json", "error.txt"))
+
+
+def is_in_use(run: Path) -> bool:
+    """Whether a process is training in the folder of a run."""
+    try:
+        with FileLock(run / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
@@ -145,11 +191,10 @@ def progress(run: Path) -> tuple[int, float | None]:
         if result.exists():
             numbers = json.loads(result.read_text(encoding="utf-8"))
             loss = numbers["best_val_loss"]
-            if loss is not None and "test_accuracy" not in numbers:  # it is per token
+            if loss is not None:  # it is per token
                 loss *= numbers["final_bits_per_char"] * math.log(2) / numbers["final_val_loss"]
             return numbers["step"], loss
         with metrics.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["val/loss"]]
-        bits = [float(row.get("val/bits_per_char") or float(row["val/loss"]) / math.log(2)) for row in rows]
-        return int(rows[-1]["step"]) + 1, min(bits) * math.log(2)
+        return int(rows[-1]["step"]) + 1, min(float(row["val/bits_per_char"]) for row in rows) * math.log(2)
     return 0, None

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,21 +13,23 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt.config import RunConfig, setting_names
+from gpt.config import setting_names, short_names
 from gpt.errors import UserError, did_you_mean, shorten
 
 CONF = Path(__file__).parents[2] / "conf"  # in the repository
 if not CONF.is_dir():
     CONF = Path(__file__).parents[1] / "conf"  # in an installed copy
 LONGEST = 80  # bytes of a single run's name
-# what decides a result, and what of it does not: where the text is, what only watches, on what it runs
-GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "task", "finetune")
-DECISIVE = tuple(f"{group}." for group in (*GROUPS, "callbacks.ema", "callbacks.early_stopping"))
-UNDECISIVE = ["accelerator", "compile", "detect_anomaly", "devices", "log_every_n_steps", "max_time"]
-UNDECISIVE += ["num_nodes", "precision", "profiler", "strategy", "val_check_interval"]
-UNNAMED = {"data.path", "data.folder", *(f"trainer.{name}" for name in UNDECISIVE)}
-FILES = ("data.path", "data.folder", "task.path", "init")
+# What is no part of a name: where things are, what only watches, on what and how often a run does its work
+UNNAMED = re.compile(
+    r"resume|name|hydra\..*|logger.*|data\.(path|val_path|folder)|callbacks\.(?!ema|early_stopping).*"
+    r"|trainer\.(accelerator|compile|detect_anomaly|devices|log_every_n_steps|max_time|num_nodes|precision"
+    r"|profiler|strategy|val_check_interval)"
+)
+FILES = ("data.path", "data.val_path", "data.folder", "task.path", "init")
 PATHS = (*FILES, "resume", "hydra.run.dir", "hydra.sweep.dir", "name")
+# Quotes, lists, functions, escapes and interpolations of Hydra's grammar
+GRAMMAR = re.compile(r"""(^|,)['"\[{]|^(choice|glob|shuffle|sort|tag)\(|\\|[$]\{""")
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -35,33 +38,27 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return {one.key_or_group: None if one.is_delete() else one.value() for one in parsed}
 
 
-def quote_override(key: str, value: str) -> str:
-    """An override as Hydra reads it, whatever is in the value."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", value):
-        return f"{key}={value}"
-    return f"{key}='" + value.replace("\\", "\\\\").replace("'", r"\'") + "'"
+def quote(value: str) -> str:
+    """A value as Hydra reads it, whatever is in it."""
+    plain = re.fullmatch(r"[A-Za-z0-9_./-]+", value)
+    return value if plain else "'" + value.replace("\\", "\\\\").replace("'", r"\'") + "'"
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
-    """The arguments with each path quoted that Hydra's grammar would not take, such as resume=outputs/a=1.
+    """The arguments with each path quoted as Hydra's grammar needs it: resume=~/a=1 names the folder "a=1".
 
-    A list of paths is one only if it is no path itself. What is quoted already, or an expression, stays.
+    What exists is one path, whatever is in its name. Otherwise commas separate several, and what only Hydra's
+    grammar can mean stays as it is.
     """
     quoted = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key in PATHS and not re.search(r"""^$|['"\\]|[$]\{|^[\[{]""", value):
-            places = [value] if key == "name" or Path(value).exists() else value.split(",")
-            argument = f"{key}=" + ",".join(quote_override("", place)[1:] for place in places)
+        exists = os.path.exists(os.path.expanduser(value))
+        if key in PATHS and value and (exists or not GRAMMAR.search(value)):
+            places = [value] if exists or key == "name" else value.split(",")
+            argument = f"{key}=" + ",".join(quote(os.path.expanduser(place)) for place in places)
         quoted.append(argument)
     return quoted
-
-
-def short_names(keys: Sequence[str]) -> list[str]:
-    """n_head for model.n_head, unless another key ends so too."""
-    dotted = [key.replace("/", ".") for key in keys]
-    last = [key.rpartition(".")[2] for key in dotted]
-    return [short if last.count(short) == 1 else key for short, key in zip(last, dotted, strict=True)]
 
 
 def name_run(start: str, name: str, overrides: Mapping[str, Any]) -> str:
@@ -70,12 +67,11 @@ def name_run(start: str, name: str, overrides: Mapping[str, Any]) -> str:
     2026-11-28_12-00-00_tiny_arch-gpt1_seed-2: a choice that the run is named after, model=tiny here, is not
     repeated.
     """
-    chosen = {}
-    for key, value in overrides.items():
-        is_choice = (CONF / key).is_dir() and key != "logger" and value != name
-        is_setting = key in ("seed", "init") or key.startswith(DECISIVE)
-        if value is not None and key not in UNNAMED and (is_choice or is_setting):
-            chosen[key] = value
+    chosen = {
+        key: value
+        for key, value in overrides.items()
+        if value not in (None, name) and not UNNAMED.fullmatch(key)
+    }
     while chosen and len(f"{start}_{name_settings(chosen)}".encode()) > LONGEST:
         chosen.popitem()  # the last one
     return f"{start}_{name_settings(chosen)}" if chosen else start
@@ -106,32 +102,27 @@ def hydra_errors(overrides: Sequence[str] | None = None) -> Iterator[None]:
         if not is_theirs and "Config group override must be" not in str(error):  # of callbacks=null
             raise
         words = sys.argv[1:] if overrides is None else overrides
-        reason = f"{error}\n{error.__cause__ or ''}"
-        raise UserError(explain(reason, [word for word in words if not word.startswith("-")])) from None
+        words = [getattr(error, "override", None) or word for word in words if not word.startswith("-")]
+        raise UserError(explain(f"{error}\n{error.__cause__ or ''}", list(dict.fromkeys(words)))) from None
 
 
 def explain(reason: str, words: Sequence[str]) -> str:
     """The one line for what Hydra or OmegaConf complains about."""
     if found := re.search(r"Could not override '([^'@]+)", reason):
         return unknown_setting(found[1], words)
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", reason):
-        return unknown_choice(found[1], found[2])
-    if "Config group override must be" in reason:  # such as callbacks=null
+    if found := re.search(r"Could not find '(.+)/(.+)'\s+Available options in .*:\n(\s[^:]*)\n", reason):
+        group, choice, others = found[1], found[2], ", ".join(found[3].split())
+        return f"{group} = {choice}: no such file in conf/{group}/; choose one of {others}"
+    if "Config group override must be" in reason:
         for key, value in parse_overrides(words).items():
             if (CONF / key).is_dir() and not isinstance(value, (str, list)):
-                return unknown_choice(key, value)
+                given = "null" if value is None else shorten(value)
+                return f"{key} = {given}: no file of conf/{key}/; ~{key} leaves the group out"
     if "Ambiguous value" in reason:
         several = next((word for word in words if "," in word), words[0])
         return f"{several} = (several values): that is a sweep; add -m"
     given = shorten(" ".join(words))
     return f"override = {given}: {shorten(reason, 200)}; see python scripts/train.py --help"
-
-
-def unknown_choice(group: str, choice: Any) -> str:
-    """The one line for a file that does not exist in a folder of conf/."""
-    choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-    value = "null" if choice is None else choice
-    return f"{group} = {value}: no such file in conf/{group}/; choose one of {choices}"
 
 
 def unknown_setting(key: str, words: Sequence[str]) -> str:
@@ -140,7 +131,7 @@ def unknown_setting(key: str, words: Sequence[str]) -> str:
     if key.partition(".")[0] in ("task", "finetune"):
         return f"{key} = {shorten(value)}: a setting of fine-tuning; start scripts/finetune.py"
     groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
-    advice = did_you_mean(key, {*setting_names(RunConfig), *groups, "resume"})
+    advice = did_you_mean(key, {*setting_names(), *groups, "resume"})
     if key.startswith("trainer."):
         advice += f" (an argument of Lightning's Trainer is added by +{key})"
     return f"{key} = {shorten(value)}: no such setting; {advice}"

@@ -1,5 +1,6 @@
 """What a person sees when a run has ended: the play, the numbers, and what to type next."""
 
+import math
 import os
 import shlex
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from gpt.analysis import report_line
 from gpt.checkpoint import SUFFIX, load
-from gpt.cli.overrides import quote_override
+from gpt.cli.overrides import quote
 from gpt.config import RunConfig
 from gpt.errors import printable, shorten
 from gpt.finetune.predict import wilson_interval
@@ -53,6 +54,8 @@ def describe_result(result: Result, config: RunConfig) -> str:
     unit = tokenizer_class(config.data.tokenizer).loss_unit
     per_character = "" if unit == "character" else f" ({result.final_bits_per_char:.4f} bits per character)"
     text = f"val loss {result.final_val_loss:.4f} nats per {unit}{per_character}"
+    if math.isnan(result.final_val_loss):
+        text = "no val loss, because nothing is held out,"
     text += f" after {result.step:,} steps, {result.seconds:,.0f} s"
     if (best := result.best_val_loss) is not None:
         text += f"; the best was {best:.4f} at step {result.best_step:,}"
@@ -79,9 +82,7 @@ def describe_task_result(result: TaskResult, config: RunConfig) -> str:
 
 def next_commands(folder: Path, config: RunConfig) -> list[str]:
     """Commands that work from where the user stands, with what the run has kept."""
-    run, commands = shell_path(folder), []
-    if not (sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ):  # the shell finds another Python
-        commands.append(f"source {shell_path(Path(sys.prefix))}/bin/activate")
+    run, commands = shell_path(folder), list(filter(None, [activation()]))
     has_checkpoint = any((folder / "checkpoints").glob(f"*{SUFFIX}"))
     if config.task is not None:
         commands += [f"{program('classify')} {run} --text {example_texts(config)}"] if has_checkpoint else []
@@ -111,8 +112,15 @@ def example_texts(config: RunConfig) -> str:
 
 def describe_resuming(folder: Path, config: RunConfig) -> str:
     """The command that continues a run, quoted for the shell."""
-    override = quote_override("resume", os.path.relpath(folder))
-    return f"To continue: {program('finetune' if config.task else 'train')} {shlex.quote(override)}"
+    override = shlex.quote(f"resume={quote(os.path.relpath(folder))}")
+    commands = [activation(), f"{program('finetune' if config.task else 'train')} {override}"]
+    return f"To continue: {' && '.join(filter(None, commands))}"
+
+
+def activation() -> str:
+    """The command by which the shell finds the Python of this environment. Empty if it does."""
+    is_found = sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ
+    return "" if is_found else f"source {shell_path(Path(sys.prefix, 'bin', 'activate'))}"
 
 
 def shell_path(path: Path) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import itertools
-import math
 import os
 import shutil
 import sys
@@ -15,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
@@ -23,13 +23,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gpt.cli.options import find_unfinished
-from gpt.cli.overrides import hydra_errors, legible, name_run, parse_overrides, short_names
+from gpt.cli.overrides import hydra_errors, name_run, name_settings, parse_overrides
+from gpt.config import short_names
 from gpt.errors import UserError, one_line, printable, shorten, user_errors
 from gpt.files import write_text
-
-# here, since each process of a sweep imports this
-OmegaConf.register_new_resolver("legible", legible, replace=True)
-MOST_JOBS = 10_000  # of one sweep
 
 
 class Sweep(Callback):
@@ -41,9 +38,8 @@ class Sweep(Callback):
     started_here: "Sweep | None" = None  # by this process; jobs in other processes get a copy of it
 
     def __init__(self) -> None:
-        self.folder, self.jobs = Path(), 0  # 0: a single run
-        self.created: Path | None = None  # the outermost folder that did not exist before
-        self.started = 0.0  # seconds since 1970
+        self.folder, self.jobs, self.started = Path(), 0, time.time()  # 0: a single run; seconds since 1970
+        self.made: list[Path] = []  # the folders that did not exist before, from the innermost on
 
     # Hydra only warns of an exception in a callback, and continues. So mistakes end the program here
 
@@ -64,8 +60,8 @@ class Sweep(Callback):
                     raise UserError(f"hydra.run.dir = (missing): several processes need one folder; {advice}")
                 typed = parse_overrides(typed_overrides(config, "task"))
                 folder = folder.with_name(name_run(folder.name, config.name, typed))
-            folder = self.begin(folder, must_be_new=config.resume is None and not is_typed)
-            set_hydra(config, "hydra.run.dir", str(folder))
+            self.begin(folder, must_be_new=config.resume is None and not is_typed)
+            set_hydra(config, "hydra.run.dir", str(self.folder))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Choose the folders of a sweep and of its jobs, and print what varies."""
@@ -78,36 +74,34 @@ class Sweep(Callback):
             typed = typed_overrides(config, "task")
             sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
             swept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-            varied = list_values([*swept, *typed])
-            names, self.jobs = short_names(list(varied)), math.prod(map(len, varied.values()))
-            if self.jobs > MOST_JOBS:
-                many = f"{self.jobs:,} jobs or more; at most {MOST_JOBS:,} at once"
-                raise UserError(f"sweep = {', '.join(names)}: {many}")
+            jobs = list_jobs([*swept, *typed])
+            values = {key: list(dict.fromkeys(job[key] for job in jobs)) for key in jobs[0]}
+            varied = {key: of_jobs for key, of_jobs in values.items() if len(of_jobs) > 1}
+            names, self.jobs = short_names(list(varied)), len(jobs)
             digest = hashlib.sha256("\n".join(sorted(typed)).encode()).hexdigest()[:8]
             name = "_".join([config.name, *(name for name in names if name != "seed")])[:80]
             set_hydra(config, "hydra.sweep.dir", f"outputs/sweeps/{name}_{digest}")
-            set_hydra(config, "hydra.sweep.subdir", name_jobs(names, varied))
-            folder, shown = self.begin(Path(config.hydra.sweep.dir)), zip(names, varied.values(), strict=True)
-            print(describe_sweep(f"sweep of {self.jobs:,} runs", folder, dict(shown)), flush=True)
+            folders = {name_settings({key: job[key] for key in varied}) for job in jobs}
+            are_names = len(folders) == len(jobs) and len(max(folders, key=len)) <= 200
+            subdir = f"${{name_job:[{','.join(varied)}]}}" if are_names else "job-${hydra:job.num}"
+            set_hydra(config, "hydra.sweep.subdir", subdir)
+            self.begin(Path(config.hydra.sweep.dir))
+            shown = dict(zip(names, varied.values(), strict=True))
+            print(describe_sweep(f"sweep of {self.jobs:,} runs", self.folder, shown), flush=True)
 
-    def begin(self, folder: Path, must_be_new: bool = False) -> Path:
-        """Make and return the folder, NAME-2 if it must be new and is not. Raises UserError if that fails."""
-        # by os.path: pathlib raises OSError for a name that is too long
-        missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
-        self.created = missing[-1].absolute() if missing else None
-        self.started, Sweep.started_here = time.time(), self
-        found, number = folder, 1
-        while True:
-            self.folder = found.absolute()
+    def begin(self, folder: Path, must_be_new: bool = False) -> None:
+        """Make the folder, or NAME-2 if it must be new and is not."""
+        Sweep.started_here = self
+        for number in itertools.count(1):
+            self.folder = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+            self.folder = self.folder.absolute()
+            # by os.path: pathlib raises OSError for a name that is too long
+            self.made = [path for path in (self.folder, *self.folder.parents) if not os.path.exists(path)]
             try:
-                found.mkdir(parents=True, exist_ok=not must_be_new)
-                return found
-            except OSError as error:
-                if not (must_be_new and os.path.exists(found)):
-                    reason = f"{error.strerror}; choose another hydra.run.dir or hydra.sweep.dir"
-                    raise UserError(f"file = {shorten(folder, 200)}: {reason}") from None
-            number += 1
-            found = folder.with_name(f"{folder.name}-{number}")
+                return self.folder.mkdir(parents=True, exist_ok=not must_be_new)
+            except FileExistsError:
+                if not must_be_new:
+                    raise
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Print the job's line, and keep the reason of a job that failed."""
@@ -115,48 +109,41 @@ class Sweep(Callback):
 
         if config.hydra.mode != RunMode.MULTIRUN or not is_first_process():
             return
-        folder = Path(config.hydra.runtime.output_dir)
+        folder, number = Path(config.hydra.runtime.output_dir), config.hydra.job.num + 1
         outcome = describe_outcome(folder, job_return, self.started)
         # or Hydra would stop the sweep
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-        later = "" if Sweep.started_here else time_left(*self.progress())  # where no live line says it
-        later = f"  {later}".rstrip()
-        print(f"{config.hydra.job.num + 1} of {self.jobs}  {folder.name}: {outcome}{later}", flush=True)
-
-    def progress(self) -> tuple[float, int, int]:
-        """When the sweep started, how many jobs have been trained since, and how many are left.
-
-        Jobs of other processes are counted too, by the files with which they end.
-        """
-        endings = [path for name in ("result.json", "error.txt") for path in self.folder.glob(f"**/{name}")]
-        results = {path.parent for path in endings if path.name == "result.json"}
-        now = {path.parent for path in endings if path.stat().st_mtime >= self.started}
-        return self.started, len(results & now), self.jobs - len(results | now)
+        # Jobs of other processes count too, by the files with which they end
+        times = [path.stat().st_mtime for path in self.folder.glob("**/result.json")]
+        later = time_left(self.started, sum(time >= self.started for time in times), self.jobs - number)
+        print(f"{number} of {self.jobs}  {folder.name}: {outcome}{later}", flush=True)
 
     def conclude(self) -> None:
         """Compare the jobs of a sweep. Raises UserError if some failed; if none began, nothing is left."""
         from gpt.analysis import report_line, table_of
 
-        errors = sorted(self.folder.glob("**/error.txt"))
-        if errors and not any(self.folder.glob("**/config.yaml")):
+        folder = Path(os.path.relpath(self.folder))
+        errors, results = (sorted(folder.glob(f"**/{name}")) for name in ("error.txt", "result.json"))
+        if errors and not any(folder.glob("**/config.yaml")):
             reasons = [path.read_text(encoding="utf-8").strip() for path in errors]
             if not any("\n" in reason for reason in reasons):  # a bug would have left its traceback
-                shutil.rmtree(self.folder)
+                shutil.rmtree(folder)
                 raise UserError(reasons[0])
-        if any(self.folder.glob("**/result.json")):
-            print(f"\n{table_of(self.folder)}\n{report_line(self.folder)}", flush=True)
-        if errors:
-            reason = f"{len(errors)} of {self.jobs} jobs failed; the same command tries them again"
-            raise UserError(f"sweep = {os.path.relpath(self.folder)}: {reason}")
+        if results:
+            print(f"\n{table_of(folder)}\n{report_line(folder)}", flush=True)
+        left_out = self.jobs - len({path.parent for path in (*errors, *results)})  # others are at work there
+        faults = [f"{len(errors)} of {self.jobs} jobs failed"] if errors else []
+        faults += [f"{left_out} of {self.jobs} jobs were left out"] if left_out > 0 else []
+        if faults:
+            raise UserError(f"sweep = {folder}: {', '.join(faults)}; the same command tries them again")
 
     def remove_empty(self) -> None:
         """Remove what Hydra leaves of a sweep, and the folders that were made if nothing else is in them."""
         with contextlib.suppress(OSError):  # its name is too long
             (self.folder / "multirun.yaml").unlink(missing_ok=True)  # the runs have their own config.yaml
-        for path in (self.folder, *self.folder.parents):
-            if self.created and path.is_relative_to(self.created):
-                with contextlib.suppress(OSError):  # something is in it
-                    path.rmdir()
+        for path in self.made:
+            with contextlib.suppress(OSError):  # something is in it
+                path.rmdir()
 
 
 def typed_overrides(config: DictConfig, kind: str) -> list[str]:
@@ -176,38 +163,27 @@ def set_hydra(config: DictConfig, key: str, value: str) -> None:
             config.hydra.overrides.hydra.append(f"{key}='{value}'")
 
 
-def list_values(overrides: list[str]) -> dict[str, list[str]]:
-    """The values of each setting that varies, as Hydra reads them. Raises UserError for an interval."""
-    parsed, values = OverridesParser.create().parse_overrides(overrides), {}
-    for key, override in {one.key_or_group: one for one in parsed}.items():  # of one setting, the last counts
-        if override.is_discrete_sweep():
-            values[key] = list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
-        elif override.is_sweep_override():
-            reason = "not a list of values; write them as key=1,2,3"
-            raise UserError(f"sweep = {shorten(override.input_line)}: {reason}")
-    return values
+def list_jobs(overrides: Sequence[str]) -> list[dict[str, str]]:
+    """The overrides of each job of a sweep, as Hydra's own sweeper makes them: {"model.n_head": "2"}."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [dict(override.partition("=")[::2] for override in job) for job in jobs]
 
 
-def name_jobs(names: Sequence[str], varied: Mapping[str, Sequence[str]]) -> str:
-    """What names a job's folder, after its own values: n_head-${legible:${model.n_head}}.
+def name_job(keys: Sequence[str]) -> str:
+    """The name of a job's folder, by its own values of the settings that vary: n_head-2_seed-1."""
+    (job,) = list_jobs(typed_overrides(DictConfig({"hydra": HydraConfig.get()}), "task"))
+    return name_settings({key: job[key] for key in keys}) or "job"
 
-    Values that make no good names, or the same one, are replaced by the number of the job.
-    """
-    choices, parts, length = HydraConfig.get().runtime.choices, [], 0
-    for name, (key, values) in zip(names, varied.items(), strict=True):
-        shown = [legible(value.strip("'\"")) for value in values]
-        if len(set(shown)) < len(values) or "" in shown or any(value.startswith("{") for value in values):
-            return "job-${hydra:job.num}"
-        place = f"${{hydra:runtime.choices.{key}}}" if key in choices else f"${{{key}}}"
-        parts.append(f"{name}-${{legible:{place}}}")
-        length += len(name) + 2 + max(map(len, shown))
-    return "_".join(parts) or "job" if length <= 200 else "job-${hydra:job.num}"
+
+# here, since each process of a sweep imports this
+OmegaConf.register_new_resolver("name_job", name_job, replace=True)
 
 
 def describe_sweep(what: str, folder: Path, varied: Mapping[str, Sequence[str]]) -> str:
     """What is printed before the first run: how many there are, where, and what varies."""
     lines = [f"  {name} = {shorten(', '.join(values), 100)}" for name, values in varied.items()]
-    return "\n".join([f"{what} in {printable(str(folder))}", *lines])
+    return "\n".join([f"{what} in {printable(os.path.relpath(folder))}", *lines])
 
 
 def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str:
@@ -230,29 +206,23 @@ def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str
     return f"failed: {reason}"
 
 
-def time_left(started: float, trained: float, left: float) -> str:
-    """How long a sweep needs for the runs that are left, by those that were trained since it started.
+def time_left(started: float, trained: int, left: int) -> str:
+    """How long the runs that are left take, by those trained since `started`, in seconds since 1970.
 
-    The present run may count in part. Empty as long as too little is known, and at the end.
+    Empty as long as nothing is known, and at the end.
     """
-    if trained < 0.05 or left <= 0:  # the first steps take longer than others
-        return ""
-    return f"all done in {timedelta(seconds=round((time.time() - started) / trained * left))}"
+    seconds = (time.time() - started) / max(trained, 1) * left
+    return f", all done in {timedelta(seconds=round(seconds))}" if trained and left else ""
 
 
-def live_line(place: str, name: str, started: float, trained: int, left: int) -> list[Any]:
+def live_line(place: str, name: str) -> list[Any]:
     """The callback that shows a run of a sweep or a search while it trains, if there is a terminal.
 
-    `place` is its number, such as "2 of 8", and the other numbers are those for `time_left`.
+    `place` is its number, such as "2 of 8".
     """
     if not sys.stdout.isatty():
         return []
     from gpt.callbacks import ProgressBar
 
-    class LiveLine(ProgressBar):
-        def ending(self, trainer: Any) -> str:
-            done = (trainer.global_step - self.first_step) / (trainer.max_steps - self.first_step)
-            return time_left(started, trained + done, left - done)
-
     name = shorten(name, shutil.get_terminal_size().columns // 4)
-    return [LiveLine(prefix=f"{place}  {name}  ", leave=False)]
+    return [ProgressBar(prefix=f"{place}  {name}  ", leave=False)]

@@ -18,13 +18,14 @@ from torchmetrics.functional.classification import multiclass_f1_score, multicla
 
 from gpt.checkpoint import read
 from gpt.config import RunConfig
-from gpt.data import VALIDATION_BATCH, Data, open_text, print_note
+from gpt.data import VALIDATION_BATCH, Data, print_note
 from gpt.errors import UserError, shorten
 from gpt.finetune.model import Classifier, Encoded, Inputs, collate, to_sequences
 from gpt.finetune.tasks import Example, make_task
 from gpt.model import GPT
 from gpt.module import GPTModule
 from gpt.run import Result, TaskResult
+from gpt.text import Text
 from gpt.tokenizer import Tokenizer, tokenizer_class
 
 BATCHES_SORTED = 16  # so many batches at a time have their examples sorted by length: less padding
@@ -92,13 +93,12 @@ class TaskData(Data):
         assert task is not None  # RunConfig has both or none
         assert finetune is not None
         kind, is_table = tokenizer_class(source.tokenizer), task.name == "csv"
-        play = "" if is_table else "".join(open_text(source, raw=False))
-        split = int(len(play) * (1 - source.val_fraction))  # where pre-training splits it
+        play, split = ("", 0) if is_table else ("".join(text := Text(source)), text.split)
         self.task = make_task(task, play[:split], play[split:], config.seed)
-        source = source.model_copy(update={"path": task.path}) if is_table else source
-        text = open_text(source, kind.reads_bytes)
+        table = source.model_copy(update={"path": task.path, "val_path": None, "column": None})
+        text = Text(table, kind.reads_bytes, "task.path") if is_table else Text(source, kind.reads_bytes)
         if tokenizer is None:
-            tokenizer = kind.fit(text, 1 - source.val_fraction, source.bpe_vocab_size)
+            tokenizer = kind.fit(text, source.bpe_vocab_size)
         self.tokenizer, self.unit, self.sha256 = tokenizer, tokenizer.unit, text.sha256
         self.max_length = min(config.model.context_length, task.max_length)
         self.drop_unknown, self.dropped, name = finetune.drop_unknown, set[str](), self.task.name

@@ -43,9 +43,9 @@ class BPETokenizer(Tokenizer):
         self.bpe.decoder = hf.decoders.ByteLevel()
 
     @classmethod
-    def fit(cls, text: Text, train_fraction: float, vocab_size: int) -> "BPETokenizer":
+    def fit(cls, text: Text, vocab_size: int) -> "BPETokenizer":
         """Join the most frequent pairs in the training part, of which at most SAMPLE characters are read."""
-        count = min(int(len(text) * train_fraction), SAMPLE)
+        count = min(text.split, SAMPLE)
         tokenizer = cls.from_parts(first_characters(text, count), vocab_size)
         if (found := len(tokenizer)) < vocab_size:
             wanted = f"data.bpe_vocab_size = {vocab_size}"

@@ -1,15 +1,13 @@
-"""To Hugging Face's `transformers` and back: the same numbers under other names (extra hf). And to ONNX.
+"""To Hugging Face's `transformers` and back: the same numbers under other names (extra hf).
 
 The classes that compute the same as a model here:
     gpt1, post-norm with learned positions   OpenAIGPTLMHeadModel, whose model_type is openai-gpt
     gpt2, pre-norm with learned positions    GPT2LMHeadModel, whose model_type is gpt2
 """
 
-import logging
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +21,8 @@ from gpt.errors import UserError, shorten
 from gpt.files import read_json, write_json, write_text
 from gpt.interop import library
 from gpt.interop.bpe import BPETokenizer, byte_letters
-from gpt.model import GPT, plain_attention
+from gpt.interop.onnx import write_onnx
+from gpt.model import GPT
 from gpt.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
 KINDS = {"post": "openai-gpt", "pre": "gpt2"}  # by our norm_position
@@ -45,6 +44,12 @@ EMBEDDINGS = {
     "openai-gpt": {"tokens.": "tokens_embed.", "positions.": "positions_embed."},
     "gpt2": {"tokens.": "wte.", "positions.": "wpe.", "norm.": "ln_f."},
 }
+
+
+SPECIAL = (
+    "<unk>",
+    "<pad>",
+)  # tokens after those of the model: an unknown character, and what fills up a batch
 
 
 def hf_settings(config: ModelConfig) -> dict[str, Any]:
@@ -101,20 +106,29 @@ def load_transformers() -> ModuleType:
 
 
 def to_hf(model: GPT) -> Any:
-    """The same model as one of `transformers`, in eval mode. Raises UserError, as `hf_settings` does."""
+    """The same model as one of `transformers`, in eval mode. Raises UserError, as `hf_settings` does.
+
+    It reads SPECIAL tokens, too, and never writes them.
+    """
     settings, transformers = hf_settings(model.config), load_transformers()
+    first = settings["vocab_size"]
+    settings["vocab_size"] += len(SPECIAL)
     theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**settings))
-    theirs.generation_config.max_length = model.config.context_length  # there is no position beyond
+    generation = theirs.generation_config
+    generation.max_length = model.config.context_length  # there is no position beyond
+    generation.suppress_tokens = [first + number for number in range(len(SPECIAL))]
+    generation.pad_token_id = first + SPECIAL.index("<pad>")
     for our_tensor, their_tensor in pairs(model, theirs).values():
-        their_tensor.copy_(our_tensor)  # their biases start as zero, where ours has none
+        their_tensor.zero_()[: len(our_tensor)].copy_(our_tensor)
     return theirs.eval()
 
 
-def from_hf(source: Any) -> GPT:
+def from_hf(source: Any, vocab_size: int | None = None) -> GPT:
     """The same model as one of ours, in eval mode: one of `transformers`, a folder, or a name on their hub.
 
-    Of a folder, config.json and safetensors are read, as data. Raises UserError for another class, for what
-    ours cannot express, and if a tensor is missing, left over or of another shape.
+    Of a folder, config.json and safetensors are read, as data. If it has more tokens than `vocab_size`, the
+    first ones are kept. Raises UserError for another class, for what ours cannot express, and if a tensor is
+    missing, left over or of another shape.
     """
     theirs, wrong = source, {}
     if isinstance(source, (str, Path)):
@@ -139,30 +153,20 @@ def from_hf(source: Any) -> GPT:
     if odd:
         tensors = shorten(", ".join(sorted(odd)), 200)
         raise UserError(f"model = {shorten(source, 200)}: missing, left over or misshapen: {tensors}")
+    if vocab_size is not None and vocab_size < ours.config.known_vocab_size():
+        whole, ours = ours.state_dict(), GPT(ours.config.model_copy(update={"vocab_size": vocab_size}))
+        ours.load_state_dict({name: whole[name][: len(own)] for name, own in ours.state_dict().items()})
     return ours.eval()
 
 
-def write_onnx(model: GPT, path: Path) -> None:
-    """Write a model of any architecture: `ids` (B, T) give `logits` (B, T, V), B and T free (extra onnx)."""
-    library("onnxscript", "onnx")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
-    longest = model.config.context_length
-    sizes = {"ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("position", max=longest)}}
-    example = (torch.zeros(2, min(2, longest), dtype=torch.int64),)
-    names: dict[str, Any] = {"input_names": ["ids"], "output_names": ["logits"]}
-    # By its formula, attention has no choice between kernels that would depend on the sizes of the example
-    with plain_attention(model), warnings.catch_warnings(action="ignore"):
-        program = torch.onnx.export(model, example, dynamic_shapes=sizes, verbose=False, **names)
-    path.write_bytes(program.model_proto.SerializeToString())  # type: ignore[union-attr]
-
-
 def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """The tokenizer as the content of a tokenizer.json, with the same ids."""
-    if isinstance(tokenizer, BPETokenizer):
-        return tokenizer.bpe.to_str()
+    """The tokenizer as the content of a tokenizer.json, with the same ids, and SPECIAL after them."""
     hf = library("tokenizers", "hf")
-    if isinstance(tokenizer, CharTokenizer):
-        theirs = hf.Tokenizer(hf.models.WordLevel({char: id for id, char in enumerate(tokenizer.vocabulary)}))
+    if isinstance(tokenizer, BPETokenizer):
+        theirs = hf.Tokenizer.from_str(tokenizer.bpe.to_str())
+    elif isinstance(tokenizer, CharTokenizer):
+        ids = {token: id for id, token in enumerate([*tokenizer.vocabulary, *SPECIAL])}
+        theirs = hf.Tokenizer(hf.models.WordLevel(ids, unk_token="<unk>"))
         any_char = hf.Regex(r"[\s\S]")  # a dot misses new lines
         theirs.pre_tokenizer = hf.pre_tokenizers.Split(any_char, behavior="isolated")
         theirs.decoder = hf.decoders.Fuse()  # puts no spaces between tokens
@@ -170,6 +174,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
         theirs = hf.Tokenizer(hf.models.BPE(byte_letters(), []))
         theirs.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         theirs.decoder = hf.decoders.ByteLevel()
+    theirs.add_special_tokens(list(SPECIAL))
     return theirs.to_str()
 
 
@@ -178,8 +183,8 @@ def tokenizer_from_hf(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     try:
         model = read_json(path)["model"]
-        ids, kind = model["vocab"], model["type"]
-        vocabulary = sorted(ids, key=ids.get)
+        ids, kind = {piece: id for piece, id in model["vocab"].items() if piece not in SPECIAL}, model["type"]
+        vocabulary = sorted(ids, key=ids.__getitem__)
         if sorted(ids.values()) != list(range(len(ids))):
             raise ValueError("its ids are not consecutive")
         if kind == "WordLevel" and all(len(piece) == 1 for piece in vocabulary):
@@ -194,11 +199,12 @@ def tokenizer_from_hf(folder: Path) -> Tokenizer:
         raise UserError(f"tokenizer = {path}: cannot be used here ({shorten(error, 100)})") from None
 
 
-def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -> str:
+def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False, cache: bool = False) -> str:
     """Write a folder that AutoModelForCausalLM and AutoTokenizer load; return what the model became.
 
-    With `onnx`, model.onnx is written too, and alone if no class can express the model. The folder is
-    written whole or not at all. Raises UserError if it exists, or if nothing can express the model.
+    With `onnx`, model.onnx is written too, and alone if no class can express the model; with `cache`, one
+    that continues a text. The folder is written whole or not at all. Raises UserError if it exists, or if
+    nothing can express the model.
     """
     if os.path.lexists(folder):
         raise UserError(f"--out = {folder}: already exists; choose another folder")
@@ -218,11 +224,12 @@ def export(model: GPT, tokenizer: Tokenizer, folder: Path, onnx: bool = False) -
         # Written by hand: version 4 of transformers cannot read what version 5 writes. And without a class,
         # AutoTokenizer would take the tokenizer that goes with the class of the model
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        settings["model_max_length"] = model.config.context_length
+        settings |= {"model_max_length": model.config.context_length, "padding_side": "left"}
+        settings |= {token.strip("<>") + "_token": token for token in SPECIAL}
         write_json(staged / "tokenizer_config.json", settings)
         write_text(staged / "tokenizer.json", tokenizer_json(tokenizer))
         if onnx:
-            write_onnx(model, staged / "model.onnx")
+            write_onnx(model, staged / "model.onnx", cache)
         for path in staged.iterdir():  # safetensors lets nobody else read its file
             path.chmod((staged / "tokenizer.json").stat().st_mode)
         staged.rename(folder)

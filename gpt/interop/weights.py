@@ -30,7 +30,8 @@ def load_weights(place: str) -> InitialWeights:
         if (Path(place) / "config.json").is_file():
             from gpt.interop.huggingface import from_hf, tokenizer_from_hf  # they need an extra
 
-            model, tokenizer = from_hf(place), tokenizer_from_hf(Path(place))
+            tokenizer = tokenizer_from_hf(Path(place))
+            model = from_hf(place, len(tokenizer))
         else:
             model, tokenizer, _ = load(place)
     except UserError as error:
@@ -46,15 +47,15 @@ def fit_to_weights(values: Mapping[str, Any], asked: Collection[str]) -> dict[st
     """The values of a configuration with the model and the tokenizer of its `init`, if it has one.
 
     Raises UserError if one of the settings in `asked`, which the user has typed or chosen, contradicts the
-    weights. Dropout may differ: it changes no weight.
+    weights. Those of `free_settings` may differ.
     """
     place = values.get("init")
     if not isinstance(place, str):
         return dict(values)
     weights = load_weights(place)
     model = weights.model.config.model_dump(mode="json", exclude={"vocab_size"})
-    if "model.dropout" in asked:
-        model["dropout"] = values["model"]["dropout"]
+    free = {name for name in free_settings(weights.model) if f"model.{name}" in asked}
+    model |= {name: values["model"][name] for name in free}
     kept = {"model": model, "data": {"tokenizer": weights.tokenizer.kind}}
     for group, settings in kept.items():
         for name, value in settings.items():
@@ -62,6 +63,11 @@ def fit_to_weights(values: Mapping[str, Any], asked: Collection[str]) -> dict[st
                 reason = f"the weights of init={place} have {value}; leave it out"
                 raise UserError(f"{group}.{name} = {shorten(given)}: {reason}")
     return dict(values) | {"model": model, "data": values["data"] | kept["data"]}
+
+
+def free_settings(model: GPT) -> set[str]:
+    """The settings of a model that no weight depends on: rotary positions have a place for any context."""
+    return {"dropout"} | ({"context_length"} if model.config.positions == "rotary" else set())
 
 
 def starting_weights(config: RunConfig, run: Run) -> InitialWeights | None:
@@ -72,8 +78,7 @@ def starting_weights(config: RunConfig, run: Run) -> InitialWeights | None:
     if config.init is None or run.last is not None:
         return None
     weights = load_weights(config.init)
-    settings = {f"model.{name}" for name in type(config.model).model_fields}
-    fit_to_weights(config.to_dict(), settings - {"model.dropout"})
+    fit_to_weights(config.to_dict(), {f"model.{name}" for name in type(config.model).model_fields})
     if run.origin.get("init_sha256") not in (None, weights.sha256):
         reason = f"no longer the weights that the run in {run.folder} began with"
         raise UserError(f"init = {shorten(config.init)}: {reason}; restore them, or choose another folder")

@@ -18,8 +18,12 @@ from gpt.tokenizer import Tokenizer
 SCRIPTS = ("tokenizer.js", "decoder.js", "page.js")
 
 
-def render(model: GPT, tokenizer: Tokenizer, title: str, facts: Mapping[str, str], prompt: str) -> str:
+def render(
+    model: GPT, tokenizer: Tokenizer, title: str, facts: Mapping[str, str], prompt: str, text: str = ""
+) -> str:
     """The page. Its weights, in float16, and all that it needs are inside. `facts` are shown under the title.
+
+    It opens with `text`, which begins with the prompt, if there is one.
 
     Raises UserError for weights that float16 cannot hold, and for an activation that the page does not know.
     """
@@ -34,6 +38,7 @@ def render(model: GPT, tokenizer: Tokenizer, title: str, facts: Mapping[str, str
     data = {
         "config": model.config.model_dump(mode="json"),
         "tokenizer": describe_tokenizer(tokenizer),
+        "text": text,
         "sizes": {name: array.size for name, array in weights.items()},
         "weights": base64.b64encode(b"".join(array.tobytes() for array in weights.values())).decode(),
     }

@@ -55,9 +55,7 @@ async function write() {
   let rested = performance.now(), next = [];
   for (;;) {
     for (const step of reader.read(next)) {
-      const place = reader.start + reader.cache.length - 1;
-      steps[place] ??= { ...step, start: reader.start };
-      if (steps[place - KEPT]) steps[place - KEPT].attention = null;
+      keep(step, reader);
       if (performance.now() - rested > BREATH) {
         if (!(await breathe(own, 0))) return;
         rested = performance.now();
@@ -71,6 +69,13 @@ async function write() {
     append(next);
   }
   stop();
+}
+
+// Keep what a model returned for the place that it has read last.
+function keep(step, { start, cache }) {
+  const place = start + cache.length - 1;
+  steps[place] ??= { ...step, start };
+  if (steps[place - KEPT]) steps[place - KEPT].attention = null;
 }
 
 // Let the browser draw and listen. Whether the text of `own` is still the one that is being written.
@@ -106,10 +111,32 @@ function start() {
   if (!ids.length) ids = [tokenizer.ids.get("\n") ?? 0]; // the model cannot start from nothing
   stop();
   remember();
+  begin(ids);
+  write();
+}
+
+function begin(ids) {
   reader = Object.assign(new CachedModel(model), { ids });
   [steps, first, given, take] = [[], Math.max(0, ids.length - SHOWN), ids.length, 0];
   show();
-  write();
+}
+
+// Show the text that was written when the page was made, and read it, so that one can point at its characters.
+async function openText() {
+  const ids = tokenizer.encode(data.text), own = (writing = {}), other = new CachedModel(model);
+  begin(ids);
+  given = tokenizer.encode(byId("prompt").value).length;
+  show();
+  let rested = performance.now();
+  for (const id of ids) {
+    for (const step of other.read([id])) keep(step, other);
+    if (performance.now() - rested > BREATH) {
+      if (!(await breathe(own, 0))) return;
+      rested = performance.now();
+    }
+  }
+  reader = other;
+  stop();
 }
 
 function goOn(place) {
@@ -304,3 +331,4 @@ makeMaps();
 listen();
 tell();
 drawMaps();
+if (data.text) openText();
