@@ -11,15 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+import pydantic
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from gpt.errors import explain
 
@@ -274,7 +267,7 @@ class RunConfig(Settings):
         """Raises UserError for the first setting that is unknown, of the wrong type or outside its range."""
         try:
             return cls.model_validate(values)
-        except ValidationError as error:
+        except pydantic.ValidationError as error:
             raise explain(error, known=setting_names()) from None
 
     def to_dict(self) -> dict[str, Any]:
