@@ -9,8 +9,9 @@ import argparse
 import codecs
 import json
 import math
+import os
+import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -83,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.data is not None and not options.data.strip():
         raise UserError("--data = (empty): not a text; give a file, or leave it out for the run's own text")
 
+    from gpt.config import RunConfig
     from gpt.evaluate import evaluate, score
     from gpt.machine import keep_freed_memory
     from gpt.text import Text
@@ -90,13 +92,17 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     text = options.text
     if options.text_file is not None:
-        try:
-            text = "".join(Text([Path(options.text_file).expanduser()]))
-        except UserError as error:
-            raise UserError(str(error).replace("data.path", "--text-file", 1)) from None
+        place = RunConfig.from_dict({"data": {"path": os.path.expanduser(options.text_file)}}).data
+        text = "".join(Text(place, setting="--text-file"))
     model, tokenizer, metadata = load_models(options.checkpoint or [])
     if text is None:
-        losses = evaluate(model, tokenizer, metadata, options.data, options.context_length)
+        try:
+            losses = evaluate(model, tokenizer, metadata, options.data, options.context_length)
+        except UserError as error:
+            if options.data is None or "of one window" not in str(error):
+                raise
+            advice = f"--text-file {shlex.quote(options.data)} scores it as a whole"
+            raise UserError(f"--data = {options.data}: shorter than a window when split; {advice}") from None
     else:
         text = tokenizer.drop_unknown(text) if options.drop_unknown else text
         surprises, found = score(model, tokenizer, text, options.context_length)
