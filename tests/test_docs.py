@@ -144,7 +144,7 @@ def test_other_command(line, call, text, trained, place, capsys):
     if "tune" in script:
         given = [*shortened(given, text), "--trials", "1"]
     importlib.import_module(Path(script).stem).main(given)
-    assert capsys.readouterr().out
+    assert capsys.readouterr().out or Path(given[given.index("--out") + 1]).stat().st_size
 
 
 @pytest.mark.parametrize(("page", "code"), PYTHON)
