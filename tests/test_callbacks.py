@@ -256,23 +256,6 @@ def test_a_signal_that_comes_too_late_is_handed_to_who_handled_it_before(tmp_pat
     assert received == [signal.SIGTERM]
 
 
-def test_a_signal_that_comes_while_processes_agree_is_not_lost(tmp_path):
-    stop = GracefulStop("")
-    received = [0, signal.SIGTERM]  # by another process, at each of two steps
-
-    def reduce(number: torch.Tensor, reduce_op: str) -> torch.Tensor:
-        stop.signal = stop.signal or signal.SIGUSR1
-        return torch.tensor(received.pop(0))
-
-    strategy = SimpleNamespace(reduce=reduce)
-    trainer = SimpleNamespace(world_size=2, is_global_zero=True, default_root_dir=tmp_path, strategy=strategy)
-    trainer.save_checkpoint = lambda path: None
-    stop.obey(trainer, SimpleNamespace(device="cpu"))
-    assert (stop.signal, stop.stopping) == (signal.SIGUSR1, False)
-    with pytest.raises(SystemExit, match="143"):
-        stop.obey(trainer, SimpleNamespace(device="cpu"))
-
-
 # What is shown
 
 

@@ -33,7 +33,8 @@ ELSEWHERE = {  # commands that other tests run, or that need what a machine for 
 }
 NEEDS = {"data.tokenizer=bpe": "tokenizers", "logger=mlflow": "mlflow", "logger=wandb": "wandb"}
 NEEDS |= {"logger=many": "mlflow", "scripts/export_hf.py": "transformers", "scripts/tune.py": "optuna"}
-TOOLS = ("make", "pip", "source", "tensorboard", "torchrun", "until", "srun", "[", "#SBATCH", "#!/bin/bash")
+TOOLS = ("git clone", "make", "pip", "python3 -m venv", "source", "tensorboard", "torchrun")
+TOOLS += ("until", "srun", "[", "#SBATCH", "#!/bin/bash")
 EXAMPLES = ["conf/ablation/silu.yaml", "conf/data/my.yaml", "conf/experiment/wide.yaml"]  # of CONTRIBUTING.md
 EXAMPLES += ["gpt/callbacks/loss_spread.py", "conf/callbacks/loss_spread.yaml"]
 EXAMPLES += ["conf/group/choice.yaml", "conf/hparams_search/NAME.yaml"]

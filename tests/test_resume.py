@@ -237,10 +237,8 @@ def test_early_stopping_and_loggers_may_be_added(succeed, refuse, trained):
 def test_steps_and_validations_by_default():
     intervals = {1: 1, 8: 1, 20: 4, 57: 10, 300: 50, 2000: 250}
     assert {steps: validation_interval(steps) for steps in intervals} == intervals
-    config = RunConfig().updated("trainer", max_steps=60)
-    config, reasons = resolve(
-        config, None, SimpleNamespace(tokenizer=range(7), unit="characters", max_steps=40)
-    )
+    data = SimpleNamespace(tokenizer=range(7), unit="characters", max_steps=40)
+    config, reasons = resolve(RunConfig(trainer={"max_steps": 60}), None, data)
     assert (config.trainer.max_steps, config.trainer.val_check_interval) == (40, 5)
     assert "40 steps: the epochs that are set end before trainer.max_steps = 60" in reasons
 

@@ -20,11 +20,7 @@ NUMBERS |= {"majority": "majority_accuracy", "naive_bayes": "naive_bayes_accurac
 COSTS = ["seconds", "parameters", "chars_per_second"]
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
 # Settings that tell no runs apart: where a text is, which is known by its SHA-256, and what only watches
-UNTOLD = {
-    "seed",
-    "task.path",
-    *(f"data.{name}" for name in ("path", "val_path", "separator", "column", "folder")),
-}
+UNTOLD = {"seed", "task.path", "data.path", "data.val_path", "data.separator", "data.column", "data.folder"}
 UNTOLD |= {"trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.profiler"}
 # Typed like choices, which stand for settings, but these do not
 SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")
@@ -59,9 +55,8 @@ def compare_runs(folder: Path, baseline: str = "") -> tuple[list[Comparison], li
         reason = f"describes {count} lines of a table"
         advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
         raise UserError(f"--baseline = {shorten(baseline)}: {reason}; {advice}")
-    for number, lines in enumerate(described):
-        kinds[number] = add_differences(kinds[number], lines[0] if lines else kinds[number].baseline)
-    return kinds, left_out
+    lines = [some[0] if some else found.baseline for found, some in zip(kinds, described, strict=True)]
+    return list(map(add_differences, kinds, lines)), left_out
 
 
 def compare_kind(runs: DataFrame, folder: Path) -> Comparison:
@@ -183,8 +178,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     run, error = Run(folder), folder / "error.txt"
     if (result := run.result) is None:
-        reason = error.read_text(encoding="utf-8").partition("\n")[0] if error.exists() else "not finished"
-        raise UserError(reason)
+        raise UserError(error.read_bytes().decode().partition("\n")[0] if error.exists() else "not finished")
     numbers: dict[str, Any] = {name: getattr(result, key, None) for name, key in NUMBERS.items()}
     config, origin, scale = RunConfig.from_dict(read_config(folder)), run.origin, 1.0
     kind, metric, place = "language models", "loss", config.data.path or "Tiny Shakespeare"

@@ -40,8 +40,7 @@ def compare(
     """
     kinds, left_out = compare_runs(folder, baseline)
     table, width = whole_table(kinds, sort, columns), shutil.get_terminal_size((140, 24)).columns
-    order = {found.kind: table.index[table["kind"] == found.kind] for found in kinds}
-    parts = [(found, render(found, columns).loc[order[found.kind]]) for found in kinds]
+    parts = [(found, render(found, columns).loc[table.index[table["kind"] == found.kind]]) for found in kinds]
     shown = [cells if columns else fit(cells, found.settings, width) for found, cells in parts]
     page = partial(fill, "compare.md", parts=parts, left_out=left_out)
     write_text(folder / "compare.md", page(shown=[cells for _, cells in parts], width=10**6) + "\n")
