@@ -253,6 +253,10 @@ def test_table_with_rare_labels_and_unknown_characters(pretrained, tune, capsys,
     said = [(f"we {n}{'é' * (n % 2)}", "0;yes" if n % 8 == 0 else "what;no") for n in range(80)]
     Path("my.csv").write_text("text;label\n" + "".join(f"{first}, or {rest}\n" for first, rest in said))
     table = ["task=csv", "task.path=my.csv", "task.columns=[text]", "task.label=label"]
+    Path("odd.csv").write_text(Path("my.csv").read_text() + "ééé;no\n")
+    odd = [word.replace("my.csv", "odd.csv") for word in table]
+    code, _, err = tune("init=pre", *odd, "finetune.drop_unknown=true")
+    assert (code, "a text has no character that the tokenizer knows" in err) == (2, True)
     settings = "finetune.class_weights=balanced", "finetune.drop_unknown=true", "optimizer.lr=1e-2"
     monkeypatch.setattr(train, "naive_bayes_accuracy", lambda task: 1 / 0)  # whatever a baseline may do
     code, _, err = tune("init=pre", *table, *settings, "finetune.epochs=12", "hydra.run.dir=tuned")
@@ -267,7 +271,7 @@ def test_table_with_rare_labels_and_unknown_characters(pretrained, tune, capsys,
     assert [line.split()[0] for line in shown] == ["no", "-", "yes", "-"]
     texts = ["we é7, or what", "ééé", "we 8, or 0", "\ufffd we"]
     assert [line.rpartition(")  ")[2] for line in shown] == texts
-    assert ("none of its characters" in shown[1], "not UTF-8" in shown[3]) == (True, True)
+    assert ("none of them empty or unknown" in shown[1], "not UTF-8" in shown[3]) == (True, True)
 
 
 @pytest.mark.parametrize("lm_weight", [0.0, 0.5])

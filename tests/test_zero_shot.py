@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from test_finetune_tasks import play
 
 from conftest import TINY, make_model
 from gpt.finetune.model import Classifier, collate, to_sequences
-from gpt.finetune.predict import mean_log_likelihoods, zero_shot_accuracy
+from gpt.finetune.predict import zero_shot_accuracy
 from gpt.finetune.tasks import TASKS, Example, Task
 from gpt.tokenizer import CharTokenizer
 
@@ -21,26 +20,19 @@ def model():
     return make_model("modern", vocab_size=len(TOKENIZER), context_length=12)
 
 
-def test_likelihood_is_that_of_the_second_text_alone(model):
-    pairs = [("ab", "cde"), ("a", "b"), ("h" * 30, "gg"), ("a", "abcdefgh" * 3)]
-    found = mean_log_likelihoods(model, TOKENIZER, pairs).tolist()
-    model.eval()
-    for (first, second), value in zip(pairs, found, strict=True):
-        second = second[:12]
-        ids = TOKENIZER.encode((first + second)[-13:])[None]
-        log_p = model(ids[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:, None])[0, -len(second) :]
-        assert value == pytest.approx(log_p.mean().item(), abs=1e-5)
-
-
-def test_fine_tuning_begins_with_the_likelihoods_that_the_language_model_knows(model):
+def test_likelihood_is_that_of_the_second_text_after_the_first(model):
     """The new tokens stand for a line break and a blank, so the text stays one that the model continues."""
-    examples = [Example(("ab c", "de"), 0), Example(("f", "hgfed"), 1)]
+    examples = [Example(("ab c", "de"), 0), Example(("f", "hgfed"), 1), Example(("h" * 30, "gg"), 0)]
     classifier = Classifier(model.config, "entailment", 2, surprise=True).eval()
     classifier.take_over(model, None, TOKENIZER)
-    batch = collate([(to_sequences(it, "entailment", TOKENIZER, 12), it.label) for it in examples])
+    sequences = [to_sequences(example, "entailment", TOKENIZER, 12) for example in examples]
+    batch = collate([(of_one, 0) for of_one in sequences])
     found = classifier.mean_log_likelihood(classifier.activations(batch.ids), batch)
-    pairs = [(f"\n{first} ", second) for (first, second), _ in examples]
-    torch.testing.assert_close(found, mean_log_likelihoods(model, TOKENIZER, pairs))
+    for example, value in zip(examples, found.tolist(), strict=True):
+        second = example.texts[1]
+        ids = TOKENIZER.encode(f"\n{example.texts[0][-(9 - len(second)) :]} {second}")[None]
+        log_p = model.eval()(ids[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:, None])[0, -len(second) :]
+        assert value == pytest.approx(log_p.mean().item(), abs=1e-5)
 
 
 def test_right_answers_are_counted(model):

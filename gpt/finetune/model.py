@@ -31,6 +31,9 @@ class Inputs(NamedTuple):
     extract: Tensor  # (N,), the position of each sequence's extract token, its last
     labels: Tensor  # (B,), where B divides N
 
+    def to(self, device: torch.device) -> "Inputs":
+        return Inputs(*(part.to(device) for part in self))
+
 
 def to_sequences(example: Example, kind: str, tokenizer: Tokenizer, length: int) -> list[list[int]]:
     """The sequences of an example, each of at most `length` tokens, which is at least 5.
@@ -134,7 +137,7 @@ class Classifier(GPT):
     @torch.no_grad()
     def exact_scores(self, batch: Inputs) -> Tensor:
         """Scores (B, L) of a batch, both on the CPU wherever the model is, which has to be in eval mode."""
-        batch = Inputs(*(part.to(self.answer.weight.device) for part in batch))
+        batch = batch.to(self.answer.weight.device)
         return self.scores(self.activations(batch.ids), batch).float().cpu()
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """What a run that fine-tunes is made of: its data, and a classifier that learns L3 = L2 + lm_weight * L1."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -21,11 +21,10 @@ from gpt.config import RunConfig
 from gpt.data import VALIDATION_BATCH, Data, print_note
 from gpt.errors import UserError, shorten
 from gpt.finetune.model import Classifier, Encoded, Inputs, collate, to_sequences
-from gpt.finetune.predict import known_texts
 from gpt.finetune.tasks import Example, make_task
 from gpt.model import GPT
 from gpt.module import GPTModule
-from gpt.run import Result, TaskResult
+from gpt.result import Result, TaskResult
 from gpt.text import Text
 from gpt.tokenizer import Tokenizer, tokenizer_class
 
@@ -126,9 +125,12 @@ class TaskData(Data):
     def encode(self, example: Example) -> Encoded:
         """Raises UserError for characters that the tokenizer does not know, unless they may be dropped."""
         if self.drop_unknown:
-            known = known_texts(self.tokenizer, example.texts)
+            known = tuple(map(self.tokenizer.drop_unknown, example.texts))
             self.dropped |= set("".join(example.texts)) - set("".join(known))
             example = example._replace(texts=known)
+            if not all(known):
+                reason = "a text has no character that the tokenizer knows; remove it"
+                raise UserError(f"task = {self.task.name}: {reason}, or pre-train with data.tokenizer=byte")
         try:
             return to_sequences(example, self.task.kind, self.tokenizer, self.max_length), example.label
         except UserError as error:
@@ -200,7 +202,9 @@ class ClassifierModule(GPTModule):
         """The result with what the test part says of the checkpoint `best`, or else of the last weights."""
         if best is not None:
             self.model.load_state_dict(read(best)["state_dict"])
-        found, right = answers(self.model.eval(), all_examples(data.test))
+        self.model.eval()
+        each = [(self.model.exact_scores(it).argmax(dim=1), it.labels) for it in all_examples(data.test)]
+        found, right = map(torch.cat, zip(*each, strict=True))
         names, counts = data.task.labels, right.bincount(minlength=len(data.task.labels)).tolist()
         usual = mode(example.label for example in data.task.train)
         recall = multiclass_recall(found, right, len(names), average="none").tolist()
@@ -214,16 +218,10 @@ class ClassifierModule(GPTModule):
         )
 
 
-def answers(model: Classifier, batches: Iterable[Inputs]) -> tuple[Tensor, Tensor]:
-    """The labels that the model, in eval mode, finds (N,), and the right ones (N,)."""
-    found = [(model.exact_scores(batch).argmax(dim=1), batch.labels) for batch in batches]
-    return tuple(map(torch.cat, zip(*found, strict=True)))  # type: ignore[return-value]
-
-
 def language_loss(model: Classifier, activations: Tensor, batch: Inputs) -> tuple[Tensor, Tensor]:
     """L1, the mean cross-entropy in nats per token ([G] equation 1), and the texts' own tokens (M,)."""
     log_p, is_text = model.log_likelihoods(activations, batch)
-    return -log_p.sum() / is_text.sum(), batch.ids[:, 1:][is_text]
+    return -log_p.sum() / is_text.sum().clamp(min=1), batch.ids[:, 1:][is_text]
 
 
 def finetuning_parts(

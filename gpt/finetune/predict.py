@@ -7,9 +7,8 @@ from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 
 from gpt.checkpoint import assemble, read, refusal
 from gpt.errors import UserError, shorten
@@ -37,23 +36,14 @@ class Answerer:
     def probabilities(self, texts: Sequence[str]) -> dict[str, float]:
         """The probability of each label or candidate. Raises UserError for texts that do not fit the task."""
         kind, longest = self.model.kind, min(self.task["max_length"], self.model.config.context_length)
-        texts = known_texts(self.tokenizer, texts) if self.drop_unknown else texts
-        if min(len(texts), 3) != KINDS[kind] or not all(text.strip() for text in texts):
+        known = tuple(map(self.tokenizer.drop_unknown, texts) if self.drop_unknown else texts)
+        if min(len(texts), 3) != KINDS[kind] or not all(text.strip() for text in known):
             reason = f"{shorten(self.task['name'])} is about {TEXTS[KINDS[kind]]}; separate several by tabs"
-            raise UserError(f"text = {shorten(' | '.join(texts))}: {reason}, none of them empty")
-        sequences = to_sequences(Example(tuple(texts), 0), kind, self.tokenizer, longest)
+            raise UserError(f"text = {shorten(' | '.join(texts))}: {reason}, none of them empty or unknown")
+        sequences = to_sequences(Example(known, 0), kind, self.tokenizer, longest)
         scores = self.model.exact_scores(collate([(sequences, 0)]))[0]
         names = map(str, range(1, len(scores) + 1)) if kind == "choice" else self.task["labels"]
         return dict(zip(names, scores.softmax(dim=0).tolist(), strict=True))
-
-
-def known_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts without characters that the tokenizer does not know. Raises UserError if one has no other."""
-    known = tuple(map(tokenizer.drop_unknown, texts))
-    if emptied := [text for text, rest in zip(texts, known, strict=True) if not rest.strip()]:
-        reason = "none of its characters is known to the tokenizer; leave it out"
-        raise UserError(f"text = {shorten(emptied[0])}: {reason}, or pre-train with data.tokenizer=byte")
-    return known
 
 
 def share_right(found: Iterable[int], examples: Sequence[Example]) -> float:
@@ -102,6 +92,7 @@ def pairs_of(choice: Example) -> list[Example]:
     return [Example((context, text), int(number == choice.label)) for number, text in enumerate(candidates)]
 
 
+@torch.no_grad()
 def zero_shot_accuracy(model: GPT, tokenizer: Tokenizer, task: Task, heuristic: str = "paper") -> float:
     """The share of test examples that a language model gets right without fine-tuning.
 
@@ -112,39 +103,31 @@ def zero_shot_accuracy(model: GPT, tokenizer: Tokenizer, task: Task, heuristic: 
 
     A label's own text is what is likely or not, so labels have to be such as "." and "?".
     """
-    examples, kind = task.test, task.kind
-    if kind == "classification":
-        pairs = [(example.texts[0], label) for example in examples for label in task.labels]
+    device, kind, examples = model.head.weight.device, task.kind, task.test
+    asked = Classifier(model.config, kind, 1).eval()  # whose new tokens stand for a line break and a blank
+    asked.take_over(model, None, tokenizer)
+    asked.to(device)
+
+    def likelihoods(texts: Iterable[tuple[str, ...]]) -> Tensor:
+        """log p of the last of one or two texts, on average over its tokens, for each of N (N,)."""
+        kinds, length = ("", "classification", "entailment"), model.config.context_length
+        each = [(to_sequences(Example(of, 0), kinds[len(of)], tokenizer, length), 0) for of in texts]
+        batches = (batch.to(device) for batch in DataLoader(each, BATCH, collate_fn=collate))
+        means = [asked.mean_log_likelihood(asked.activations(batch.ids), batch) for batch in batches]
+        return torch.cat(means).cpu()
+
+    pairs = [(example.texts[0], text) for example in examples for text in example.texts[1:]]
+    pairs += [(second, first) for (first, second), _ in examples] if kind == "similarity" else []
+    if kind == "classification":  # texts that differ in the label alone
+        scores = likelihoods((e.texts[0] + label,) for e in examples for label in task.labels)
     else:
-        pairs = [(f"\n{e.texts[0]} ", text) for e in examples for text in e.texts[1:]]
-        if kind == "similarity":
-            pairs += [(f"\n{second} ", first) for (first, second), _ in examples]
-    scores = mean_log_likelihoods(model, tokenizer, pairs)
-    if heuristic == "gain" or kind in ("entailment", "similarity"):
-        scores -= mean_log_likelihoods(model, tokenizer, [(" ", text) for _, text in pairs])
-    if kind in ("entailment", "similarity"):
-        scores = scores.view(-1, len(examples)).amax(dim=0)
-        return share_right((scores > scores.median()).int().tolist(), examples)
-    return share_right(scores.view(len(examples), -1).argmax(dim=1).tolist(), examples)
-
-
-@torch.no_grad()
-def mean_log_likelihoods(model: GPT, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Tensor:
-    """The mean over its tokens of log p(second text | first text), in nats, for each of N pairs (N,)."""
-    # Of pairs that are too long, the first text loses its beginning, and then the second its end
-    limit, device = model.config.context_length + 1, model.head.weight.device
-    seconds = [tokenizer.encode(second)[: limit - 1] for _, second in pairs]
-    firsts = [tokenizer.encode(first) for first, _ in pairs]
-    windows = [torch.cat(ids)[-limit:] for ids in zip(firsts, seconds, strict=True)]
-    means, was_training = [], model.training
-    model.eval()
-    for start in range(0, len(pairs), BATCH):
-        ids = pad_sequence(windows[start : start + BATCH], batch_first=True).to(device)
-        losses = F.cross_entropy(model.forward(ids[:, :-1]).mT, ids[:, 1:], reduction="none")  # (B, T)
-        for number, row in enumerate(losses, start):
-            means.append(-row[: len(windows[number]) - 1][-len(seconds[number]) :].mean())
-    model.train(was_training)
-    return torch.stack(means).cpu()
+        scores = likelihoods(pairs)
+        if heuristic == "gain" or kind != "choice":
+            scores -= likelihoods(("", second) for _, second in pairs)
+    if kind in ("classification", "choice"):
+        return share_right(scores.view(len(examples), -1).argmax(dim=1).tolist(), examples)
+    scores = scores.view(-1, len(examples)).amax(dim=0)
+    return share_right((scores > scores.median()).int().tolist(), examples)
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

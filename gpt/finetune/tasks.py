@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -201,19 +200,18 @@ def read_rows(config: TaskConfig) -> list[dict[str, str]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
         found = csv.Sniffer().sniff(text.partition("\n")[0], DELIMITERS)
-        lines, blanks = io.StringIO(text, newline=""), found.skipinitialspace
-        header, *cells = csv.reader(lines, delimiter=found.delimiter, skipinitialspace=blanks, strict=True)
+        given = {"delimiter": found.delimiter, "skipinitialspace": found.skipinitialspace, "restval": ""}
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, **given)
+        names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        table = list(reader)
     except UnicodeDecodeError as error:
         refuse(config, f"not UTF-8 at byte {error.start}; save it as UTF-8")
     except OSError as error:
         refuse(config, f"{error.strerror}; give a CSV file")
     except csv.Error as error:
         refuse(config, f"no CSV file ({shorten(error, 100)}); its first line has to name two columns or more")
-    names, table = [name.strip() for name in header], []
-    for number, row in enumerate(filter(None, cells), start=2):
-        if len(row) > len(names):
-            refuse(config, f"row {number} has {len(row)} cells, not {len(names)}; put quotes around texts")
-        table.append(dict(itertools.zip_longest(names, row, fillvalue="")))
+    if long := [number for number, row in enumerate(table, start=2) if None in row]:
+        refuse(config, f"row {long[0]} has more cells than there are columns; put quotes around texts")
     if not table:
         refuse(config, "no rows below the names of its columns")
     for name in filter(None, [*config.columns, config.label, config.split_column]):
