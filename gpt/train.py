@@ -159,6 +159,9 @@ def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | No
         if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning makes an exit code of 1
             raise KeyboardInterrupt from None
         raise
+    finally:
+        if wandb := sys.modules.get("wandb"):  # or Lightning gives its run to the next one of this process
+            wandb.finish()
     if "val/loss" not in trainer.callback_metrics:  # all steps had been taken, only the result was missing
         trainer.loggers = []  # they have logged it
         trainer.validate(module, datamodule=data, verbose=False)

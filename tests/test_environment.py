@@ -84,8 +84,7 @@ def test_closed_streams_give_no_traceback_and_any_number_of_threads_trains(
 
 def test_interrupt_at_the_start_is_one_line_and_leaves_nothing(expected, tmp_path):
     process = subprocess.Popen(expected[0], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (tmp_path / "run").exists():  # which it makes before it trains
-        time.sleep(0.01)
+    time.sleep(0.5)  # it imports libraries, which takes longer
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

@@ -153,11 +153,12 @@ class ClassifierModule(GPTModule):
     """A Classifier and how to fine-tune it. Its `val/loss`, which chooses checkpoints, is L2, the task's."""
 
     model: Classifier
+    class_weights: Tensor | None  # (L,), 1 on average; None: labels count by their number
 
     def __init__(self, model: Classifier, *training: Any, lm_weight: float, weights: Tensor | None) -> None:
         super().__init__(model, *training)  # its optimizer, scheduler and lengths
         self.lm_weight = lm_weight
-        self.register_buffer("class_weights", weights, persistent=False)  # (L,), 1 on average; None: equal
+        self.register_buffer("class_weights", weights, persistent=False)
         self.step_parts: dict[str, Tensor] = {}  # of the latest batch, for the log
 
     def measure(self, batch: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,7 +239,8 @@ def finetuning_parts(
         raise UserError("trainer.compile = true: not for sequences of many lengths")
     for name in sorted({"samples", "attention", "zero_shot"} & config.callbacks.keys()):
         raise UserError(f"callbacks.{name} = (set): it is for language models; set callbacks=finetune")
-    data, weights = TaskData(config, tokenizer), None
+    data = TaskData(config, tokenizer)
+    weights: Tensor | None = None
     if finetune.class_weights is not None:
         if data.task.kind == "choice":
             raise UserError("finetune.class_weights = balanced: not for a choice; leave it out")

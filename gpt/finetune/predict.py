@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from gpt.checkpoint import assemble, read, refusal
 from gpt.errors import UserError, shorten
-from gpt.finetune.model import Classifier, collate, to_sequences
+from gpt.finetune.model import Classifier, Inputs, collate, to_sequences
 from gpt.finetune.tasks import KINDS, TEXTS, Example, Task
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
@@ -112,9 +112,9 @@ def zero_shot_accuracy(model: GPT, tokenizer: Tokenizer, task: Task, heuristic: 
         """log p of the last of one or two texts, on average over its tokens, for each of N (N,)."""
         kinds, length = ("", "classification", "entailment"), model.config.context_length
         each = [(to_sequences(Example(of, 0), kinds[len(of)], tokenizer, length), 0) for of in texts]
-        batches = (batch.to(device) for batch in DataLoader(each, BATCH, collate_fn=collate))
-        means = [asked.mean_log_likelihood(asked.activations(batch.ids), batch) for batch in batches]
-        return torch.cat(means).cpu()
+        batches: DataLoader[Inputs] = DataLoader(each, BATCH, collate_fn=collate)  # type: ignore[arg-type]
+        on_device = [batch.to(device) for batch in batches]
+        return torch.cat([asked.mean_log_likelihood(asked.activations(it.ids), it) for it in on_device]).cpu()
 
     pairs = [(example.texts[0], text) for example in examples for text in example.texts[1:]]
     pairs += [(second, first) for (first, second), _ in examples] if kind == "similarity" else []

@@ -200,8 +200,10 @@ def read_rows(config: TaskConfig) -> list[dict[str, str]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
         found = csv.Sniffer().sniff(text.partition("\n")[0], DELIMITERS)
-        given = {"delimiter": found.delimiter, "skipinitialspace": found.skipinitialspace, "restval": ""}
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, **given)
+        lines, blanks = io.StringIO(text, newline=""), found.skipinitialspace
+        reader = csv.DictReader(
+            lines, restval="", delimiter=found.delimiter, skipinitialspace=blanks, strict=True
+        )
         names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         table = list(reader)
     except UnicodeDecodeError as error:
