@@ -11,15 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+import pydantic
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from gpt.errors import explain
 
@@ -96,7 +89,7 @@ class ModelConfig(Settings):
             fitting = [n for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % (step * n) == 0]
             reason = f"n_embd = {self.n_embd} is not divisible by it"
             reason += " into heads of even size, as positions=rotary needs them" if step == 2 else ""
-            advice = f"try one of {fitting}" if fitting else "choose an even n_embd, or positions=learned"
+            advice = f"try one of {fitting}" if fitting else "set an even n_embd, or model.positions=learned"
             raise ValueError(f"n_head = {self.n_head}: {reason}; {advice}")
         return self
 
@@ -274,7 +267,7 @@ class RunConfig(Settings):
         """Raises UserError for the first setting that is unknown, of the wrong type or outside its range."""
         try:
             return cls.model_validate(values)
-        except ValidationError as error:
+        except pydantic.ValidationError as error:
             raise explain(error, known=setting_names()) from None
 
     def to_dict(self) -> dict[str, Any]:

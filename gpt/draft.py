@@ -47,8 +47,9 @@ def waiting_times(like: Tensor, generator: Generator) -> Tensor:
 def count(ids: np.ndarray, vocab_size: int) -> dict[str, Tensor]:
     """What came next how often after the most frequent contexts in ids (N,): the table of a `Drafter`.
 
-    It has "contexts" (N,), which are `context_keys`, and for each of them up to SUCCESSORS ids, the most
-    frequent first, and their probabilities in 255ths: "successors" and "probabilities" (N, SUCCESSORS).
+    It has "contexts" (N,), each of which is one number, with its last id + 1 as the last digit to the base
+    V + 1, and for each of them up to SUCCESSORS ids, the most frequent first, and their probabilities in
+    255ths: "successors" and "probabilities" (N, SUCCESSORS).
     """
     ids, pairs = ids[:COUNTED].astype(np.int64), []
     for length in range(1, longest_context(vocab_size) + 1):

@@ -49,8 +49,9 @@ def one_line(value: object) -> str:
 def printable(text: str) -> str:
     """A text for a terminal. What could command it, or turn the text around, is escaped.
 
-    Line breaks, tabs and the joiners of Persian or Hindi stay.
+    Line breaks, tabs and the joiners of Persian or Hindi stay. Of a line break of Windows, \\r is left out.
     """
+    text = text.replace("\r", "")
     turns = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode annex 9
     escaped = {
         char

@@ -21,7 +21,7 @@ from gpt.optim import build_optimizer, lr_multiplier
 
 if TYPE_CHECKING:
     from gpt.data import Data
-    from gpt.run import Result
+    from gpt.result import Result
 
 
 class Diverged(UserError):

@@ -57,10 +57,9 @@ def files_at(place: Path) -> list[Path]:
     return []
 
 
-def natural_order(path: Path) -> list[list[str | int]]:
+def natural_order(path: Path) -> list[str]:
     """A key by which part2.txt comes before part10.txt."""
-    names = (re.split(r"(\d+)", name) for name in path.parts)
-    return [[int(piece) if piece.isdecimal() else piece for piece in name] for name in names]
+    return [re.sub(r"\d+", lambda number: number[0].zfill(20), name) for name in path.parts]
 
 
 @dataclass(frozen=True)

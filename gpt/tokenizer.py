@@ -102,6 +102,8 @@ class CharTokenizer(Tokenizer):
         control = [char for char in vocabulary if unicodedata.category(char) == "Cc" and char not in "\t\n\r"]
         if control:
             self.remark = f"it contains control characters, which are kept: {''.join(control)!r}"
+        elif "\r" in vocabulary:
+            self.remark = "its lines end in \\r\\n, as on Windows, and the model will write both characters"
 
     @classmethod
     def from_text(cls, text: str) -> Self:

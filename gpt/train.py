@@ -28,8 +28,9 @@ from gpt.interop.weights import starting_weights
 from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
+from gpt.result import Result
 from gpt.resume import check_resumable, check_text, resolve
-from gpt.run import Result, Run
+from gpt.run import Run
 from gpt.tokenizer import Tokenizer, restore
 
 

@@ -10,12 +10,12 @@ What was there stays. Convert only your own files: this is the one place of this
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 try:
     from gpt.errors import UserError, user_errors
 except ModuleNotFoundError as error:
     raise SystemExit(f"error: {error}; activate the environment: source .venv/bin/activate") from None
+import yaml
+
 from gpt.cli.options import Parser
 
 FORMER = 4

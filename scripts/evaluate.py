@@ -6,10 +6,12 @@ python scripts/evaluate.py --pretrained --text "To be, or not to be" --color    
 """
 
 import argparse
+import codecs
 import json
 import math
+import os
+import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -70,15 +72,11 @@ def tabulate(losses: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def colored(text: str, tokenizer: "Tokenizer", ids: "Tensor", surprises: "Tensor") -> str:
-    """The text with each character tinted by the surprise of the token that begins it, in nats (T,)."""
-    lengths = [len(tokenizer.pieces[id]) for id in ids.tolist()]
-    of_bytes = [nats for nats, length in zip(surprises.tolist(), lengths, strict=True) for _ in range(length)]
-    shown, place = [], 0
-    for char in text:
-        shown.append(tint(printable(char), of_bytes[place]))
-        place += len(char.encode())
-    return "".join(shown)
+def colored(tokenizer: "Tokenizer", ids: "Tensor", surprises: "Tensor") -> str:
+    """The text of ids (T,), each character tinted by the surprise of the last of its tokens, in nats (T,)."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
+    pieces = (printable(decoder.decode(tokenizer.pieces[id])) for id in ids.tolist())
+    return "".join(tint(char, nats) for piece, nats in zip(pieces, surprises, strict=True) for char in piece)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.data is not None and not options.data.strip():
         raise UserError("--data = (empty): not a text; give a file, or leave it out for the run's own text")
 
+    from gpt.config import RunConfig
     from gpt.evaluate import evaluate, score
     from gpt.machine import keep_freed_memory
     from gpt.text import Text
@@ -93,19 +92,23 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     text = options.text
     if options.text_file is not None:
-        try:
-            text = "".join(Text([Path(options.text_file).expanduser()]))
-        except UserError as error:
-            raise UserError(str(error).replace("data.path", "--text-file", 1)) from None
+        place = RunConfig.from_dict({"data": {"path": os.path.expanduser(options.text_file)}}).data
+        text = "".join(Text(place, setting="--text-file"))
     model, tokenizer, metadata = load_models(options.checkpoint or [])
     if text is None:
-        losses = evaluate(model, tokenizer, metadata, options.data, options.context_length)
+        try:
+            losses = evaluate(model, tokenizer, metadata, options.data, options.context_length)
+        except UserError as error:
+            if options.data is None or "of one window" not in str(error):
+                raise
+            advice = f"--text-file {shlex.quote(options.data)} scores it as a whole"
+            raise UserError(f"--data = {options.data}: shorter than a window when split; {advice}") from None
     else:
         text = tokenizer.drop_unknown(text) if options.drop_unknown else text
         surprises, found = score(model, tokenizer, text, options.context_length)
         losses = {"text": found}
         if options.color and not options.json:
-            print(colored(text, tokenizer, tokenizer.encode(text), surprises) + "\n")
+            print(colored(tokenizer, tokenizer.encode(text), surprises) + "\n")
     print(json.dumps(losses) if options.json else tabulate(losses))
 
 

@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "2",  # it decides in which order numbers are added, and so the last digits
     "PYTHONWARNINGS": "ignore:IProgress not found",  # from tqdm, about a progress bar that is never shown
 }
+PNG = "image/png"
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -49,12 +50,14 @@ def execute(notebook: NotebookNode, folder: Path, **environment: str) -> None:
 
 
 def shrink_pictures(notebook: NotebookNode) -> None:
-    """Store the pictures with at most 128 colours each, in a third of the space."""
+    """Store the pictures with at most 128 colours, in a third of the space, and the whole model in front."""
     for cell in code_cells(notebook):
-        for data in (output.data for output in cell.outputs if "image/png" in output.get("data", {})):
-            picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB").quantize(128)
+        for data in (output.data for output in cell.outputs if PNG in output.get("data", {})):
+            picture = Image.open(io.BytesIO(base64.b64decode(data[PNG]))).convert("RGB").quantize(128)
             picture.save(smaller := io.BytesIO(), format="png", optimize=True)
-            data["image/png"] = base64.b64encode(smaller.getvalue()).decode()
+            data[PNG] = base64.b64encode(smaller.getvalue()).decode()
+            if cell.id == "whole-model":  # as an attachment, since the code that draws it comes later
+                notebook.cells[0]["attachments"] = {"whole-model.png": {PNG: data[PNG]}}
 
 
 if __name__ == "__main__":

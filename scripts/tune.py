@@ -132,7 +132,9 @@ def check_space(search: Search) -> None:
     probe, refusals = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)), []
     for _ in range(TRIES):
         try:
-            compose_config([*search.shared, *suggest(probe.ask(), search.space)])
+            config = compose_config([*search.shared, *suggest(probe.ask(), search.space)])
+            if config.data.val_fraction == 0 and config.data.val_path is None:
+                raise UserError("data.val_fraction = 0: a search compares validation losses; hold out a part")
             return
         except UserError as error:
             refusals.append(error)

@@ -149,16 +149,18 @@ def test_mean_over_seeds_is_named_after_what_its_runs_have_in_common(tmp_path):
 def test_only_runs_of_one_kind_are_compared(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     make_sweep(tmp_path / "one", n_layer=[1, 2])
-    make_run(tmp_path / "other", 1.0, text="123456", settings={"data.path": "my.txt"})
+    make_run(tmp_path / "other", 1.0, text="123456", settings={"data.path": ["a.txt", "b.txt"]})
     make_run(tmp_path / "longer", 1.5, settings={"data.val_fraction": 0.2})
+    make_run(tmp_path / "second", 1.5, text="fedcba", settings={"data.val_path": "end.txt"})
     for task, init, seed in itertools.product(("mark", "reply"), (None, "outputs/small"), (1, 2)):
         accuracy = 0.5 + seed / 100 + (0 if init is None else 0.1 if task == "mark" else 0.3)
         make_task(tmp_path / f"{task},{init and 1},seed={seed}", accuracy, seed, task, init=init)
     kinds, left_out = compare_runs(tmp_path)
     assert {found.kind: list(found.table["difference"]) for found in kinds} == {
-        "language models on my.txt (123456, 10% held out)": [0],
+        "language models on ['a.txt', 'b.txt'] (123456, 10% held out)": [0],
         "language models on Tiny Shakespeare (abcdef, 10% held out)": [0, pytest.approx(0.1)],
         "language models on Tiny Shakespeare (abcdef, 20% held out)": [0],
+        "language models on Tiny Shakespeare, validated on end.txt (fedcba)": [0],
         "task mark on Tiny Shakespeare (abcdef, 10% held out)": [0, pytest.approx(-0.1)],
         "task reply on Tiny Shakespeare (abcdef, 10% held out)": [0, pytest.approx(-0.3)],
     }
@@ -166,16 +168,16 @@ def test_only_runs_of_one_kind_are_compared(tmp_path, monkeypatch):
     shown = compare(tmp_path, baseline="init=null")
     assert all(f"## {found.kind}\n" in shown for found in kinds)
     assert re.search(r"small +\| 0.6150 ± 0.0071 \| \+0.1000 ± 0.0304 \| exceeds \| +2 \|", shown)
-    pictures = "curves.png, curves-2.png, axes-2.png, curves-3.png, tasks-4.png, tasks-5.png"
+    pictures = "curves.png, curves-2.png, axes-2.png, curves-3.png, curves-4.png, tasks-5.png, tasks-6.png"
     assert shown.endswith(f"compare.md, compare.csv, {pictures}")
     table = read_csv(tmp_path / "compare.csv")
     assert list(table["kind"].unique()) == [found.kind for found in kinds]
     assert list(table["difference"])[-4:] == pytest.approx([0.1, 0, 0.3, 0])
-    (axes,) = draw_pictures(kinds[3])["tasks"].axes
+    (axes,) = draw_pictures(kinds[4])["tasks"].axes
     assert [label.get_text() for label in axes.get_legend().get_texts()] == ["best", "majority"]
     text, _, count = read_page(write_report(tmp_path))
     assert all(found.kind in text for found in kinds)
-    assert count == 6
+    assert count == 7
 
 
 @pytest.mark.parametrize("width", [60, 140])
@@ -280,7 +282,7 @@ def test_runs_that_cannot_be_compared(tmp_path):
     bare = make_run(tmp_path / "bare")
     for name in ("run.json", "metrics.csv"):
         (bare / name).unlink()
-    assert "- one: no best val/loss; keep callbacks.best" in compare(tmp_path).splitlines()
+    assert "- one: no best val/loss; keep callbacks.best" in compare(tmp_path)
     assert not list(tmp_path.glob("*.png"))  # nothing varies, and there are no curves
 
 

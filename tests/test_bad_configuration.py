@@ -149,6 +149,8 @@ def test_bad_command_is_one_line_and_leaves_nothing(arguments, call, text):
 
 
 ADVICE = {  # a mistake, where its line says what to type, and how that is typed
+    "model.n_head=3": (r"try one of \[(.*)\]", "model.n_head={}"),
+    "model.n_embd=15 model.n_head=1": (r"or (model.positions=\w+)", "model.n_embd=15 model.n_head=1 {}"),
     "optimizer.name=sgd": (r"set (\S+ or \S+)", "{}"),
     "model=smal": (r"choose one of (.*)", "model={}"),
     "callbacks=null": (r"(~callbacks) leaves", "{}"),
@@ -170,7 +172,7 @@ def test_every_advice_works_when_it_is_typed(mistake):
 
 
 def test_what_other_projects_say_is_explained_by_names_that_exist():
-    assert set(ELSEWHERE.values()) <= {*setting_names(RunConfig), "resume"}
+    assert set(ELSEWHERE.values()) <= {*setting_names(), "resume"}
 
 
 PATHS = {  # as a shell hands it over, and what it names; the file "a, b's [1].txt" exists

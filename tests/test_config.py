@@ -46,7 +46,7 @@ def test_advice_for_the_number_of_heads_works_when_it_is_typed(n_embd, n_head, p
     with pytest.raises(ValidationError, match=f"n_head = {n_head}: ") as refused:
         ModelConfig(n_embd=n_embd, n_head=n_head, positions=positions)
     heads = re.findall(r"\d+", str(refused.value).partition("try one of ")[2].partition("]")[0])
-    assert heads or "choose an even n_embd, or positions=learned" in str(refused.value)
+    assert heads or "set an even n_embd, or model.positions=learned" in str(refused.value)
     for number in heads:
         ModelConfig(n_embd=n_embd, n_head=int(number), positions=positions)
 

@@ -112,6 +112,8 @@ def test_notes_are_printed_once_and_on_one_line(tmp_path, capsys):
     reason = "it contains control characters, which are kept: '\\x00\\x1b'"
     assert capsys.readouterr().err == f"note: data.path = {tmp_path}/text.txt: {reason}\n"
     load(tmp_path, "To\tbe\r\n" * 100)
+    assert "text.txt: its lines end in \\r\\n, as on Windows" in capsys.readouterr().err
+    load(tmp_path, "To\tbe\n" * 100)
     assert capsys.readouterr().err == ""
 
 

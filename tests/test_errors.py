@@ -20,6 +20,9 @@ def test_values_in_messages_are_short_lines_without_control_characters():
     assert shorten("x" * 99, 10) == "xxxxxxx..."
     assert one_line(ValueError("a\r\nb")) == "a b"
     assert printable("a\n\tb\x1b]0;title\x07\u202e") == "a\n\tb\\x1b]0;title\\x07\\u202e"
+    assert printable("one\r\ntwo\r\n") == "one\ntwo\n"
+    persian = "\u0645\u06cc\u200c\u062e\u200f"
+    assert printable(persian) == persian
     assert printable("न्\u200dन") == "न्\u200dन"  # a joiner, which Hindi needs
 
 

@@ -78,15 +78,17 @@ def test_evaluating_another_text_needs_the_data_option(trained, text, capsys):
         (["run", "--data", "other.txt"], "'π' not among the"),
         (["missing.safetensors"], "no such file"),
         (["."], "no such file"),
+        (["run", "--data", "short.txt"], "; --text-file short.txt scores it as a whole"),
         (["run", "--text", ""], "text = '': nothing to score"),
         (["run", "--text", "π", "--json"], "'π' not among the"),
-        (["run", "--text-file", "missing.txt"], "--text-file = missing.txt: No such file"),
+        (["run", "--text-file", "missing.txt"], "--text-file = missing.txt: no such file"),
         (["run", "--text", "O", "--data", "other.txt"], "--data: not allowed with argument --text"),
         (["run", "--color"], "--color and --drop-unknown need --text"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(trained, arguments, message, capsys):
     Path("other.txt").write_text("ROMEO π " * 1000, encoding="utf-8")
+    Path("short.txt").write_text("ROMEO")
     assert message in refusal(arguments, capsys)
 
 

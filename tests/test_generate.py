@@ -58,44 +58,15 @@ def test_text_can_be_continued_by_several_tokens(arch):
     torch.testing.assert_close(cached(ids[:, 5:])[:, -1], model(ids)[:, -1])
 
 
-def record_capacities(monkeypatch, at_least: int = 0) -> list[int]:
-    """The capacities of all caches that are made from now on, which is enlarged to `at_least`."""
-    capacities = []
-
-    class Recorded(KVCache):
-        def __init__(self, capacity: int) -> None:
-            capacities.append(max(capacity, at_least))
-            super().__init__(capacities[-1])
-
-    monkeypatch.setattr(gpt.draft, "KVCache", Recorded)
-    return capacities
-
-
 def test_cache_is_no_larger_than_the_text_needs(monkeypatch):
     """A long context takes many gigabytes in a model of few parameters."""
-    capacities = record_capacities(monkeypatch)
+    capacities = []
+    monkeypatch.setattr(gpt.draft, "KVCache", lambda size: capacities.append(size) or KVCache(size))
     generated(make_model(context_length=2**17), max_new_tokens=4)
     generated(make_model(context_length=16), max_new_tokens=4)
     assert capacities == [7, 7]
     generated(make_model(context_length=16), max_new_tokens=18)  # 3 + 14 exceed it, and 4 are left
     assert capacities[2:] == [16, 12]
-
-
-def test_capacity_of_the_cache_changes_nothing_to_the_last_bit(arch, monkeypatch):
-    model, ids = make_model(arch, context_length=64, n_embd=48, n_head=3), torch.randint(11, (3, 5))
-    logits = []
-    greedy = lambda _, now, *rest: logits.append(now) or now.argmax(-1)  # noqa: E731
-    monkeypatch.setattr(gpt.generate.Sampling, "draw", greedy)
-
-    def record(new_tokens: int) -> torch.Tensor:
-        logits.clear()
-        generated(model, ids, new_tokens)
-        return torch.stack(logits)
-
-    few, many = record(20), record(100)
-    assert torch.equal(few, many[:20])
-    record_capacities(monkeypatch, at_least=64)
-    assert torch.equal(record(100), many)
 
 
 def test_seed_decides_the_text_and_the_global_random_numbers_are_left_alone():

@@ -23,31 +23,22 @@ from gpt.callbacks.loggers import writers
 from gpt.drawing import draw_attention
 
 
-def write_rows(folder: Path) -> str:
-    logger = MetricsFile(str(folder))
-    logger.log_metrics({"train/loss": 4.25, "epoch": 0}, step=9)
-    logger.log_metrics({"val/loss": 1e-05, "epoch": 0}, step=9)
-    logger.log_metrics({"train/loss": -3.0, "epoch": 0}, step=19)
-    logger.write()
-    return (folder / "metrics.csv").read_text()
-
-
-def test_a_row_is_written_for_each_call_with_the_step_first(tmp_path):
-    lines = write_rows(tmp_path).splitlines()
-    assert lines == ["step,train/loss,val/loss", "9,4.25,", "9,,1e-05", "19,-3.0,"]  # the epoch is always 0
-
-
-def test_a_resumed_run_keeps_rows_of_earlier_steps_and_drops_later_ones(tmp_path):
-    before, logger = write_rows(tmp_path), MetricsFile(str(tmp_path))
-    logger.resume(10)
-    logger.log_metrics({"train/loss": -3.0, "epoch": 0}, step=19)
-    logger.write()
-    assert (tmp_path / "metrics.csv").read_text() == before
-    logger.resume(0)
-    assert logger.rows == []
-    (tmp_path / "metrics.csv").unlink()
-    logger.resume(10)
-    assert logger.rows == []
+def test_a_row_is_written_for_each_call_and_a_resumed_run_drops_later_ones(tmp_path):
+    path, first, second = tmp_path / "metrics.csv", MetricsFile(str(tmp_path)), MetricsFile(str(tmp_path))
+    first.log_metrics({"train/loss": 4.25, "epoch": 0}, step=9)  # the epoch is always 0
+    first.log_metrics({"val/loss": 1e-05, "epoch": 0}, step=9)
+    first.log_metrics({"train/loss": -3.0, "epoch": 0}, step=19)
+    first.write()
+    lines = path.read_text().splitlines()
+    assert lines == ["step,train/loss,val/loss", "9,4.25,", "9,,1e-05", "19,-3.0,"]
+    second.resume(10)
+    second.write()
+    assert path.read_text().splitlines() == lines[:3]
+    second.resume(0)
+    assert second.rows == []
+    path.unlink()
+    second.resume(10)
+    assert second.rows == []
 
 
 SETTINGS = ["callbacks.samples.temperatures=[0.8,0]", "callbacks.attention.text=ROMEO", "model.n_layer=2"]

@@ -46,7 +46,7 @@ def test_newest_run_of_500_steps_is_taken_and_the_reason_told(capsys):
     assert capsys.readouterr().err.splitlines() == notes
     long = make_run("c", 1, steps=2000)
     assert find_checkpoint(None) == long
-    reason = "the newest run of at least 500 steps (2,000); outputs/b is newer, but shorter"
+    reason = "the newest run of at least 500 steps; outputs/b is shorter"
     assert capsys.readouterr().err == f"note: outputs/c is {reason}\n"
     stopped = make_run("d", 9, steps=600, finished=False, kind="last")
     assert find_checkpoint(None) == stopped
@@ -54,7 +54,7 @@ def test_newest_run_of_500_steps_is_taken_and_the_reason_told(capsys):
 
 
 def test_runs_of_tasks_are_of_another_kind():
-    with pytest.raises(UserError, match="no fine-tuned run under outputs/; fine-tune one first"):
+    with pytest.raises(UserError, match=r"no fine-tuned run under outputs/; python scripts/finetune\.py"):
         newest_run(fine_tuned=True)
     make_run("language", 1, steps=600)
     make_run("task", 2, steps=30, test_accuracy=0.9)

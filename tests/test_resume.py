@@ -237,10 +237,8 @@ def test_early_stopping_and_loggers_may_be_added(succeed, refuse, trained):
 def test_steps_and_validations_by_default():
     intervals = {1: 1, 8: 1, 20: 4, 57: 10, 300: 50, 2000: 250}
     assert {steps: validation_interval(steps) for steps in intervals} == intervals
-    config = RunConfig().updated("trainer", max_steps=60)
-    config, reasons = resolve(
-        config, None, SimpleNamespace(tokenizer=range(7), unit="characters", max_steps=40)
-    )
+    data = SimpleNamespace(tokenizer=range(7), unit="characters", max_steps=40)
+    config, reasons = resolve(RunConfig(trainer={"max_steps": 60}), None, data)
     assert (config.trainer.max_steps, config.trainer.val_check_interval) == (40, 5)
     assert "40 steps: the epochs that are set end before trainer.max_steps = 60" in reasons
 
@@ -322,7 +320,7 @@ STORM = {  # a script and its arguments
     "averaged": [*RUN, "callbacks=ema", "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"],
     "early stopping": [*RUN, "callbacks=early_stopping", "callbacks.early_stopping.patience=2"],
     "more checkpoints": [*RUN, "callbacks.best.top_k=3", "callbacks.last.every=2"],
-    "time limit": [*RUN, "trainer.max_steps=1e6", "trainer.max_time='00:00:00:08'"],
+    "time limit": [*RUN, "trainer.max_steps=1e6", "trainer.max_time='00:00:00:20'"],
     **{f"task {name}": [*TASK, f"task={name}"] for name in TASKS},
     "task csv": [*TASK, "task=csv", "task.path=table.csv", "task.columns=[text]", "task.label=label"],
     "sweep": [*RUN, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2"],
@@ -403,7 +401,7 @@ def test_storm_of_kills_changes_nothing(scenario, call):
     time.sleep(70 if scenario == "search" else 0)  # until Optuna takes a process for killed
     subprocess.run([*command, f"{place}parts"], check=True, stdout=subprocess.DEVNULL)
     print(f"{scenario}: {kills} kills")
-    assert kills >= (30 if scenario == "long" else 3)
+    assert kills >= (30 if scenario == "long" else 2)
     assert not list(folder.rglob("checkpoints/.*.tmp-*"))
     runs = [path.parent for path in folder.rglob("result.json")]
     assert len(runs) >= 1 + has_several
@@ -412,8 +410,9 @@ def test_storm_of_kills_changes_nothing(scenario, call):
         if scenario == "time limit":
             whole += ["trainer.max_time=null", f"trainer.max_steps={read_result(run)['step']}"]
         elif scenario == "search":  # each of its runs is one that could have been typed
-            typed = json.loads((run / "run.json").read_text())["overrides"].items()
-            whole = [sys.executable, str(ROOT / "scripts/train.py"), *(f"{key}={it}" for key, it in typed)]
+            typed = json.loads((run / "run.json").read_text())["overrides"]
+            words = [f"{key}={'null' if value is None else value}" for key, value in typed.items()]
+            whole = [sys.executable, str(ROOT / "scripts/train.py"), *words]
             whole += [f"hydra.run.dir=whole/{run.name}"]
         subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
         parts, once = left_behind(run), left_behind(Path("whole") / run.relative_to(folder))

@@ -216,10 +216,11 @@ def test_several_files_train_and_resume_and_are_stored(succeed, refuse, text):
     for name in names:
         shutil.copy(text, name)
     settings = ["data.path=[one.txt,two.txt]", "data.val_path=val.txt", "trainer.max_steps=2"]
-    out = succeed(*settings, "hydra.run.dir=run")
+    out = succeed(*settings, "hydra.run.dir=run", "hydra.job.chdir=true")
     assert "17,200 characters for training, an epoch of 269 steps" in out
     stored = read_config(Path("run"))["data"]
-    assert (stored["path"], stored["val_path"]) == (names[:2], "val.txt")
+    one, two, val = (str(Path(name).absolute()) for name in names)
+    assert (stored["path"], stored["val_path"]) == ([one, two], val)
     Path("moved").mkdir()
     for name in names:
         shutil.move(name, "moved")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from conftest import ROOT, TINY, read_result
 from gpt.callbacks import StepSeed
 from gpt.cli.sweep import time_left
+from gpt.module import GPTModule
 
 SWEEP = ["-m", "trainer.max_steps=2", "model.n_layer=1"]
 
@@ -112,6 +114,16 @@ def test_job_at_which_another_process_works_is_left_out_and_counted(small):
     assert "2 of 2  seed-2: left out: run_dir = " in out
     assert (code, err.count("\n")) == (2, 1)
     assert "1 of 2 jobs were left out; the same command tries them again" in err
+
+
+def test_signal_in_the_last_validation_of_a_job_ends_the_sweep(small, monkeypatch):
+    monkeypatch.setattr(GPTModule, "on_validation_end", lambda self: signal.raise_signal(signal.SIGTERM))
+    code, out, _ = small("-m", "trainer.max_steps=1", "seed=1,2")
+    assert code == 143, out
+    assert [path.name for path in only_folder().iterdir()] == ["seed-1"]
+    monkeypatch.undo()
+    code, out, _ = small("-m", "trainer.max_steps=1", "seed=1,2")
+    assert code == 0, out
 
 
 VALUES = {  # what is typed, and the names of the jobs

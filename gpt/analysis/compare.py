@@ -20,7 +20,7 @@ NUMBERS |= {"majority": "majority_accuracy", "naive_bayes": "naive_bayes_accurac
 COSTS = ["seconds", "parameters", "chars_per_second"]
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
 # Settings that tell no runs apart: where a text is, which is known by its SHA-256, and what only watches
-UNTOLD = {"seed", "data.path", "data.folder", "task.path"}
+UNTOLD = {"seed", "task.path", "data.path", "data.val_path", "data.separator", "data.column", "data.folder"}
 UNTOLD |= {"trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.profiler"}
 # Typed like choices, which stand for settings, but these do not
 SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")
@@ -55,9 +55,8 @@ def compare_runs(folder: Path, baseline: str = "") -> tuple[list[Comparison], li
         reason = f"describes {count} lines of a table"
         advice = "write what varies, as n_layer=2,n_head=4, or a run's name"
         raise UserError(f"--baseline = {shorten(baseline)}: {reason}; {advice}")
-    for number, lines in enumerate(described):
-        kinds[number] = add_differences(kinds[number], lines[0] if lines else kinds[number].baseline)
-    return kinds, left_out
+    lines = [some[0] if some else found.baseline for found, some in zip(kinds, described, strict=True)]
+    return list(map(add_differences, kinds, lines)), left_out
 
 
 def compare_kind(runs: DataFrame, folder: Path) -> Comparison:
@@ -97,10 +96,15 @@ def tell_apart(runs: DataFrame) -> dict[str, Series]:
 
 def find_lines(found: Comparison, text: str) -> list[int]:
     """The lines that a text describes, as `compare_runs` has it."""
-    words = found.table[found.settings].map(show)
-    told = [{f"{name}={value}" for name, value in row.items()} for row in words.to_dict("records")]
-    lines = [line for line, has in zip(words.index, told, strict=True) if has.issuperset(text.split(","))]
-    return lines or list(found.runs["line"][found.runs["name"].str.contains(text, regex=False)].unique())
+    told = captions(found.table, found.settings, "=").str.split(", ").map(set(text.split(",")).issubset)
+    is_named = found.runs["name"].str.contains(text, regex=False)
+    return list(told.index[told]) or list(found.runs["line"][is_named].unique())
+
+
+def captions(table: DataFrame, names: Sequence[str], sign: str = " ") -> Series:
+    """What each line is: "n_layer 2, n_head 4"."""
+    rows = table[list(names)].map(show).to_dict("index")
+    return Series({line: ", ".join(map(sign.join, row.items())) for line, row in rows.items()}, dtype=str)
 
 
 def add_differences(found: Comparison, line: int) -> Comparison:
@@ -153,13 +157,13 @@ def read_runs(folder: Path) -> tuple[DataFrame, list[str]]:
         try:
             row = read_run(place)
             if row[row["metric"]] is None:
-                raise UserError("no best val/loss; keep callbacks.best")
+                raise UserError("no best val/loss; keep callbacks.best, and some text for validation")
             rows.append({"name": name} | row)
         except Exception as error:  # of any kind, as damage is; the other runs are compared all the same
             left_out.append(f"{name}: {shorten(str(error).replace(f'{place.absolute()}/', ''), 500)}")
     if not rows:
-        reason = f" ({left_out[0]})" if left_out else ""
-        raise UserError(f"folder = {folder}: no finished run in it{reason}; give a folder under outputs/")
+        reason = ", ".join(["no finished run in it", *left_out[:1]])
+        raise UserError(f"folder = {folder}: {reason}; give a folder under outputs/")
     runs = DataFrame(rows).astype(dict.fromkeys(NUMBERS, float))
     runs["line"] = runs.groupby(["kind", "text", runs["settings"].map(json.dumps)], sort=False).ngroup()
     return runs, left_out
@@ -174,22 +178,24 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     run, error = Run(folder), folder / "error.txt"
     if (result := run.result) is None:
-        reason = error.read_text(encoding="utf-8").partition("\n")[0] if error.exists() else "not finished"
-        raise UserError(reason)
+        raise UserError(error.read_bytes().decode().partition("\n")[0] if error.exists() else "not finished")
     numbers: dict[str, Any] = {name: getattr(result, key, None) for name, key in NUMBERS.items()}
     config, origin, scale = RunConfig.from_dict(read_config(folder)), run.origin, 1.0
-    kind, metric, place = "language models", "loss", config.data.path
+    kind, metric, place = "language models", "loss", config.data.path or "Tiny Shakespeare"
     if config.task:
         kind, metric, place = f"task {config.task.name}", "accuracy", config.task.path or place
     elif result.best_val_loss is not None:
         scale = result.final_bits_per_char * math.log(2) / result.final_val_loss
         numbers["loss"] *= scale
+    text = f"{origin.get('text_sha256', '?')[:8]}, {config.data.val_fraction:.0%} held out"
+    if config.data.val_path is not None:  # then the SHA-256 is of both texts
+        text, place = text.partition(",")[0], f"{place}, validated on {config.data.val_path}"
     tokens = result.step * config.tokens_per_batch * config.trainer.accumulate_grad_batches
     return {
         "kind": kind,
         "metric": metric,
-        "place": place or "Tiny Shakespeare",
-        "text": f"{origin.get('text_sha256', '?')[:8]}, {config.data.val_fraction:.0%} held out",
+        "place": place,
+        "text": text,
         "overrides": origin.get("overrides", {}),
         "curve": scale * read_metric(folder / "metrics.csv", "val/loss"),
         "tokens": tokens,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from pandas import DataFrame, Series, concat
 
-from gpt.analysis.compare import Comparison, read_metric, show
+from gpt.analysis.compare import Comparison, captions, read_metric, show
 
 OUR_STYLE = matplotlib.style.context(["default", "gpt.style"])
 COLOURS, MUTED = 7, "0.75"  # those of the palette in gpt/style.mplstyle, and that of the lines after them
@@ -127,12 +127,6 @@ def draw_settings(points: DataFrame, settings: list[str], metric: str, x: str) -
     heading += "\nmean and standard deviation over seeds" * int(points["seeds"].max() > 1)
     figure.suptitle(heading, fontsize=9)
     return figure
-
-
-def captions(points: DataFrame, names: list[str]) -> Series:
-    """What each point is: "n_layer 2, n_head 4"."""
-    rows = points[names].map(show).to_dict("index")
-    return Series({line: ", ".join(map(" ".join, row.items())) for line, row in rows.items()})
 
 
 def without_diverged(losses: Series) -> tuple[float, float] | None:

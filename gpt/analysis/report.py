@@ -40,11 +40,10 @@ def compare(
     """
     kinds, left_out = compare_runs(folder, baseline)
     table, width = whole_table(kinds, sort, columns), shutil.get_terminal_size((140, 24)).columns
-    order = {found.kind: table.index[table["kind"] == found.kind] for found in kinds}
-    parts = [(found, render(found, columns).loc[order[found.kind]]) for found in kinds]
+    parts = [(found, render(found, columns).loc[table.index[table["kind"] == found.kind]]) for found in kinds]
     shown = [cells if columns else fit(cells, found.settings, width) for found, cells in parts]
     page = partial(fill, "compare.md", parts=parts, left_out=left_out)
-    write_text(folder / "compare.md", page(shown=[cells for _, cells in parts], width=10**6))
+    write_text(folder / "compare.md", page(shown=[cells for _, cells in parts], width=10**6) + "\n")
     write_text(folder / "compare.csv", table.to_csv(index=False))
     written = ["compare.md", "compare.csv"]
     for number, found in enumerate(kinds, 1):
@@ -121,7 +120,7 @@ def fill(template: str, **values: Any) -> str:
     jinja = Environment(loader=loader, autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"printable": printable, "shell": shlex.join, "markdown": markdown, "embed": embed}
     jinja.globals["show"] = show
-    return jinja.get_template(template).render(values)
+    return jinja.get_template(template).render(values).strip()
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

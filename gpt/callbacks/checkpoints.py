@@ -234,9 +234,9 @@ class EarlyStopping(LightningEarlyStopping):
 
     @validate_call
     def __init__(
-        self, patience: Annotated[int, Field(ge=1)], min_delta: Annotated[float, Field(ge=0)] = 0
+        self, patience: Annotated[int, Field(ge=1)], min_delta: Annotated[float, Field(ge=0)] | None = None
     ) -> None:
-        super().__init__("val/loss", min_delta, patience, check_on_train_epoch_end=False)
+        super().__init__("val/loss", min_delta or 0.0, patience, check_on_train_epoch_end=False)
 
     @property
     def is_met(self) -> bool:

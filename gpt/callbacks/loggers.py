@@ -1,11 +1,7 @@
 """Loggers that write into the run's folder: metrics.csv, which a spreadsheet opens, and TensorBoard's files.
 
-| name in TensorBoard | what it shows | written by |
-| --- | --- | --- |
-| train/loss, val/loss, lr, ... | what is logged, a chart for each | the run itself |
-| loss | training and validation loss in one chart | the run itself, and a run called train within it |
-| val/perplexity | e to the validation loss | the run itself |
-| HParams | settings, and the best result so far | a run called best within it, by `HParams` |
+docs/usage.md lists the charts. Those of TensorBoard belong to the run itself, but for the training loss in
+the chart "loss", which a run called train within it has, and HParams, which belongs to one called best.
 """
 
 import csv

@@ -36,17 +36,16 @@ class ProgressBar(Callback):
 
     def __init__(self, prefix: str = "", leave: bool = True) -> None:
         self.prefix, self.leave = prefix, leave
-        self.first_step, self.line = 0, tqdm(disable=True)  # until training starts
-
-    def ending(self, trainer: L.Trainer) -> str:
-        """What stands after the bar: the time that is left, judged by all steps, validations included."""
-        return "ETA {remaining}"
+        self.line = tqdm(disable=True)  # until training starts
 
     def line_format(self, trainer: L.Trainer) -> str:
-        """The counts, the bar, its ending, and as many of the numbers known by now as there is room for."""
+        """The counts, the bar, and as many of the numbers known by now as there is room for.
+
+        The time that is left is judged by all steps, validations included.
+        """
         metrics, splits = trainer.callback_metrics, ("train", "val")
         losses = [f"{split} {metrics[f'{split}/loss']:.3f}" for split in splits if f"{split}/loss" in metrics]
-        facts = [self.ending(trainer), *losses]
+        facts = ["ETA {remaining}", *losses]
         if (speed := metrics.get("perf/chars_per_second")) is not None:
             facts.append(f"{speed / 1000:,.0f}k chars/s" if speed >= 1000 else f"{speed:.0f} chars/s")
         counts = f"{self.prefix}{trainer.max_steps:,}/{trainer.max_steps:,} "
@@ -56,7 +55,6 @@ class ProgressBar(Callback):
         return f"{{desc}}{{n:,}}/{{total:,}} {{bar}}  {'  '.join(facts)}"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.first_step = trainer.global_step  # where this process began
         steps: Any = {"initial": trainer.global_step, "total": trainer.max_steps, "miniters": 1}
         shown: Any = {"bar_format": self.line_format(trainer), "file": sys.stdout, "dynamic_ncols": True}
         shown |= {"desc": self.prefix, "leave": self.leave, "disable": not trainer.is_global_zero}
@@ -74,7 +72,10 @@ class ProgressBar(Callback):
         """Leave the cursor at the beginning of a line. From now on nothing is drawn."""
         self.line.close()
 
-    on_exception = on_train_end  # type: ignore[assignment]
+    def on_exception(self, *args: Any) -> None:
+        """Erase the line: the time that it says is left is no longer true."""
+        self.line.leave = False
+        self.line.close()
 
 
 class ProgressLines(Callback):

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,6 @@ store("run_defaults", RunConfig().model_dump(mode="json", exclude=chosen) | {"re
 store("finetune_defaults", {"task": TaskConfig().model_dump(), "finetune": FinetuneConfig().model_dump()})
 store("adamw_defaults", AdamWConfig().model_dump(mode="json"), group="optimizer")
 store("muon_defaults", MuonConfig().model_dump(mode="json"), group="optimizer")
-
-
-def train() -> None:
-    """scripts/train.py, and the command gpt-train."""
-    run_program("train")
-
-
-def finetune() -> None:
-    """scripts/finetune.py, and the command gpt-finetune."""
-    run_program("finetune")
 
 
 def run_program(config_name: str) -> None:
@@ -196,3 +187,7 @@ def targets(node: Any) -> list[str]:
     inner = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
     own = [str(node["_target_"])] if isinstance(node, dict) and "_target_" in node else []
     return own + [target for one in inner for target in targets(one)]
+
+
+train = partial(run_program, "train")  # scripts/train.py, and the command gpt-train
+finetune = partial(run_program, "finetune")

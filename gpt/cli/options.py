@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from filelock import FileLock, Timeout
-
 from gpt.errors import UserError, one_line, shorten
 
 if TYPE_CHECKING:
@@ -151,6 +149,8 @@ def has_ended(run: Path) -> bool:
 
 def is_in_use(run: Path) -> bool:
     """Whether a process is training in the folder of a run."""
+    from filelock import FileLock, Timeout  # which takes longer to import than all else here
+
     try:
         with FileLock(run / ".lock", timeout=0):
             return False
@@ -166,17 +166,16 @@ def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
     """
     runs = [run for run in find_runs(outputs) if is_fine_tuned(run) == fine_tuned]
     if not runs:
-        kind, advice = "fine-tuned run", "fine-tune one first: python scripts/finetune.py init=last task=mark"
-        if not fine_tuned:
-            ours = "take the one that comes with this project: --pretrained, or init=pretrained"
-            kind, advice = "run", f"train one first: python scripts/train.py, or {ours}"
+        kind, advice = (
+            "run",
+            "train one first: python scripts/train.py, or take ours: --pretrained, init=pretrained",
+        )
+        if fine_tuned:
+            kind, advice = f"fine-tuned {kind}", "python scripts/finetune.py init=last task=mark makes one"
         raise UserError(f"checkpoint = (newest): no {kind} under {outputs}/; {advice}")
-    long = (run for run in runs if fine_tuned or progress(run)[0] >= ENOUGH)
-    newest, why = next(long, runs[0]), "the newest run"
-    if newest != runs[0]:
-        steps = progress(newest)[0]
-        why += f" of at least {ENOUGH} steps ({steps:,}); {one_line(runs[0])} is newer, but shorter"
-    print(f"note: {one_line(newest)} is {why}", file=sys.stderr)
+    newest = next((run for run in runs if fine_tuned or progress(run)[0] >= ENOUGH), runs[0])
+    passed = "" if newest == runs[0] else f" of at least {ENOUGH} steps; {one_line(runs[0])} is shorter"
+    print(f"note: {one_line(newest)} is the newest run{passed}", file=sys.stderr)
     return str(newest)
 
 

@@ -13,7 +13,7 @@ from gpt.config import RunConfig
 from gpt.errors import printable, shorten
 from gpt.finetune.predict import wilson_interval
 from gpt.generate import generate_text
-from gpt.run import Result, TaskResult
+from gpt.result import Result, TaskResult
 from gpt.tokenizer import tokenizer_class
 
 PLAY, TEMPERATURE = 300, 0.8  # how many tokens are written for a run that took no samples, and how

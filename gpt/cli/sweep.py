@@ -188,7 +188,8 @@ def describe_sweep(what: str, folder: Path, varied: Mapping[str, Sequence[str]])
 
 def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str:
     """What a job's line says. error.txt keeps why it failed, with the traceback unless it is a mistake."""
-    from gpt.run import FolderInUse, Result
+    from gpt.result import Result
+    from gpt.run import FolderInUse
 
     if job_return.status == JobStatus.COMPLETED:
         (folder / "error.txt").unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from gpt.finetune.model import Classifier, Encoded, Inputs, collate, to_sequence
 from gpt.finetune.tasks import Example, make_task
 from gpt.model import GPT
 from gpt.module import GPTModule
-from gpt.run import Result, TaskResult
+from gpt.result import Result, TaskResult
 from gpt.text import Text
 from gpt.tokenizer import Tokenizer, tokenizer_class
 

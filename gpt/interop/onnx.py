@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,8 @@ class Continuing(nn.Module):
     def forward(self, ids: Tensor, keys_values: Tensor, conv_inputs: Tensor) -> tuple[Tensor, ...]:
         cache = GrowingCache(keys_values, conv_inputs)
         logits = self.model.forward(ids, cache)
-        convs = torch.stack(cache.next_convs) if cache.next_convs else conv_inputs
-        return logits, torch.stack(cache.next_keys_values), convs
+        convs = torch.stack([*cache.conv_inputs.values()]) if len(conv_inputs) else conv_inputs
+        return logits, torch.stack([*cache.keys_values.values()]), convs
 
 
 class GrowingCache(KVCache):
@@ -61,17 +60,14 @@ class GrowingCache(KVCache):
     def __init__(self, keys_values: Tensor, conv_inputs: Tensor) -> None:
         super().__init__(capacity=0)
         self.length = keys_values.size(-2)
-        self.of_attention: Iterator[Tensor] = iter(keys_values)
-        self.of_convs: Iterator[Tensor] = iter(conv_inputs)
-        self.next_keys_values: list[Tensor] = []
-        self.next_convs: list[Tensor] = []
+        self.before, self.convs_before = iter(keys_values), iter(conv_inputs)
 
     def append(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        grown = torch.cat((next(self.of_attention), torch.stack((k, v))), dim=-2)
-        self.next_keys_values.append(grown)
+        grown = torch.cat((next(self.before), torch.stack((k, v))), dim=-2)
+        self.keys_values[layer] = grown
         return grown[0], grown[1]
 
     def prepend_conv_inputs(self, layer: nn.Module, x: Tensor, width: int) -> Tensor:
-        x = torch.cat((next(self.of_convs), x), dim=1)
-        self.next_convs.append(x[:, -width:])
+        x = torch.cat((next(self.convs_before), x), dim=1)
+        self.conv_inputs[layer] = x[:, -width:]
         return x
