@@ -88,7 +88,7 @@ class Classifier(GPT):
     answer also reads how likely the second of two texts is after the first, or how likely a single text is.
     """
 
-    tokens: nn.Embedding
+    tokens: ExtendedEmbedding
 
     def __init__(
         self, config: ModelConfig, kind: str, labels: int, surprise: bool = False, dropout: float = 0.0

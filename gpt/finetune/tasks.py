@@ -233,12 +233,12 @@ def split_rows(
         parts = [row[config.split_column] for row in rows]
         check_cells(config, config.split_column, parts, {"train", "test"}, "it must be train or test")
         return [np.flatnonzero(np.array(parts) == part) for part in ("train", "test")]
-    random, parts = np.random.default_rng([seed, 2]), []
+    random, drawn = np.random.default_rng([seed, 2]), []
     for label in np.unique(answers):
-        rows = random.permutation(np.flatnonzero(np.array(answers) == label))
-        count = min(max(round(config.test_fraction * len(rows)), 1), len(rows) - 1)
-        parts.append((rows[count:], rows[:count]))
-    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+        numbers = random.permutation(np.flatnonzero(np.array(answers) == label))
+        count = min(max(round(config.test_fraction * len(numbers)), 1), len(numbers) - 1)
+        drawn.append((numbers[count:], numbers[:count]))
+    return [np.concatenate(part) for part in zip(*drawn, strict=True)]
 
 
 def check_cells(
