@@ -49,7 +49,7 @@ test: export OMP_NUM_THREADS = 1
 test: $(READY_DEV) lint ## check style and types, then run the tests; make test PRECISION=bf16-mixed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-test-slow: $(READY_DEV) ## kill runs of eighteen kinds again and again, try random settings and more launchers
+test-slow: $(READY_DEV) ## kill runs of seventeen kinds again and again, try random settings and more launchers
 	$(BIN)/pytest -m slow $(ARGS)
 
 lint: $(READY_DEV) ## check style and types
