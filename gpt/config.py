@@ -256,10 +256,9 @@ class RunConfig(Settings):
             reason = "fine-tuning needs this group; start scripts/finetune.py"
             raise ValueError(f"{missing} = (missing): {reason}")
         is_validated = self.data.val_fraction or self.data.val_path or self.task
-        if "early_stopping" in self.callbacks and not is_validated:
-            raise ValueError(
-                "data.val_fraction = 0: callbacks.early_stopping watches val/loss; leave one out"
-            )
+        for name in {"early_stopping", "zero_shot"} & self.callbacks.keys() if not is_validated else ():
+            reason = f"callbacks.{name} needs a part for validation; leave one out"
+            raise ValueError(f"data.val_fraction = 0: {reason}")
         return self
 
     @classmethod

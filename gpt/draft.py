@@ -52,7 +52,7 @@ def count(ids: np.ndarray, vocab_size: int) -> dict[str, Tensor]:
     255ths: "successors" and "probabilities" (N, SUCCESSORS).
     """
     ids, pairs = ids[:COUNTED].astype(np.int64), []
-    for length in range(1, longest_context(vocab_size) + 1):
+    for length in range(1, min(longest_context(vocab_size), len(ids) - 1) + 1):
         context = [ids[length - 1 - back : len(ids) - 1 - back] for back in range(length)]
         keys = sum((of_one + 1) * (vocab_size + 1) ** back for back, of_one in enumerate(context))
         pairs.append(np.unique(keys * vocab_size + ids[length:], return_counts=True))

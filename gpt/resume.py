@@ -85,7 +85,8 @@ def check_resumable(
     keys = [key for key in {**asked, **had} if key not in MAY_CHANGE and asked.get(key) != had.get(key)][:5]
     if keys:
         now, before = (", ".join(shorten(values.get(key)) for key in keys) for values in (asked, had))
-        advice = f"leave it out, or {begin_new(run)}"
+        other = begin_new(run) if config.task is None else "choose another folder"
+        advice = f"leave it out, or {other}"
         raise UserError(f"{', '.join(keys)} = {now}: the run in {run.folder} has {before}; {advice}")
     steps, result = config.trainer.max_steps, run.result
     taken = content["global_step"] if content is not None else result.step if result else 0

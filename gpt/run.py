@@ -108,9 +108,9 @@ class Run:
 
     def remove(self) -> None:
         """Remove what `begin` has made, and the folder if nothing else is in it."""
-        self.lock.release()
         for name in ("run.json", ".lock.pid", ".lock"):
             (self.folder / name).unlink(missing_ok=True)
+        self.lock.release()
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 

@@ -34,7 +34,7 @@ def find_files(places: str | list[str], setting: str = "data.path") -> list[Path
     """
     found: dict[Path, Path] = {}
     for path in [places] if isinstance(places, str) else places:
-        if not (files := files_at(Path(path))):
+        if not (files := files_at(Path(path).expanduser())):
             why = "a folder without files that can be read" if os.path.isdir(path) else "no such file"
             raise UserError(f"{setting} = {path}: {why}; give a text file, a folder or a pattern")
         for file in files:
@@ -129,12 +129,16 @@ class Documents:
         if not isinstance(error, UnicodeDecodeError):
             found = shorten(getattr(error, "doc", error))  # the line, if it should be JSON
             return f"not the rows of a {path.suffix} file ({found}); correct it, or leave the file out"
-        place, name, new = f"not UTF-8 at byte {error.start}", shlex.quote(str(path)), f"new{path.suffix}"
+        place, name, new = (
+            f"not UTF-8 at byte {error.start}",
+            shlex.quote(str(path)),
+            f"{path.stem}.utf8{path.suffix}",
+        )
         if error.reason == "unexpected end of data" and error.object[-2:-1] > b"\x7f":  # no lone letter
-            command = f"head -c {error.start} {name} > {new}"
+            command = f"head -c {error.start} {name} > {shlex.quote(new)}"
             return f"{place}, where its last character is cut off; use {new} of: {command}"
         if (encoding := encoding_of(error.object)) is not None:
-            command = f"iconv -f {encoding} -t utf-8 {name} > {new}"
+            command = f"iconv -f {encoding} -t utf-8 {name} > {shlex.quote(new)}"
             return f"{place}, but probably {encoding}; use {new} of: {command}"
         texts = [file for file in self.files if str(mimetypes.guess_type(file)[0]).startswith("text/")]
         pattern = shlex.quote(f"{texts[0].parent}/*{texts[0].suffix}" if texts else "my.txt")

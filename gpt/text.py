@@ -65,6 +65,9 @@ class Text:
             val_files = find_files(config.val_path, "data.val_path")
             held_out = {file.resolve() for file in val_files}  # which may be in the same folder
             files[:] = [file for file in files if file.resolve() not in held_out]
+            if not files:
+                reason = "it names all files of data.path, and none is left for training"
+                raise UserError(f"data.val_path = {config.val_path}: {reason}; name other files")
             name = f"data.val_path = {config.val_path}"
             self.parts[name] = Documents(val_files, config, raw, "data.val_path")
         self.length, digest = 0, hashlib.sha256()

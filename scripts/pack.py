@@ -57,7 +57,8 @@ def pack(run: Path, target: Path = PRETRAINED) -> dict[str, Any]:
         "losses_as_trained": exact,
         "losses_as_stored": losses(model, tokenizer, metadata),
     }
-    write(target, {"gpt": metadata, "state_dict": weights, "draft": model.draft.table})
+    draft = {} if model.draft is None else {"draft": model.draft.table}
+    write(target, {"gpt": metadata, "state_dict": weights} | draft)
     return metadata["pretrained"]
 
 

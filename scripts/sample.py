@@ -211,6 +211,7 @@ class TextWriter:
         if self.options.out is not None:
             between = "\n" if self.options.json else f"\n{SEPARATOR}"
             write_text(self.options.out, between.join(wholes) + "\n")
+            print(f"note: written into {self.options.out}", file=sys.stderr)
         for whole in () if self.options.out is not None else wholes:
             print(whole, flush=True)
 

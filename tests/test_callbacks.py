@@ -36,7 +36,7 @@ class OneWeight(L.LightningModule):
         super().__init__()
         self.model = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.ones_(self.model.weight)
-        self.losses, self.max_steps = losses, max_steps
+        self.losses, self.max_steps, self.step_loss = losses, max_steps, torch.tensor(0.25)
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
@@ -287,7 +287,10 @@ def test_throughput_counts_training_alone_and_says_once_that_threads_wait(monkey
 
 def test_progress_lines_tell_step_and_loss(tmp_path, capsys):
     fit(tmp_path, 20, [ProgressLines()], lambda step: step / 8)
-    assert capsys.readouterr().out == "step 10 of 20  val/loss 1.2500\nstep 20 of 20  val/loss 2.5000\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "step 10 of 20  train/loss 0.2500  val/loss 1.2500",
+        "step 20 of 20  train/loss 0.2500  val/loss 2.5000",
+    ]
 
 
 def set_width(monkeypatch, columns: int) -> None:

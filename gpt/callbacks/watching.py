@@ -83,8 +83,10 @@ class ProgressLines(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and is_training(trainer):
-            metrics = trainer.callback_metrics
-            losses = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
+            # the loss of this step, which need not be one of those that are logged
+            losses = [f"train/loss {pl_module.step_loss:.4f}"]
+            if (loss := trainer.callback_metrics.get("val/loss")) is not None:
+                losses.append(f"val/loss {loss:.4f}")
             print(f"step {trainer.global_step:,} of {trainer.max_steps:,}  {'  '.join(losses)}", flush=True)
 
 

@@ -162,7 +162,9 @@ def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, A
     changed = OmegaConf.create(stored)
     for key, value in typed.items():
         if key in ("callbacks", "logger") and value is not None:  # more of them may be added
-            OmegaConf.update(changed, key, values[key] | stored[key])
+            default: Any = OmegaConf.load(CONF / "callbacks" / "default.yaml") if key == "callbacks" else {}
+            added = {name: node for name, node in values[key].items() if name not in default}
+            OmegaConf.update(changed, key, added | stored[key])
             continue
         if (CONF / key).is_dir() or "/" in key:
             reason = "a run that is resumed continues with its own"

@@ -130,8 +130,8 @@ def find_unfinished(place: str) -> Path:
     """
     if place == "last":
         unfinished = [run for run in find_runs(pattern="run.json") if not has_ended(run)]
-        if interrupted := [run for run in unfinished if not is_in_use(run)]:
-            return interrupted[0]
+        if interrupted := next((run for run in unfinished if not is_in_use(run)), None):
+            return interrupted
         others = f", and another process is training {unfinished[0]}" if unfinished else ""
         raise UserError(
             f"resume = last: no unfinished run under outputs/{others}; name one: resume=outputs/RUN"

@@ -199,13 +199,13 @@ def read_rows(config: TaskConfig) -> list[dict[str, str]]:
     path = Path(str(config.path))
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        found = csv.Sniffer().sniff(text.partition("\n")[0], DELIMITERS)
+        delimiters = "\t" if path.suffix == ".tsv" else DELIMITERS
+        found = csv.Sniffer().sniff(text.partition("\n")[0], delimiters)
         lines, blanks = io.StringIO(text, newline=""), found.skipinitialspace
-        reader = csv.DictReader(
-            lines, restval="", delimiter=found.delimiter, skipinitialspace=blanks, strict=True
-        )
+        csv.field_size_limit(2**31 - 1)  # a text may be longer than the default
+        reader = csv.DictReader(lines, restval="", delimiter=found.delimiter, skipinitialspace=blanks)
         names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        table = list(reader)
+        table = [row for row in reader if None in row or any(map(str.strip, row.values()))]
     except UnicodeDecodeError as error:
         refuse(config, f"not UTF-8 at byte {error.start}; save it as UTF-8")
     except OSError as error:
