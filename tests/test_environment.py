@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,12 @@ def test_closed_streams_give_no_traceback_and_any_number_of_threads_trains(
 
 
 def test_interrupt_at_the_start_is_one_line_and_leaves_nothing(expected, tmp_path):
-    process = subprocess.Popen(expected[0], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    listen = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # which `nohup` or a script's & would ignore
+    process = subprocess.Popen(
+        expected[0], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    )
     time.sleep(0.5)  # it imports libraries, which takes longer
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

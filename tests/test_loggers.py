@@ -208,17 +208,17 @@ class Mine(DummyLogger):
 
 
 def test_logger_of_ones_own_is_told_the_settings_once_and_its_run_continues(call, succeed):
-    Path("mine.py").write_text(OWN)
-    own = ["+logger.mine._target_=mine.Mine", "+logger.mine.run_id=null", "+logger.mine.save_dir=null"]
+    Path("own_logger.py").write_text(OWN)
+    own = ["+logger.mine._target_=own_logger.Mine", "+logger.mine.run_id=null", "+logger.mine.save_dir=null"]
     out = succeed(*own, "trainer.max_steps=2", "hydra.run.dir=run")
     assert f"run None in {Path('run').absolute()}\n" in out
     assert out.count("parameters 1337 16\n") == 1
     assert yaml.safe_load(Path("run/config.yaml").read_text())["logger"]["mine"]["run_id"] == "made up"
     code, _, err = call("resume=run", "trainer.max_steps=4")
     assert (code, err.count("\n")) == (2, 1)
-    assert err.startswith("error: logger.mine = mine.Mine: ")
-    assert "if you trust it, add ++logger.mine._target_=mine.Mine" in err
-    code, out, err = call("resume=run", "trainer.max_steps=4", "++logger.mine._target_=mine.Mine")
+    assert err.startswith("error: logger.mine = own_logger.Mine: ")
+    assert "if you trust it, add ++logger.mine._target_=own_logger.Mine" in err
+    code, out, err = call("resume=run", "trainer.max_steps=4", "++logger.mine._target_=own_logger.Mine")
     assert code == 0, err
     assert "run made up in" in out
     assert "parameters 1337" not in out

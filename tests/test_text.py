@@ -63,9 +63,12 @@ def test_validation_is_the_end_of_the_text_or_a_file_of_its_own(tmp_path, monkey
     for settings, name in [
         ({"path": "empty.txt"}, "path = empty.txt"),
         ({"path": []}, r"path = \[\]"),
-        ({"path": "a.txt", "val_path": "a.txt"}, "path = a.txt"),
         ({"path": "a.txt", "val_path": "empty.txt"}, "val_path = empty.txt"),
     ]:
         for raw in (False, True):
             with pytest.raises(UserError, match=rf"^data\.{name}: 0 characters; give"):
                 Text(DataConfig(**settings), raw)
+    with pytest.raises(
+        UserError, match=r"^data\.val_path = a.txt: it names all files of data.path, and none"
+    ):
+        Text(DataConfig(path="a.txt", val_path="a.txt"))
