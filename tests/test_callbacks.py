@@ -279,7 +279,7 @@ def test_throughput_counts_training_alone_and_says_once_that_threads_wait(monkey
     assert logged == [("perf/chars_per_second", 60.0)] * 3  # 2 x 15 characters in half a second
     assert (callback.characters, callback.seconds) == (180, 3.0)
     said = "note: 60 characters/s: threads wait for each other, because other work has the cores 30% of the"
-    err = capsys.readouterr().err  # once, and not within the first ten seconds
+    err = capsys.readouterr().err  # once, and not within the first seconds
     assert err.startswith(said)
     assert err.endswith("continue with OMP_NUM_THREADS=1\n")
     assert err.count("\n") == 1
@@ -291,6 +291,15 @@ def test_progress_lines_tell_step_and_loss(tmp_path, capsys):
         "step 10 of 20  train/loss 0.2500  val/loss 1.2500",
         "step 20 of 20  train/loss 0.2500  val/loss 2.5000",
     ]
+
+
+def test_progress_lines_say_once_how_long_the_steps_will_take(capsys, monkeypatch):
+    seconds, lines = iter([100.0, 102.0, 106.0, 110.0]), ProgressLines()
+    monkeypatch.setattr(watching, "perf_counter", lambda: next(seconds))
+    for step in (1, 2, 4, 6):  # the first one may have compiled the model, and does not count
+        lines.on_train_batch_end(SimpleNamespace(global_step=step, max_steps=100, is_global_zero=True))
+    line = "the other 96 steps take about 03:12, and validations some more\n"  # 2 s each
+    assert capsys.readouterr().out == line
 
 
 def set_width(monkeypatch, columns: int) -> None:

@@ -24,7 +24,8 @@ from gpt.module import data_of, is_training, model_of
 
 MOST_KEPT = 100  # texts in the history of samples, which is part of every checkpoint
 MOST_TOKENS = 24  # of a picture of attention; more of them could not be read
-LONG_ENOUGH, MUCH_WAITING = 10, 0.2  # seconds, and the share of them that is worth a note
+LONG_ENOUGH = 5  # seconds, after which the speed of a run can be judged
+MUCH_WAITING = 0.2  # the share of them that is worth a note
 SEED = 0  # of the examples of ZeroShot, which are the same in every run
 
 
@@ -79,7 +80,18 @@ class ProgressBar(Callback):
 
 
 class ProgressLines(Callback):
-    """Plain progress lines when stdout is not a terminal: one per validation."""
+    """Plain progress lines when stdout is not a terminal: one per validation, and how long the steps take."""
+
+    measured_from: tuple[int, float] | None = None  # the first step's end, since that one may have compiled
+    has_estimated = False
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        now, step, last = perf_counter(), trainer.global_step, trainer.max_steps
+        first, began = self.measured_from = self.measured_from or (step, now)
+        if trainer.is_global_zero and not self.has_estimated and step > first and now - began > LONG_ENOUGH:
+            self.has_estimated = True
+            left = tqdm.format_interval((last - step) * (now - began) / (step - first))
+            print(f"the other {last - step:,} steps take about {left}, and validations some more", flush=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and is_training(trainer):
