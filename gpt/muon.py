@@ -47,19 +47,24 @@ def orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: in
     """Move the singular values of matrices x (N, rows, columns) towards 1 and keep their singular vectors.
 
     Jordan et al. 2024, *Muon*, do it by a Newton-Schulz iteration, in which each step applies the polynomial
-    p = a + b g + c g² of the Gram matrix g = x x' to x. All these matrices commute, so the next Gram matrix
-    is p g p. In float32 the product of all p is computed from Gram matrices alone and applied to x once, with
-    a third fewer operations. In bfloat16 the errors of that add up to singular values of 3.
+    p = a + b g + c g² of the Gram matrix g = x x' to x. Several steps at once take up to a third fewer
+    operations. In bfloat16 the errors of five at once add up to singular values of 12, those of two do not.
     """
     if x.size(1) > x.size(2):  # so that the Gram matrix is the smaller one
         return orthogonalize(x.mT, coefficients, steps).mT
-    a, b, c = coefficients
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    if x.dtype == torch.bfloat16:
-        for _ in range(steps):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        return x
+    at_once = 2 if x.dtype == torch.bfloat16 else steps
+    while steps > 0:
+        x, steps = newton_schulz(x, coefficients, min(steps, at_once)), steps - at_once
+    return x
+
+
+def newton_schulz(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """x (N, rows, columns) after so many steps, at least one, of which only the first needs x itself.
+
+    All p commute with g, so the next Gram matrix is p g p, and the product of all p is applied to x once.
+    """
+    a, b, c = coefficients
     gram, product = x @ x.mT, None
     for step in range(steps):
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from gpt.muon import Muon, orthogonalize
+from gpt.muon import Muon, newton_schulz, orthogonalize
 
+JORDAN = 3.4445, -4.775, 2.0315
 SHAPES = pytest.mark.parametrize("shape", [(24, 24), (96, 24), (24, 96)], ids=["square", "tall", "wide"])
 
 
@@ -10,7 +11,7 @@ SHAPES = pytest.mark.parametrize("shape", [(24, 24), (96, 24), (24, 96)], ids=["
 def test_orthogonalize_moves_singular_values_near_one(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(x, full_matrices=False)
-    y = orthogonalize(x[None], (3.4445, -4.775, 2.0315), 5)[0]
+    y = orthogonalize(x[None], JORDAN, 5)[0]
     singular_values = torch.linalg.diagonal(u.T @ y @ v.T)
     assert ((singular_values > 0.3) & (singular_values < 1.4)).all()
     kept = u @ torch.diag(singular_values) @ v  # the singular vectors are
@@ -20,7 +21,7 @@ def test_orthogonalize_moves_singular_values_near_one(shape):
 def test_orthogonalize_takes_the_steps_of_newton_and_schulz():
     """As in the source: x <- a x + (b g + c g²) x with the Gram matrix g = x x' of each step's own x."""
     batch = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    a, b, c = 3.4445, -4.775, 2.0315
+    a, b, c = JORDAN
     expected = batch[2] / batch[2].norm()  # each by itself
     for _ in range(5):
         gram = expected @ expected.T
@@ -41,6 +42,22 @@ def test_muon_in_float32_agrees_with_torch_within_bfloat16(shape):
 
     ours, theirs = total_update(Muon), total_update(torch.optim.Muon)
     assert (ours - theirs).norm() / theirs.norm() < 0.02
+
+
+@SHAPES
+@pytest.mark.parametrize("decay", [0.0, -2.5, -4.0])
+def test_steps_at_once_are_as_exact_in_bfloat16_as_one_by_one(shape, decay):
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    x = x * torch.logspace(0, decay, shape[1])  # singular values over several powers of ten
+    exact, rounded = (
+        orthogonalize(x.to(dtype), JORDAN, 5).double() for dtype in (torch.float64, torch.bfloat16)
+    )
+    by_one = x.bfloat16() / x.bfloat16().norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        by_one = newton_schulz(by_one, JORDAN, 1)
+    error, usual = (rounded - exact).norm(), (by_one.double() - exact).norm()
+    assert error < 1.5 * usual
+    assert torch.linalg.svdvals(rounded).max() < 1.25
 
 
 def test_muon_in_bfloat16_moves_matrices_of_several_shapes_as_in_float32():
