@@ -11,7 +11,8 @@ the table of a `gpt.draft.Drafter`, which readers may ignore.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,29 +83,29 @@ def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, di
     metadata, weights = content["gpt"], content["state_dict"]
     try:
         config, tokenizer = ModelConfig.model_validate(metadata["model"]), restore(metadata["tokenizer"])
-        task, extra = metadata.get("task"), 0
-        if task is not None:
-            from gpt.finetune import model as finetune  # the core knows fine-tuning by this line alone
+        make: Callable[[], GPT] = partial(GPT, config)
+        if (task := metadata.get("task")) is not None:
+            from gpt.finetune.model import Classifier  # the core knows fine-tuning by this line alone
 
-            sizes = task["kind"], len(task["labels"]), bool(task.get("surprise"))
-            extra = finetune.extra_parameters(config, *sizes)
+            make = partial(Classifier, config, task["kind"], len(task["labels"]), bool(task.get("surprise")))
         drafter = Drafter(content["draft"], len(tokenizer)) if "draft" in content else None
     except (KeyError, TypeError, ValueError) as error:
         reason = explain(error, "model") if isinstance(error, ValidationError) else error
         raise refusal(path, f"its metadata makes no model ({shorten(reason, 200)})") from None
     if config.vocab_size != len(tokenizer):
-        raise refusal(
-            path, f"vocab_size = {config.vocab_size}, but its tokenizer has {len(tokenizer)} tokens"
-        )
+        sizes = f"vocab_size = {config.vocab_size}, but its tokenizer has {len(tokenizer)} tokens"
+        raise refusal(path, sizes)
     if config.positions == "rotary" and config.context_length * config.head_size > LARGEST_ROTARY_TABLE:
         raise refusal(path, f"context_length = {config.context_length}: longer than that of any model here")
+    with torch.device("meta"):  # where a model takes no memory
+        needed = sum(parameter.numel() for parameter in make().parameters())
     # tied weights count once
     unique = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in weights.values()}
-    if (held := sum(unique.values())) != (needed := config.parameter_count() + extra):
+    if (held := sum(unique.values())) != needed:
         raise refusal(path, f"holds {held:,} parameters, where its sizes ask for {needed:,}")
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise refusal(path, f"non-finite weights in {len(broken)} tensors, {broken[0]} first")
-    model = GPT(config) if task is None else finetune.Classifier(config, *sizes)
+    model = make()
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -86,10 +86,8 @@ class Drafter:
     def __init__(self, table: Mapping[str, Tensor], vocab_size: int) -> None:
         self.table, self.vocab_size = table, vocab_size
         self.successors, self.probabilities = table["successors"].numpy(), table["probabilities"].numpy()
-        shape = (len(table["contexts"]), SUCCESSORS)
-        if {self.successors.shape, self.probabilities.shape} != {shape} or (
-            self.successors >= vocab_size
-        ).any():
+        shapes = {self.successors.shape, self.probabilities.shape}
+        if shapes != {(len(table["contexts"]), SUCCESSORS)} or (self.successors >= vocab_size).any():
             raise ValueError("the table of what follows what does not fit the vocabulary")
 
     @cached_property

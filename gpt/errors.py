@@ -4,10 +4,10 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import traceback
-import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +26,8 @@ ELSEWHERE = {
     "grad_clip": "trainer.gradient_clip_val",
     "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
 }
+# Control characters but tab and line break, half surrogate pairs, what turns a line around (Unicode annex 9)
+UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 # What a user can mend about a file or folder. That one is missing may be a bug
 OF_USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
 OF_USERS |= {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE}
@@ -51,14 +53,7 @@ def printable(text: str) -> str:
 
     Line breaks, tabs and the joiners of Persian or Hindi stay. Of a line break of Windows, \\r is left out.
     """
-    text = text.replace("\r", "")
-    turns = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode annex 9
-    escaped = {
-        char
-        for char in set(text) - {"\n", "\t"}
-        if unicodedata.category(char) in ("Cc", "Cs") or unicodedata.bidirectional(char) in turns
-    }
-    return text.translate({ord(char): ascii(char)[1:-1] for char in escaped})
+    return UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r", ""))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

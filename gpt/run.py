@@ -26,9 +26,7 @@ class FolderInUse(UserError):
 
 
 class Run:
-    """The folder of a run. Nothing is made or changed in it before `begin`, which follows the first step of
-    training.
-    """
+    """The folder of a run. Nothing in it is made or changed before `begin`, after the first training step."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -119,7 +117,7 @@ class Run:
         if is_first_process():
             if sample is not None:
                 write_text(self.folder / "sample.txt", sample)
-            write_json(self.folder / "result.json", result.model_dump(mode="json"))
+            write_json(self.folder / "result.json", result.model_dump(mode="json", exclude_unset=True))
             (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt left it
 
     def __enter__(self) -> Self:

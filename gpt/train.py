@@ -5,33 +5,55 @@ pre-trains: `pretraining_parts` and `gpt.finetune.module` are all in which the t
 """
 
 import contextlib
+import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Timer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import Callback, Checkpoint, Timer
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpt import callbacks as parts
-from gpt.callbacks.trainer import RunOptions, make_trainer
-from gpt.checkpoint import read
+from gpt.checkpoint import FORMAT, checksum, read
 from gpt.config import RunConfig
 from gpt.data import Data, TextData
-from gpt.errors import UserError, one_line, shorten
+from gpt.errors import UserError, did_you_mean, one_line, shorten
 from gpt.finetune.module import TaskData, finetuning_parts
 from gpt.finetune.predict import naive_bayes_accuracy
 from gpt.interop.weights import starting_weights
-from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
+from gpt.machine import describe_machine, describe_origin, keep_freed_memory, memory_size, silence_lightning
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
 from gpt.result import Result
 from gpt.resume import check_resumable, check_text, resolve
 from gpt.run import Run
 from gpt.tokenizer import Tokenizer, restore
+
+# Lightning's arguments that a run sets by itself, and what to use in their place
+INSTEAD = dict.fromkeys(("default_root_dir", "plugins", "use_distributed_sampler"), "leave it out")
+INSTEAD |= {"callbacks": "use callbacks.NAME", "enable_checkpointing": "use callbacks.last=null"}
+INSTEAD |= {"logger": "use logger=NAME", "fast_dev_run": "use trainer=debug"}
+INSTEAD |= dict.fromkeys(("max_epochs", "limit_train_batches", "overfit_batches"), "use trainer.max_steps")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is started and shown. Nothing here changes its result."""
+
+    command: Sequence[str] = ()  # what was typed
+    resume_hint: str = "Run the same command to continue"  # what a run that is stopped tells its user
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # the settings and choices of groups among it
+    callbacks: Sequence[Callback] = ()  # in addition to those of the configuration
+    quiet: bool = False  # print nothing: a sweep prints one line for each run
 
 
 def train(config: RunConfig, folder: Path, options: RunOptions | None = None) -> Result:
@@ -44,10 +66,11 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
     keep_freed_memory()
     with Run(folder) as run:
         stored = run.config
-        weights = starting_weights(config, run)
         content = read(run.last) if run.last else None
-        source = weights.model if weights else None
-        tokenizer = weights.tokenizer if weights else stored_tokenizer(config, content)
+        source, tokenizer = (None, None) if content else starting_weights(config, run)
+        # What a text does not determine is kept: another version of a library might find other pieces
+        if content and (config.init or content["gpt"]["tokenizer"].get("kind") not in ("char", "byte")):
+            tokenizer = restore(content["gpt"]["tokenizer"])
         parts_of_kind = pretraining_parts if config.task is None else finetuning_parts
         data, make_module = parts_of_kind(config, source, tokenizer)
         if stored:
@@ -58,14 +81,16 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
         if (result := run.result) and (result.step >= config.trainer.max_steps or result.stopped_early):
             return result
         with refusals_before_first_step(run):
-            origin = {"init_sha256": weights.sha256} if weights else {}
+            origin = {"init_sha256": checksum(source.state_dict())} if source else {}
             trainer = make_trainer(config, run, data, options, origin)
             L.seed_everything(config.seed, verbose=False)  # of the weights that do not come from others
             module = make_module(config)
             resume_loggers(trainer, run, content)
-            if not options.quiet:
-                announce(module, data, reasons)
-            del content, weights, source, make_module  # their tensors would take memory while the run trains
+            if trainer.is_global_zero and not options.quiet:
+                parameters = sum(parameter.numel() for parameter in module.parameters())
+                lines = [f"{parameters:,} parameters, {data.description}", "; ".join(reasons)]
+                print(*filter(None, lines), sep="\n", flush=True)
+            del content, source, make_module  # their tensors would take memory while the run trains
             fit(trainer, module, data, run.last)
         result, sample = collect_result(trainer, module)
         best = run.checkpoint("best")
@@ -104,16 +129,121 @@ def pretraining_parts(
     return data, make_module
 
 
-def stored_tokenizer(config: RunConfig, content: Mapping[str, Any] | None) -> Tokenizer | None:
-    """The tokenizer of a run that continues, unless the text alone determines it.
+def make_trainer(
+    config: RunConfig, run: Run, data: Data, options: RunOptions, origin: Mapping[str, Any]
+) -> L.Trainer:
+    """The Trainer of a run whose configuration is resolved. `origin` is what run.json says beyond the usual.
 
-    One that was learnt is kept, because another version of its library might find other pieces, and so is one
-    that came with the weights that the run began with.
+    Raises UserError for settings that do not fit this machine.
     """
-    if content is None:
-        return None
-    state = content["gpt"]["tokenizer"]
-    return None if state.get("kind") in ("char", "byte") and config.init is None else restore(state)
+    sizes, tokenizer = config.model.model_dump(mode="json"), data.tokenizer.state
+    metadata = {"format": FORMAT, "model": sizes, "tokenizer": tokenizer}
+    metadata |= {"text_sha256": data.sha256, "config": config.to_dict(), **data.metadata}
+    typed = {"command": list(options.command), "overrides": dict(options.overrides)}
+    progress = parts.ProgressBar() if sys.stdout.isatty() else parts.ProgressLines()
+    callbacks = [
+        BeginRun(run, config, {**typed, "text_sha256": data.sha256, **origin}),
+        *parts.make_all("callbacks", config.callbacks, run.folder),
+        parts.StepSeed(config.seed),
+        parts.HParams(config.flat(), options.overrides),
+        *([] if options.quiet else [progress]),
+        *options.callbacks,
+        Timer(config.trainer.max_time, verbose=False),
+        parts.MaxSteps(),
+        parts.GracefulStop(options.resume_hint),
+    ]
+    trainer = build_trainer(config, run, callbacks, metadata)
+    check_machine(config, trainer, in_sweep=options.quiet)
+    return trainer
+
+
+def build_trainer(
+    config: RunConfig, run: Run, callbacks: list[Callback], metadata: dict[str, Any]
+) -> L.Trainer:
+    """Lightning's Trainer. What Lightning counts in batches, our settings count in optimizer steps."""
+    settings, more = config.trainer, config.trainer.model_extra or {}
+    known = inspect.signature(L.Trainer).parameters
+    for name, value in more.items():
+        if advice := INSTEAD.get(name) or (did_you_mean(name, known) if name not in known else None):
+            raise UserError(f"trainer.{name} = {shorten(value)}: not a setting of a run; {advice}")
+    loggers = parts.make_all("logger", config.logger, run.folder)
+    interval = min(settings.val_check_interval or settings.max_steps, settings.max_steps)
+    # Buffers are constants, which need not be sent from process to process
+    ddp = DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
+    arguments = settings.model_dump(exclude={"compile", "max_time"}) | {  # named as Lightning's are
+        "devices": int(settings.devices) if settings.devices.isdigit() else settings.devices,
+        "strategy": ddp if settings.strategy == "ddp" else "auto",
+        "max_epochs": -1,
+        "val_check_interval": interval * settings.accumulate_grad_batches,
+        "gradient_clip_val": settings.gradient_clip_val or None,
+        "default_root_dir": run.folder,
+        "callbacks": callbacks,
+        "logger": loggers,
+        "plugins": [parts.AtomicCheckpointIO(metadata, loggers, settings.accumulate_grad_batches)],
+        "use_distributed_sampler": False,  # our batches know their rank
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "enable_progress_bar": False,  # there is ours
+        "enable_model_summary": False,
+    }
+    try:
+        trainer = L.Trainer(**(arguments | more))
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        given = more or {"accelerator": settings.accelerator, "devices": settings.devices}
+        values, reason = shorten(", ".join(map(str, given.values()))), one_line(error).rstrip(".;")
+        advice = "try trainer=cpu trainer.devices=1"
+        raise UserError(f"trainer.{', '.join(given)} = {values}: {reason}; {advice}") from None
+    # Its table is wanted, although Lightning's other messages are left out
+    trainer.profiler._rank_zero_info = rank_zero_only(print)  # type: ignore[attr-defined]
+    return trainer
+
+
+class BeginRun(Callback):
+    """Begins the run's folder after the first step: whatever does not fit has shown itself by then."""
+
+    def __init__(self, run: Run, config: RunConfig, origin: Mapping[str, Any]) -> None:
+        self.run, self.config, self.origin = run, config, origin
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.run.has_begun:
+            if trainer.is_global_zero and not (self.run.folder / "run.json").exists():
+                reason = "it was removed or renamed while the run was training; put it back"
+                raise UserError(f"run_dir = {self.run.folder}: {reason} and resume the run")
+            return
+        before, nodes = self.run.config, {}
+        for (name, node), logger in zip(self.config.logger.items(), trainer.loggers, strict=True):
+            # What a tracker calls this run, so that the same one continues on resume
+            called = {key: logger.version for key in ("id", "run_id") if node.get(key, "") is None}
+            nodes[name] = node | called
+        config = self.config.model_copy(update={"logger": nodes})
+        self.run.begin(config, {**describe_origin(trainer), **self.origin})
+        for name, logger in zip(nodes, trainer.loggers, strict=True):
+            if before is None or name not in before.logger:
+                logger.log_hyperparams(self.config.flat())
+
+
+def check_machine(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> None:
+    """Raises UserError for more processes or memory than there are, or processes that a job would start.
+
+    The memory is that of weights, gradients, one moment of them, and the inputs of the matrix products.
+    """
+    model, size, tokens = config.model, config.data.batch_size, config.tokens_per_batch
+    count, cores, memory = trainer.num_devices, os.cpu_count() or 1, memory_size()
+    is_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+    bytes_per_number = 2 if config.trainer.precision == "bf16-mixed" else 4
+    needed = 12 * model.parameter_count() + bytes_per_number * 12 * model.n_layer * model.n_embd * tokens
+    if is_cpu and needed > memory:
+        sizes = f"{model.parameter_count():,} parameters, {tokens:,} tokens a batch"
+        reason = f"at least {needed / 2**30:,.0f} GiB of memory, where there are {memory / 2**30:,.0f}"
+        raise UserError(f"model, data.batch_size = {sizes}: {reason}; reduce the model or the batch")
+    if is_cpu and count > cores:
+        raise UserError(f"trainer.devices = {count}: more processes than the {cores} cores here")
+    if size % trainer.world_size:
+        raise UserError(f"data.batch_size = {size}: not divisible among {trainer.world_size} processes")
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    starts_them = environment is not None and not environment.creates_processes_externally  # as Slurm does
+    if in_sweep and trainer.world_size > 1 and starts_them:
+        raise UserError(f"trainer.devices = {count}: a job of a sweep uses one device; use Slurm for more")
 
 
 def resume_loggers(trainer: L.Trainer, run: Run, content: Mapping[str, Any] | None) -> None:
@@ -129,14 +259,6 @@ def resume_loggers(trainer: L.Trainer, run: Run, content: Mapping[str, Any] | No
     for logger in trainer.loggers:
         if isinstance(logger, parts.RunLogger):
             logger.resume(content["global_step"] if content is not None else 0)
-
-
-@rank_zero_only
-def announce(module: GPTModule, data: Data, reasons: Sequence[str]) -> None:
-    """Print what is trained on what, and what was chosen for this machine."""
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    lines = [f"{parameters:,} parameters, {data.description}", "; ".join(reasons)]
-    print("\n".join(filter(None, lines)), flush=True)
 
 
 def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | None) -> None:

@@ -179,7 +179,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     run, error = Run(folder), folder / "error.txt"
     if (result := run.result) is None:
         raise UserError(error.read_bytes().decode().partition("\n")[0] if error.exists() else "not finished")
-    numbers: dict[str, Any] = {name: getattr(result, key, None) for name, key in NUMBERS.items()}
+    measured = result.model_dump(exclude_unset=True)
+    numbers: dict[str, Any] = {name: measured.get(key) for name, key in NUMBERS.items()}
     config, origin, scale = RunConfig.from_dict(read_config(folder)), run.origin, 1.0
     kind, metric, place = "language models", "loss", config.data.path or "Tiny Shakespeare"
     if config.task:

@@ -67,11 +67,8 @@ def name_run(start: str, name: str, overrides: Mapping[str, Any]) -> str:
     2026-11-28_12-00-00_tiny_arch-gpt1_seed-2: a choice that the run is named after, model=tiny here, is not
     repeated.
     """
-    chosen = {
-        key: value
-        for key, value in overrides.items()
-        if value not in (None, name) and not UNNAMED.fullmatch(key)
-    }
+    named = {key: value for key, value in overrides.items() if not UNNAMED.fullmatch(key)}
+    chosen = {key: value for key, value in named.items() if value not in (None, name)}
     while chosen and len(f"{start}_{name_settings(chosen)}".encode()) > LONGEST:
         chosen.popitem()  # the last one
     return f"{start}_{name_settings(chosen)}" if chosen else start

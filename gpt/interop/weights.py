@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gpt.checkpoint import checksum, load
 from gpt.config import RunConfig
@@ -12,20 +12,8 @@ from gpt.run import Run
 from gpt.tokenizer import Tokenizer
 
 
-class InitialWeights(NamedTuple):
-    """What a run starts from in place of random numbers."""
-
-    model: GPT
-    tokenizer: Tokenizer
-
-    @property
-    def sha256(self) -> str:
-        """A hash of all weights, whatever file they were in."""
-        return checksum(self.model.state_dict())
-
-
-def load_weights(place: str) -> InitialWeights:
-    """The language model that `init=place` names. Raises UserError about `init` if there is none."""
+def load_weights(place: str) -> tuple[GPT, Tokenizer]:
+    """The language model that `init=place` names, and its tokenizer. Raises UserError about `init`."""
     try:
         if (Path(place) / "config.json").is_file():
             from gpt.interop.huggingface import from_hf, tokenizer_from_hf  # they need an extra
@@ -40,23 +28,24 @@ def load_weights(place: str) -> InitialWeights:
     if model.config.vocab_size != len(tokenizer):
         sizes = f"{model.config.vocab_size:,} embeddings, and a tokenizer of {len(tokenizer):,} tokens"
         raise UserError(f"init = {shorten(place, 200)}: {sizes}; use a model whose sizes agree")
-    return InitialWeights(model, tokenizer)
+    return model, tokenizer
 
 
 def fit_to_weights(values: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
     """The values of a configuration with the model and the tokenizer of its `init`, if it has one.
 
     Raises UserError if one of the settings in `asked`, which the user has typed or chosen, contradicts the
-    weights. Those of `free_settings` may differ.
+    weights.
     """
     place = values.get("init")
     if not isinstance(place, str):
         return dict(values)
-    weights = load_weights(place)
-    model = weights.model.config.model_dump(mode="json", exclude={"vocab_size"})
-    free = {name for name in free_settings(weights.model) if f"model.{name}" in asked}
-    model |= {name: values["model"][name] for name in free}
-    kept = {"model": model, "data": {"tokenizer": weights.tokenizer.kind}}
+    source, tokenizer = load_weights(place)
+    model = source.config.model_dump(mode="json", exclude={"vocab_size"})
+    # No weight depends on these: rotary positions have a place for any context
+    free = ["dropout"] + ["context_length"] * (source.config.positions == "rotary")
+    model |= {name: values["model"][name] for name in free if f"model.{name}" in asked}
+    kept = {"model": model, "data": {"tokenizer": tokenizer.kind}}
     for group, settings in kept.items():
         for name, value in settings.items():
             if f"{group}.{name}" in asked and (given := values[group][name]) != value:
@@ -65,21 +54,16 @@ def fit_to_weights(values: Mapping[str, Any], asked: Collection[str]) -> dict[st
     return dict(values) | {"model": model, "data": values["data"] | kept["data"]}
 
 
-def free_settings(model: GPT) -> set[str]:
-    """The settings of a model that no weight depends on: rotary positions have a place for any context."""
-    return {"dropout"} | ({"context_length"} if model.config.positions == "rotary" else set())
-
-
-def starting_weights(config: RunConfig, run: Run) -> InitialWeights | None:
-    """The weights that a run begins with. None if it draws them, or continues from a checkpoint of its own.
+def starting_weights(config: RunConfig, run: Run) -> tuple[GPT | None, Tokenizer | None]:
+    """The model that a run begins with, and its tokenizer. None and None if it draws its weights.
 
     Raises UserError if they do not fit the configuration, or are not those that the run began with.
     """
-    if config.init is None or run.last is not None:
-        return None
-    weights = load_weights(config.init)
+    if config.init is None:
+        return None, None
+    model, tokenizer = load_weights(config.init)
     fit_to_weights(config.to_dict(), {f"model.{name}" for name in type(config.model).model_fields})
-    if run.origin.get("init_sha256") not in (None, weights.sha256):
+    if run.origin.get("init_sha256") not in (None, checksum(model.state_dict())):
         reason = f"no longer the weights that the run in {run.folder} began with"
         raise UserError(f"init = {shorten(config.init)}: {reason}; restore them, or choose another folder")
-    return weights
+    return model, tokenizer
