@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gpt.config import ModelConfig
+from gpt.config import ModelConfig, explain
 from gpt.draft import Drafter
-from gpt.errors import UserError, explain, shorten
+from gpt.errors import UserError, shorten
 from gpt.files import PRETRAINED, atomic
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, restore
@@ -40,9 +40,13 @@ def refusal(path: Path, reason: str, advice: str = OWN) -> UserError:
     return UserError(f"checkpoint = {path}: {reason}; {advice}")
 
 
+def checkpoint_path(run: str | Path, name: str) -> Path:
+    """Where a run keeps its checkpoint called `best` or `last`."""
+    return Path(run) / "checkpoints" / f"{name}{SUFFIX}"
+
+
 def find(place: str | Path) -> Path:
-    """The checkpoint file that `place` means: a file, a run folder, or "pretrained" for the one that comes
-    with gpt.
+    """The checkpoint file that `place` means: a file, a run folder, or "pretrained" for gpt's own.
 
     Of a run it is the best, or the last if there is no best yet. Raises UserError if there is none.
     """
@@ -50,7 +54,7 @@ def find(place: str | Path) -> Path:
         return PRETRAINED
     path = Path(place)
     if os.path.isdir(path):  # unlike path.is_dir(), this raises nothing for a name that is too long
-        best, last = (path / "checkpoints" / f"{name}{SUFFIX}" for name in ("best", "last"))
+        best, last = (checkpoint_path(path, name) for name in ("best", "last"))
         path = last if last.exists() and not best.exists() else best
     former = path.with_suffix(".ckpt")
     if os.path.exists(former) and (path == former or not os.path.isfile(path)):

@@ -8,13 +8,13 @@ Understanding by Generative Pre-Training*.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
-from gpt.errors import explain
+from gpt.errors import UserError, did_you_mean, shorten
 
 # The groups of settings that decide a result. Callbacks other than these two only watch
 DECISIVE = ["model", "data", "optimizer", "scheduler", "trainer", "task", "finetune"]
@@ -285,6 +285,28 @@ class RunConfig(Settings):
     def tokens_per_batch(self) -> int:
         """Tokens in one batch, over all processes together."""
         return self.model.context_length * self.data.batch_size
+
+
+def explain(error: pydantic.ValidationError, group: str = "", known: Iterable[str] = ()) -> UserError:
+    """The first mistake that pydantic has found in a group. An unknown setting may mean one of `known`."""
+    first = error.errors()[0]
+    place = [*filter(None, [group]), *(part for part in map(str, first["loc"]) if "[" not in part)]
+    if place[:1] == ["optimizer"] and place[1:2] in (["adamw"], ["muon"]):
+        del place[1]  # the name by which pydantic has chosen the class
+    name, value = ".".join(place), "null" if first["input"] is None else first["input"]
+    reason = first["msg"].removeprefix("Input ").removeprefix("String ")
+    if first["type"].startswith("union_tag_"):  # invalid, or not found
+        name, value = f"{name}.name", first["ctx"].get("tag", "(missing)")
+        reason = "set optimizer=adamw or optimizer=muon"
+    elif first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        reason = f"no such setting; {did_you_mean(name, known)}"
+    elif first["type"] == "value_error":
+        reason = str(first["ctx"]["error"])
+        if not isinstance(value, (int, float, str)):  # about a whole group, and names the setting itself
+            return UserError(f"{name}.{reason}" if name else reason)
+    elif first["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        reason = "not a group of settings"
+    return UserError(f"{name} = {shorten(value)}: {reason}")
 
 
 def setting_names() -> list[str]:

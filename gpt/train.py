@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpt import callbacks as parts
-from gpt.checkpoint import FORMAT, checksum, read
+from gpt.checkpoint import FORMAT, checkpoint_path, checksum, read
 from gpt.config import RunConfig
 from gpt.data import Data, TextData
 from gpt.errors import UserError, did_you_mean, one_line, shorten
@@ -34,8 +34,7 @@ from gpt.machine import describe_machine, describe_origin, keep_freed_memory, me
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
 from gpt.result import Result
-from gpt.resume import check_resumable, check_text, resolve
-from gpt.run import Run
+from gpt.run import Run, check_resumable, check_text, resolve
 from gpt.tokenizer import Tokenizer, restore
 
 # Lightning's arguments that a run sets by itself, and what to use in their place
@@ -93,7 +92,7 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
             del content, source, make_module  # their tensors would take memory while the run trains
             fit(trainer, module, data, run.last)
         result, sample = collect_result(trainer, module)
-        best = run.checkpoint("best")
+        best = checkpoint_path(folder, "best")
         result = module.complete(result, data, best if best.exists() else None)
         if not run.has_begun:  # all steps had been taken before, and only the result was missing
             run.begin(config, origin)
@@ -269,7 +268,7 @@ def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | No
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Diverged as error:
-        last = parts.checkpoints.checkpoint_path(trainer, "last")
+        last = checkpoint_path(trainer.default_root_dir, "last")
         where = f"; its last good checkpoint is {last}" if last.exists() else ""
         raise UserError(f"{error}{where}") from None
     except RuntimeError as error:  # of Gloo, or of NCCL

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gpt.analysis import report_line
-from gpt.checkpoint import SUFFIX, load
+from gpt.checkpoint import SUFFIX, checkpoint_path, load
 from gpt.cli.overrides import quote
 from gpt.config import RunConfig
 from gpt.errors import printable, shorten
@@ -34,7 +34,7 @@ def show_sample(folder: Path, result: Result, config: RunConfig) -> str:
 
     A run that took none has its best model write now, when its clock has stopped. Empty if none is kept.
     """
-    sample, best = folder / "sample.txt", folder / "checkpoints" / f"best{SUFFIX}"
+    sample, best = folder / "sample.txt", checkpoint_path(folder, "best")
     if (samples := config.callbacks.get("samples")) and sample.exists():
         step, temperature, prompt = result.step, samples["temperatures"][0], samples["prompt"]
         text = sample.read_text(encoding="utf-8")
