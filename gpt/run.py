@@ -50,7 +50,11 @@ class Run:
 
     def written(self) -> list[int]:
         """When each file was written that tells how far the run is (0: it is not there)."""
-        files = [self.folder / "config.yaml", self.folder / "result.json", checkpoint_path(self.folder, "last")]
+        files = [
+            self.folder / "config.yaml",
+            self.folder / "result.json",
+            checkpoint_path(self.folder, "last"),
+        ]
         return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 
     @property

@@ -128,7 +128,7 @@ def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> di
     if values["init"] is None:
         return values
     from gpt.cli.options import newest_run
-    from gpt.interop.weights import fit_to_weights
+    from gpt.train import fit_to_weights
 
     default = RunConfig().model_dump(mode="json")["model"]
     of_choices = {f"model.{name}" for name, value in values["model"].items() if value != default.get(name)}

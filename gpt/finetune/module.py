@@ -126,7 +126,7 @@ class TaskData(Data):
         self.metadata = {"task": {"name": name, **kept}}
 
     def encode(self, example: Example) -> Encoded:
-        """The sequences of an example without unknown characters. Raises UserError if nothing else is in it."""
+        """The sequences of an example without unknown characters. Raises UserError if a text has no other."""
         known = example._replace(texts=tuple(map(self.tokenizer.drop_unknown, example.texts)))
         if not all(known.texts):
             reason = "a text has no character that the tokenizer knows; remove it"
