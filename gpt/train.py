@@ -346,8 +346,10 @@ def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | No
 
 def collect_result(trainer: L.Trainer, module: GPTModule) -> tuple[Result, str | None]:
     """The numbers of a run that has ended, and the last text that it wrote (None if it was not asked to)."""
-    best, throughput = find_callback(trainer, parts.BestCheckpoint), find_callback(trainer, parts.Throughput)
-    samples, stopping = find_callback(trainer, parts.Samples), find_callback(trainer, parts.EarlyStopping)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    found: dict[type, Any] = {kind: callback for callback in callbacks for kind in type(callback).__mro__}
+    best, throughput = found.get(parts.BestCheckpoint), found.get(parts.Throughput)
+    samples, stopping = found.get(parts.Samples), found.get(parts.EarlyStopping)
     result = Result(
         best_val_loss=best.score if best else None,
         best_step=best.step if best and best.score is not None else None,
@@ -356,17 +358,11 @@ def collect_result(trainer: L.Trainer, module: GPTModule) -> tuple[Result, str |
         step=trainer.global_step,
         vocab_size=module.model.config.known_vocab_size(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        seconds=round(find_callback(trainer, Timer).time_elapsed(), 1),
+        seconds=round(found[Timer].time_elapsed(), 1),
         chars_per_second=throughput.mean if throughput else None,
         stopped_early=bool(stopping and stopping.is_met),
     )
     return result, samples.latest if samples else None
-
-
-def find_callback(trainer: L.Trainer, kind: type[Callback]) -> Any:
-    """The callback of a kind. None if the configuration left it out."""
-    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in found if isinstance(callback, kind)), None)
 
 
 @contextlib.contextmanager
