@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from gpt.checkpoint import checkpoint_path
-from gpt.config import RunConfig
+from gpt.config import INDIFFERENT, RunConfig
 from gpt.errors import UserError, shorten
 from gpt.files import read_json, remove_staged, write_json, write_text
 from gpt.machine import choose_compilation, choose_precision, device_type, has_compiler, is_first_process
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from gpt.data import Data
 
 # Settings that may change on resume: none of them changes the batches or the model. Other devices change the
-# last digits, and that a text somewhere else is the same one is checked by its SHA-256
-OF_TRAINER = ["max_steps", "max_time", "log_every_n_steps", "profiler", "detect_anomaly"]
-OF_TRAINER += ["accelerator", "devices", "num_nodes", "strategy"]
-MAY_CHANGE = {*(f"data.{name}" for name in ("path", "val_path", "separator", "column", "folder"))}
-MAY_CHANGE |= {"task.path", *(f"trainer.{name}" for name in OF_TRAINER)}
+# last digits
+OF_TRAINER = ("max_steps", "max_time", "accelerator", "devices", "num_nodes", "strategy")
+MAY_CHANGE = INDIFFERENT | {f"trainer.{name}" for name in OF_TRAINER}
 DECISIVE = ("best", "last", "ema", "early_stopping")  # callbacks: what a run computes or leaves behind
 NO_LIMIT = 10**9  # the largest trainer.max_steps, which conf/finetune.yaml sets
 VALIDATIONS = (8, 7, 9, 6, 10)  # how many of them a run may have by default, in the order of preference

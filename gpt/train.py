@@ -65,10 +65,12 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
     with Run(folder) as run:
         stored = run.config
         content = read(run.last) if run.last else None
-        source, tokenizer = (None, None) if content else starting_weights(config, run)
+        source = tokenizer = None
+        if config.init and not (content and stored and config.model == stored.model):
+            config, source, tokenizer = starting_weights(config, run, options.overrides)
         # What a text does not determine is kept: another version of a library might find other pieces
         if content and (config.init or content["gpt"]["tokenizer"].get("kind") not in ("char", "byte")):
-            tokenizer = restore(content["gpt"]["tokenizer"])
+            source, tokenizer = None, restore(content["gpt"]["tokenizer"])
         parts_of_kind = pretraining_parts if config.task is None else finetuning_parts
         data, make_module = parts_of_kind(config, source, tokenizer)
         if stored:
@@ -89,7 +91,7 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
                 lines = [f"{parameters:,} parameters, {data.description}", "; ".join(reasons)]
                 print(*filter(None, lines), sep="\n", flush=True)
             del content, source, make_module  # their tensors would take memory while the run trains
-            fit(trainer, module, data, run.last)
+            fit(trainer, module, data, run)
         result, sample = collect_result(trainer, module)
         best = checkpoint_path(folder, "best")
         result = module.complete(result, data, best if best.exists() else None)
@@ -146,42 +148,34 @@ def load_weights(place: str) -> tuple[GPT, Tokenizer]:
     return model, tokenizer
 
 
-def fit_to_weights(values: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
-    """The values of a configuration with the model and the tokenizer of its `init`, if it has one.
+def starting_weights(config: RunConfig, run: Run, typed: Collection[str]) -> tuple[RunConfig, GPT, Tokenizer]:
+    """The configuration with the model and the tokenizer of the weights that its `init` names, and these two.
 
-    Raises UserError if one of the settings in `asked`, which the user has typed or chosen, contradicts the
-    weights.
+    Raises UserError if a setting that was typed, or is not the default, contradicts the weights, and if they
+    are not those that the run began with.
     """
-    place = values.get("init")
-    if not isinstance(place, str):
-        return dict(values)
-    source, tokenizer = load_weights(place)
-    model = source.config.model_dump(mode="json", exclude={"vocab_size"})
-    # No weight depends on these: rotary positions have a place for any context
-    free = ["dropout"] + ["context_length"] * (source.config.positions == "rotary")
-    model |= {name: values["model"][name] for name in free if f"model.{name}" in asked}
-    kept = {"model": model, "data": {"tokenizer": tokenizer.kind}}
-    for group, settings in kept.items():
-        for name, value in settings.items():
-            if f"{group}.{name}" in asked and (given := values[group][name]) != value:
-                reason = f"the weights of init={place} have {value}; leave it out"
-                raise UserError(f"{group}.{name} = {shorten(given)}: {reason}")
-    return dict(values) | {"model": model, "data": values["data"] | kept["data"]}
-
-
-def starting_weights(config: RunConfig, run: Run) -> tuple[GPT | None, Tokenizer | None]:
-    """The model that a run begins with, and its tokenizer. None and None if it draws its weights.
-
-    Raises UserError if they do not fit the configuration, or are not those that the run began with.
-    """
-    if config.init is None:
-        return None, None
-    model, tokenizer = load_weights(config.init)
-    fit_to_weights(config.to_dict(), {f"model.{name}" for name in type(config.model).model_fields})
-    if run.origin.get("init_sha256") not in (None, checksum(model.state_dict())):
+    source, tokenizer = load_weights(str(config.init))
+    if run.last is None and run.origin.get("init_sha256") not in (None, checksum(source.state_dict())):
         reason = f"no longer the weights that the run in {run.folder} began with"
         raise UserError(f"init = {shorten(config.init)}: {reason}; restore them, or choose another folder")
-    return model, tokenizer
+    if (stored := run.config) and config.model == stored.model:
+        return config, source, tokenizer
+    # No weight depends on these: rotary positions have a place for any context
+    free = ["vocab_size", "dropout"] + ["context_length"] * (source.config.positions == "rotary")
+    default, kept = RunConfig(), {"vocab_size": config.model.vocab_size}
+    for group, theirs in (("model", dict(source.config)), ("data", {"tokenizer": tokenizer.kind})):
+        for name, value in theirs.items():
+            given, usual = (getattr(getattr(of, group), name) for of in (config, default))
+            if f"{group}.{name}" not in typed and given == usual:
+                continue
+            if name in free:
+                kept[name] = given
+            elif given != value:
+                reason = f"the weights of init={config.init} have {value}; leave it out"
+                raise UserError(f"{group}.{name} = {shorten(given)}: {reason}")
+    data = config.data.model_copy(update={"tokenizer": tokenizer.kind})
+    model = source.config.model_copy(update=kept)
+    return config.model_copy(update={"model": model, "data": data}), source, tokenizer
 
 
 def make_trainer(
@@ -316,16 +310,15 @@ def resume_loggers(trainer: L.Trainer, run: Run, content: Mapping[str, Any] | No
             logger.resume(content["global_step"] if content is not None else 0)
 
 
-def fit(trainer: L.Trainer, module: GPTModule, data: Data, checkpoint: Path | None) -> None:
+def fit(trainer: L.Trainer, module: GPTModule, data: Data, run: Run) -> None:
     """Train to the end. Raises UserError that names the last good checkpoint if the run diverges.
 
     Also raises UserError if another process of the run has ended.
     """
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=run.last, weights_only=True)
     except Diverged as error:
-        last = checkpoint_path(trainer.default_root_dir, "last")
-        where = f"; its last good checkpoint is {last}" if last.exists() else ""
+        where = f"; its last good checkpoint is {run.last}" if run.last else ""
         raise UserError(f"{error}{where}") from None
     except RuntimeError as error:  # of Gloo, or of NCCL
         if "gloo" in str(error) or isinstance(error, torch.distributed.DistBackendError):

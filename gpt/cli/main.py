@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from gpt.cli.options import newest_run
 from gpt.cli.overrides import CONF, FILES, hydra_errors, parse_overrides, quote_paths
 from gpt.cli.sweep import Sweep, live_line
 from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig, setting_names
@@ -73,6 +74,7 @@ def run_job(cfg: DictConfig) -> float:
         with interrupts_deferred():
             from gpt.cli.summary import describe_resuming, summarise
             from gpt.machine import is_first_process
+            from gpt.run import Run
             from gpt.train import RunOptions, train
 
         folder, cwd = Path(settings.runtime.output_dir), Path(settings.runtime.cwd)
@@ -81,7 +83,9 @@ def run_job(cfg: DictConfig) -> float:
         values = plain(cfg, cwd if settings.job.chdir else None)
         typed = parse_overrides(settings.overrides.task)
         if values.pop("resume") is None:
-            config = RunConfig.from_dict(with_init(values, typed, cwd))
+            if values["init"] == "last":
+                values["init"] = newest_run(cwd / "outputs")
+            config = RunConfig.from_dict(values)
         else:
             del typed["resume"]
             config = stored_config(folder, typed, values)
@@ -93,7 +97,7 @@ def run_job(cfg: DictConfig) -> float:
         result = train(config, folder, options)
         if not is_sweep and is_first_process():
             os.chdir(cwd)
-            summarise(folder, result, config)
+            summarise(folder, result, Run(folder).config or config)
         return result.loss
 
 
@@ -118,22 +122,6 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
         values = plain(cfg)
     del values["resume"]
     return RunConfig.from_dict(values)
-
-
-def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
-    """The values with the model and the tokenizer of the weights that `init=` names, if it names any.
-
-    Raises UserError for a setting that was typed, or set by a choice that was typed, and contradicts them.
-    """
-    if values["init"] is None:
-        return values
-    from gpt.cli.options import newest_run
-    from gpt.train import fit_to_weights
-
-    default = RunConfig().model_dump(mode="json")["model"]
-    of_choices = {f"model.{name}" for name, value in values["model"].items() if value != default.get(name)}
-    place = newest_run(cwd / "outputs") if values["init"] == "last" else values["init"]
-    return fit_to_weights(values | {"init": place}, of_choices | typed.keys())
 
 
 def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:
