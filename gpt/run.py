@@ -152,7 +152,8 @@ def resolve(config: RunConfig, stored: RunConfig | None, data: "Data") -> tuple[
     UserError if the text has another vocabulary than was asked for.
     """
     model, trainer, reasons = config.model, config.trainer, []
-    if model.vocab_size not in (None, size := len(data.tokenizer)):
+    had_size = stored.model.vocab_size if stored else None  # of another text, perhaps: see check_resumable
+    if model.vocab_size not in (None, had_size, size := len(data.tokenizer)):
         reason = f"the text has {size} {data.unit}; leave it out"
         raise UserError(f"model.vocab_size = {model.vocab_size}: {reason}")
     model = model.model_copy(update={"vocab_size": size})
@@ -180,21 +181,17 @@ def resolve(config: RunConfig, stored: RunConfig | None, data: "Data") -> tuple[
     return config.model_copy(update={"model": model, "trainer": trainer.model_copy(update=decided)}), reasons
 
 
-def check_text(run: Run, config: RunConfig, data: "Data") -> None:
-    """Raises UserError if the data are not those that the run in the folder has seen."""
+def check_resumable(
+    run: Run, config: RunConfig, stored: RunConfig, data: "Data", content: Mapping[str, Any] | None
+) -> None:
+    """Raises UserError if continuing with `config` and `data` would make another run than that in the folder.
+
+    `content` is that of the checkpoint to continue from, None if there is none yet.
+    """
     if run.origin.get("text_sha256") != data.sha256:
         name = (config.task and config.task.path) or config.data.path or "null"
         reason = f"not the text that the run in {run.folder} has seen; use that one, or {begin_new(run)}"
         raise UserError(f"data.path = {name}: {reason}")
-
-
-def check_resumable(
-    run: Run, config: RunConfig, stored: RunConfig, content: Mapping[str, Any] | None
-) -> None:
-    """Raises UserError if continuing with `config` would make another run than the one in the folder.
-
-    `content` is that of the checkpoint to continue from, None if there is none yet.
-    """
     if content is not None:
         stored = RunConfig.from_dict(content["gpt"]["config"])  # which no one has edited, unlike config.yaml
     asked, had = decisive_settings(config), decisive_settings(stored)

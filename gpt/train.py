@@ -33,7 +33,7 @@ from gpt.machine import describe_machine, describe_origin, keep_freed_memory, me
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
 from gpt.result import Result
-from gpt.run import Run, check_resumable, check_text, resolve
+from gpt.run import Run, check_resumable, resolve
 from gpt.tokenizer import Tokenizer, restore
 
 # Lightning's arguments that a run sets by itself, and what to use in their place
@@ -73,11 +73,9 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
             source, tokenizer = None, restore(content["gpt"]["tokenizer"])
         parts_of_kind = pretraining_parts if config.task is None else finetuning_parts
         data, make_module = parts_of_kind(config, source, tokenizer)
-        if stored:
-            check_text(run, config, data)
         config, reasons = resolve(config, stored, data)
         if stored:
-            check_resumable(run, config, stored, content)
+            check_resumable(run, config, stored, data, content)
         if (result := run.result) and (result.step >= config.trainer.max_steps or result.stopped_early):
             return result
         with refusals_before_first_step(run):
