@@ -126,9 +126,8 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     names: dict[Any, str] = {}
-    weights = {
-        name: encode(value, name, tensors, names)["tensor"] for name, value in content["state_dict"].items()
-    }
+    state = content["state_dict"].items()
+    weights = {name: encode(tensor, name, tensors, names)["tensor"] for name, tensor in state}
     rest = {key: value for key, value in content.items() if key not in ("gpt", "state_dict")}
     header = {"format": "pt", "gpt": json.dumps(content["gpt"])}
     header["tied"] = json.dumps({name: of for name, of in weights.items() if name != of})

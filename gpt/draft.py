@@ -8,7 +8,6 @@ often tokens came next in the training text. Of the model that comes with gpt, s
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -88,33 +87,23 @@ class Drafter:
         shapes = {self.successors.shape, self.probabilities.shape}
         if shapes != {(len(table["contexts"]), SUCCESSORS)} or (self.successors >= vocab_size).any():
             raise ValueError("the table of what follows what does not fit the vocabulary")
-
-    @cached_property
-    def rows(self) -> dict[int, int]:
-        """The row of each context in the table."""
-        return {key: row for row, key in enumerate(self.table["contexts"].tolist())}
+        self.rows = {key: row for row, key in enumerate(table["contexts"].tolist())}  # by context
 
     def __call__(self, ids: Sequence[int], waits: np.ndarray, temperature: float) -> list[int]:
         """What will follow ids (T,) if tokens have these waits (N, V) there: N guesses, or none."""
         known, exponent = list(ids), 1 / max(temperature, 1e-3)
         for of_tokens in waits:
-            row = self.row(known)
-            if row is None:
+            key, place, row = 0, 1, None
+            for id in reversed(known[-LONGEST:]):  # the longest context that is in the table
+                key, place = key + (id + 1) * place, place * (self.vocab_size + 1)
+                if key not in self.rows:
+                    break
+                row = self.rows[key]
+            if row is None:  # even the last token alone is unknown
                 break
             successors, probabilities = self.successors[row], self.probabilities[row] / 255
             known.append(int(successors[np.argmax(probabilities**exponent / of_tokens[successors])]))
         return known[len(ids) :]
-
-    def row(self, ids: Sequence[int]) -> int | None:
-        """The row of the longest context that ids end with. None if even the last one alone is unknown."""
-        key, place, found = 0, 1, None
-        for id in reversed(ids[-LONGEST:]):
-            key += (id + 1) * place
-            place *= self.vocab_size + 1
-            if key not in self.rows:
-                break
-            found = self.rows[key]
-        return found
 
 
 class CachedModel:

@@ -47,11 +47,7 @@ class Run:
 
     def written(self) -> list[int]:
         """When each file was written that tells how far the run is (0: it is not there)."""
-        files = [
-            self.folder / "config.yaml",
-            self.folder / "result.json",
-            checkpoint_path(self.folder, "last"),
-        ]
+        files = self.folder / "config.yaml", self.folder / "result.json", checkpoint_path(self.folder, "last")
         return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 
     @property
@@ -188,9 +184,10 @@ def check_resumable(
 
     `content` is that of the checkpoint to continue from, None if there is none yet.
     """
+    begin_new = f"begin a new run from its weights: init={run.folder}"
     if run.origin.get("text_sha256") != data.sha256:
         name = (config.task and config.task.path) or config.data.path or "null"
-        reason = f"not the text that the run in {run.folder} has seen; use that one, or {begin_new(run)}"
+        reason = f"not the text that the run in {run.folder} has seen; use that one, or {begin_new}"
         raise UserError(f"data.path = {name}: {reason}")
     if content is not None:
         stored = RunConfig.from_dict(content["gpt"]["config"])  # which no one has edited, unlike config.yaml
@@ -200,7 +197,7 @@ def check_resumable(
     keys = [key for key in {**asked, **had} if key not in MAY_CHANGE and asked.get(key) != had.get(key)][:5]
     if keys:
         now, before = (", ".join(shorten(values.get(key)) for key in keys) for values in (asked, had))
-        other = begin_new(run) if config.task is None else "choose another folder"
+        other = begin_new if config.task is None else "choose another folder"
         advice = f"leave it out, or {other}"
         raise UserError(f"{', '.join(keys)} = {now}: the run in {run.folder} has {before}; {advice}")
     steps, result = config.trainer.max_steps, run.result
@@ -221,8 +218,3 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
     callbacks = ((name, config.callbacks.get(name, {})) for name in DECISIVE)
     more = {f"callbacks.{name}.{key}": value for name, node in callbacks for key, value in node.items()}
     return {key: value for key, value in (config.flat() | more).items() if value is not None}
-
-
-def begin_new(run: Run) -> str:
-    """Advice to train on from the weights of a run, which are free of its other settings."""
-    return f"begin a new run from its weights: init={run.folder}"

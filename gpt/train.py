@@ -29,7 +29,7 @@ from gpt.data import Data, TextData
 from gpt.errors import UserError, did_you_mean, one_line, shorten
 from gpt.finetune.module import TaskData, finetuning_parts
 from gpt.finetune.predict import naive_bayes_accuracy
-from gpt.machine import describe_machine, describe_origin, keep_freed_memory, memory_size, silence_lightning
+from gpt.machine import describe_machine, describe_origin, keep_freed_memory, silence_lightning
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
 from gpt.result import Result
@@ -275,7 +275,8 @@ def check_machine(config: RunConfig, trainer: L.Trainer, in_sweep: bool) -> None
     The memory is that of weights, gradients, one moment of them, and the inputs of the matrix products.
     """
     model, size, tokens = config.model, config.data.batch_size, config.tokens_per_batch
-    count, cores, memory = trainer.num_devices, os.cpu_count() or 1, memory_size()
+    count, cores, known = trainer.num_devices, os.cpu_count() or 1, hasattr(os, "sysconf")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else math.inf
     is_cpu = isinstance(trainer.accelerator, CPUAccelerator)
     bytes_per_number = 2 if config.trainer.precision == "bf16-mixed" else 4
     needed = 12 * model.parameter_count() + bytes_per_number * 12 * model.n_layer * model.n_embd * tokens
@@ -339,8 +340,9 @@ def collect_result(trainer: L.Trainer, module: GPTModule) -> tuple[Result, str |
     """The numbers of a run that has ended, and the last text that it wrote (None if it was not asked to)."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     found: dict[type, Any] = {kind: callback for callback in callbacks for kind in type(callback).__mro__}
-    best, throughput = found.get(parts.BestCheckpoint), found.get(parts.Throughput)
+    best, timed = found.get(parts.BestCheckpoint), found.get(parts.Throughput)
     samples, stopping = found.get(parts.Samples), found.get(parts.EarlyStopping)
+    speed = round(timed.characters / timed.seconds, 1) if timed and timed.seconds else None
     result = Result(
         best_val_loss=best.score if best else None,
         best_step=best.step if best and best.score is not None else None,
@@ -350,7 +352,7 @@ def collect_result(trainer: L.Trainer, module: GPTModule) -> tuple[Result, str |
         vocab_size=module.model.config.known_vocab_size(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         seconds=round(found[Timer].time_elapsed(), 1),
-        chars_per_second=throughput.mean if throughput else None,
+        chars_per_second=speed,
         stopped_early=bool(stopping and stopping.is_met),
     )
     return result, samples.latest if samples else None

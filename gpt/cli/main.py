@@ -40,7 +40,10 @@ store("muon_defaults", MuonConfig().model_dump(mode="json"), group="optimizer")
 def run_program(config_name: str) -> None:
     """Do what was typed, with conf/CONFIG_NAME.yaml. A sweep ends with a comparison of its jobs."""
     with user_errors(), hydra_errors():
-        refuse_unknown_options(sys.argv[1:])
+        for option, _, value in (word.partition("=") for word in sys.argv[1:]):
+            if option.startswith("-") and option not in get_args_parser()._option_string_actions:
+                advice = did_you_mean(option.lstrip("-").replace("-", "_"), setting_names())
+                raise UserError(f"{option} = {value}: no such option; settings have no dashes; {advice}")
         sys.argv[1:] = quote_paths(sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, to be told in one line
         logging.raiseExceptions = False  # of --info, when its reader has closed the pipe
@@ -52,14 +55,6 @@ def run_program(config_name: str) -> None:
         finally:
             if Sweep.started_here:
                 Sweep.started_here.remove_empty()
-
-
-def refuse_unknown_options(words: Sequence[str]) -> None:
-    """Raises UserError for an option that Hydra does not have, such as --max_iters=5, with the setting."""
-    for option, _, value in (word.partition("=") for word in words):
-        if option.startswith("-") and option not in get_args_parser()._option_string_actions:
-            advice = did_you_mean(option.lstrip("-").replace("-", "_"), setting_names())
-            raise UserError(f"{option} = {value}: no such option; settings have no dashes; {advice}")
 
 
 def run_job(cfg: DictConfig) -> float:
