@@ -31,7 +31,6 @@ from gpt.tokenizer import Tokenizer, restore
 
 FORMAT = 5
 SUFFIX = ".safetensors"
-LARGEST_HEADER = 2**26  # bytes. The largest vocabulary takes a tenth of it
 LARGEST_ROTARY_TABLE = 2**25  # numbers. It is the only large tensor of a model that is not in its checkpoint
 OWN = "use a checkpoint that this project wrote"
 
@@ -145,10 +144,7 @@ def read(path: Path) -> dict[str, Any]:
     project.
     """
     try:
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-        if size > LARGEST_HEADER:
-            raise SafetensorError("no header of such a file")
+        path.open("rb").close()  # safetensors gives no reason for a file that it cannot open
         with safe_open(path, "pt") as opened:
             header: dict[str, str] = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

@@ -28,7 +28,6 @@ REFUSED = {
     "should be a valid integer": "model.n_head=abc model.n_head=null model.n_head=1.5 model.n_head=[]",
     "should be a valid number": "optimizer.lr=fast",
     "should be a finite number": "model.dropout=nan optimizer.lr=inf trainer.max_steps=nan",
-    "is true or false, where a number": "model.n_head=true model.dropout=true seed=true",
     "should be a valid boolean": "model.bias=3 trainer.compile=maybe",
     "should be a valid string": "data.path=[true] data.path=true trainer.devices=true init=[a] name=null",
     "should be 'layernorm' or 'rmsnorm'": "model.norm=batchnorm",
@@ -38,7 +37,8 @@ REFUSED = {
     "should be a valid tuple": "optimizer.betas=0.9",
     "set optimizer=adamw or optimizer=muon": "optimizer.name=sgd optimizer.name=null",
     "should match": "trainer.devices=0 trainer.devices=-1 trainer.max_time=soon",
-    "not a group of settings": "optimizer=null model=3 model=[1] callbacks=3 callbacks.samples=5 logger=csv",
+    "should be a valid dictionary": """
+        optimizer=null model=3 model=[1] callbacks=3 callbacks.samples=5 logger=csv""",
     "becomes part of a folder's name": "name=a/b/c name=../../x name=.x",
     "no such setting": "data.num_workers=1 run_dir=5",
     "did you mean model.n_head?": "model.nhead=2",
