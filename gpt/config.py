@@ -30,15 +30,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1e6)]  # of learning, at its peak
 
 
-def check_file_name(name: str) -> str:
-    """The same name. Raises ValueError if no file can have it, or if it cannot be stored as UTF-8."""
-    if not name:
-        raise ValueError("is empty, as an unset shell variable leaves it; give a name, or null for none")
-    if "\0" in name or name.encode(errors="replace").decode() != name:
-        raise ValueError("holds a NUL character or is not UTF-8")
-    return name
-
-
 def check_run_name(name: str) -> str:
     """The same name. Raises ValueError unless it is one path component."""
     if not 1 <= len(name.encode()) <= 100 or not name.isprintable() or re.search(r"[/\\:]|^\.", name):
@@ -46,7 +37,7 @@ def check_run_name(name: str) -> str:
     return name
 
 
-FileName = Annotated[str, AfterValidator(check_file_name)]
+FileName = Annotated[str, Field(min_length=1)]
 Places = FileName | list[FileName]
 in_full = BeforeValidator(lambda name: "32-true" if str(name) == "32" else name)  # not two kinds of run
 Precision = Annotated[Literal["auto", "32-true", "bf16-mixed"], in_full]
@@ -284,7 +275,8 @@ class RunConfig(Settings):
 def explain(error: pydantic.ValidationError, group: str = "", known: Iterable[str] = ()) -> UserError:
     """The first mistake that pydantic has found in a group. An unknown setting may mean one of `known`."""
     first = error.errors()[0]
-    place = [*filter(None, [group]), *(part for part in map(str, first["loc"]) if "[" not in part)]
+    # Without the names that pydantic gives to the types of a union
+    place = [part for part in (group, *map(str, first["loc"])) if not re.search(r"^$|\[|^constrained-", part)]
     if place[:1] == ["optimizer"] and place[1:2] in (["adamw"], ["muon"]):
         del place[1]  # the name by which pydantic has chosen the class
     name, value = ".".join(place), "null" if first["input"] is None else first["input"]

@@ -52,8 +52,8 @@ CASES = [
     (*parse_overrides([word]).popitem(), why) for why, words in REFUSED.items() for word in words.split()
 ]
 CASES += [("name", name, "becomes part of a folder's name") for name in ("", "x" * 300, "a\nb")]
-CASES += [(key, "", "is empty") for key in ("data.path", "data.folder", "init")]
-CASES += [("data.path", "a\0b", "holds a NUL"), ("data.folder", "\ud800", "is not UTF-8")]
+CASES += [(key, "", "should have at least 1 character") for key in ("data.path", "data.folder", "init")]
+CASES += [("data.folder", "\ud800", "unable to parse raw data as a unicode string")]
 CASES += [("model.context_length", 10**600, "less than"), ("model.n_head", "", "valid integer")]
 
 
