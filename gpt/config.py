@@ -46,6 +46,15 @@ Precision = Annotated[Literal["auto", "32-true", "bf16-mixed"], in_full]
 class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True):
     """A group of settings, which cannot be changed once it is made."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def no_truth_value_for_a_number(cls, values: Any) -> Any:
+        """pydantic takes True for 1. Whoever writes `true` for a number has made a mistake."""
+        for name, field in cls.model_fields.items() if isinstance(values, dict) else ():
+            if isinstance(values.get(name), bool) and re.search(r"\b(int|float)\b", str(field.annotation)):
+                raise ValueError(f"{name} = {values[name]}: is true or false, where a number is needed")
+        return values
+
 
 class ModelConfig(Settings):
     """What decides which tensors a model has and what it computes. The default size is `model=small`."""

@@ -28,6 +28,7 @@ REFUSED = {
     "should be a valid integer": "model.n_head=abc model.n_head=null model.n_head=1.5 model.n_head=[]",
     "should be a valid number": "optimizer.lr=fast",
     "should be a finite number": "model.dropout=nan optimizer.lr=inf trainer.max_steps=nan",
+    "is true or false, where a number": "model.n_head=true model.dropout=true seed=true",
     "should be a valid boolean": "model.bias=3 trainer.compile=maybe",
     "should be a valid string": "data.path=[true] data.path=true trainer.devices=true init=[a] name=null",
     "should be 'layernorm' or 'rmsnorm'": "model.norm=batchnorm",
