@@ -11,7 +11,8 @@ the table of a `gpt.draft.Drafter`, which readers may ignore.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gpt.config import ModelConfig
+from gpt.config import ModelConfig, explain
 from gpt.draft import Drafter
-from gpt.errors import UserError, explain, shorten
+from gpt.errors import UserError, shorten
 from gpt.files import PRETRAINED, atomic
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, restore
 
 FORMAT = 5
 SUFFIX = ".safetensors"
-LARGEST_HEADER = 2**26  # bytes. The largest vocabulary takes a tenth of it
 LARGEST_ROTARY_TABLE = 2**25  # numbers. It is the only large tensor of a model that is not in its checkpoint
 OWN = "use a checkpoint that this project wrote"
 
@@ -39,9 +39,13 @@ def refusal(path: Path, reason: str, advice: str = OWN) -> UserError:
     return UserError(f"checkpoint = {path}: {reason}; {advice}")
 
 
+def checkpoint_path(run: str | Path, name: str) -> Path:
+    """Where a run keeps its checkpoint called `best` or `last`."""
+    return Path(run) / "checkpoints" / f"{name}{SUFFIX}"
+
+
 def find(place: str | Path) -> Path:
-    """The checkpoint file that `place` means: a file, a run folder, or "pretrained" for the one that comes
-    with gpt.
+    """The checkpoint file that `place` means: a file, a run folder, or "pretrained" for gpt's own.
 
     Of a run it is the best, or the last if there is no best yet. Raises UserError if there is none.
     """
@@ -49,7 +53,7 @@ def find(place: str | Path) -> Path:
         return PRETRAINED
     path = Path(place)
     if os.path.isdir(path):  # unlike path.is_dir(), this raises nothing for a name that is too long
-        best, last = (path / "checkpoints" / f"{name}{SUFFIX}" for name in ("best", "last"))
+        best, last = (checkpoint_path(path, name) for name in ("best", "last"))
         path = last if last.exists() and not best.exists() else best
     former = path.with_suffix(".ckpt")
     if os.path.exists(former) and (path == former or not os.path.isfile(path)):
@@ -82,29 +86,29 @@ def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, di
     metadata, weights = content["gpt"], content["state_dict"]
     try:
         config, tokenizer = ModelConfig.model_validate(metadata["model"]), restore(metadata["tokenizer"])
-        task, extra = metadata.get("task"), 0
-        if task is not None:
-            from gpt.finetune import model as finetune  # the core knows fine-tuning by this line alone
+        make: Callable[[], GPT] = partial(GPT, config)
+        if (task := metadata.get("task")) is not None:
+            from gpt.finetune.model import Classifier  # the core knows fine-tuning by this line alone
 
-            sizes = task["kind"], len(task["labels"]), bool(task.get("surprise"))
-            extra = finetune.extra_parameters(config, *sizes)
+            make = partial(Classifier, config, task["kind"], len(task["labels"]), bool(task.get("surprise")))
         drafter = Drafter(content["draft"], len(tokenizer)) if "draft" in content else None
     except (KeyError, TypeError, ValueError) as error:
         reason = explain(error, "model") if isinstance(error, ValidationError) else error
         raise refusal(path, f"its metadata makes no model ({shorten(reason, 200)})") from None
     if config.vocab_size != len(tokenizer):
-        raise refusal(
-            path, f"vocab_size = {config.vocab_size}, but its tokenizer has {len(tokenizer)} tokens"
-        )
+        sizes = f"vocab_size = {config.vocab_size}, but its tokenizer has {len(tokenizer)} tokens"
+        raise refusal(path, sizes)
     if config.positions == "rotary" and config.context_length * config.head_size > LARGEST_ROTARY_TABLE:
         raise refusal(path, f"context_length = {config.context_length}: longer than that of any model here")
+    with torch.device("meta"):  # where a model takes no memory
+        needed = sum(parameter.numel() for parameter in make().parameters())
     # tied weights count once
     unique = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in weights.values()}
-    if (held := sum(unique.values())) != (needed := config.parameter_count() + extra):
+    if (held := sum(unique.values())) != needed:
         raise refusal(path, f"holds {held:,} parameters, where its sizes ask for {needed:,}")
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise refusal(path, f"non-finite weights in {len(broken)} tensors, {broken[0]} first")
-    model = GPT(config) if task is None else finetune.Classifier(config, *sizes)
+    model = make()
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -121,9 +125,8 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     names: dict[Any, str] = {}
-    weights = {
-        name: encode(value, name, tensors, names)["tensor"] for name, value in content["state_dict"].items()
-    }
+    state = content["state_dict"].items()
+    weights = {name: encode(tensor, name, tensors, names)["tensor"] for name, tensor in state}
     rest = {key: value for key, value in content.items() if key not in ("gpt", "state_dict")}
     header = {"format": "pt", "gpt": json.dumps(content["gpt"])}
     header["tied"] = json.dumps({name: of for name, of in weights.items() if name != of})
@@ -141,10 +144,7 @@ def read(path: Path) -> dict[str, Any]:
     project.
     """
     try:
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-        if size > LARGEST_HEADER:
-            raise SafetensorError("no header of such a file")
+        path.open("rb").close()  # safetensors gives no reason for a file that it cannot open
         with safe_open(path, "pt") as opened:
             header: dict[str, str] = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

@@ -8,32 +8,26 @@ Understanding by Generative Pre-Training*.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
-from gpt.errors import explain
+from gpt.errors import UserError, did_you_mean, shorten
 
 # The groups of settings that decide a result. Callbacks other than these two only watch
 DECISIVE = ["model", "data", "optimizer", "scheduler", "trainer", "task", "finetune"]
 DECISIVE += ["callbacks.ema", "callbacks.early_stopping"]
+# Settings that make no other run: where a text is, which is known by its SHA-256, and what only watches
+INDIFFERENT = {"task.path", "data.path", "data.val_path", "data.separator", "data.column", "data.folder"}
+INDIFFERENT |= {"trainer.log_every_n_steps", "trainer.profiler", "trainer.detect_anomaly"}
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]  # leaves none of two parts empty
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1e6)]  # of learning, at its peak
-
-
-def check_file_name(name: str) -> str:
-    """The same name. Raises ValueError if no file can have it, or if it cannot be stored as UTF-8."""
-    if not name:
-        raise ValueError("is empty, as an unset shell variable leaves it; give a name, or null for none")
-    if "\0" in name or name.encode(errors="replace").decode() != name:
-        raise ValueError("holds a NUL character or is not UTF-8")
-    return name
 
 
 def check_run_name(name: str) -> str:
@@ -43,7 +37,7 @@ def check_run_name(name: str) -> str:
     return name
 
 
-FileName = Annotated[str, AfterValidator(check_file_name)]
+FileName = Annotated[str, Field(min_length=1)]
 Places = FileName | list[FileName]
 in_full = BeforeValidator(lambda name: "32-true" if str(name) == "32" else name)  # not two kinds of run
 Precision = Annotated[Literal["auto", "32-true", "bf16-mixed"], in_full]
@@ -285,6 +279,27 @@ class RunConfig(Settings):
     def tokens_per_batch(self) -> int:
         """Tokens in one batch, over all processes together."""
         return self.model.context_length * self.data.batch_size
+
+
+def explain(error: pydantic.ValidationError, group: str = "", known: Iterable[str] = ()) -> UserError:
+    """The first mistake that pydantic has found in a group. An unknown setting may mean one of `known`."""
+    first = error.errors()[0]
+    # Without the names that pydantic gives to the types of a union
+    place = [part for part in (group, *map(str, first["loc"])) if not re.search(r"^$|\[|^constrained-", part)]
+    if place[:1] == ["optimizer"] and place[1:2] in (["adamw"], ["muon"]):
+        del place[1]  # the name by which pydantic has chosen the class
+    name, value = ".".join(place), "null" if first["input"] is None else first["input"]
+    reason = first["msg"].removeprefix("Input ").removeprefix("String ")
+    if first["type"].startswith("union_tag_"):  # invalid, or not found
+        name, value = f"{name}.name", first["ctx"].get("tag", "(missing)")
+        reason = "set optimizer=adamw or optimizer=muon"
+    elif first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        reason = f"no such setting; {did_you_mean(name, known)}"
+    elif first["type"] == "value_error":
+        reason = str(first["ctx"]["error"])
+        if not isinstance(value, (int, float, str)):  # about a whole group, and names the setting itself
+            return UserError(f"{name}.{reason}" if name else reason)
+    return UserError(f"{name} = {shorten(value)}: {reason}")
 
 
 def setting_names() -> list[str]:

@@ -170,6 +170,13 @@ class Data(L.LightningDataModule):
     max_steps: int | None = None  # the most steps that it allows
     draft: Mapping[str, Tensor] = {}  # the table of a `gpt.draft.Drafter`, if there can be one
 
+    def span(self) -> tuple[int, int, Share]:
+        """The number of batches of the run, of those that are done, and this process's share of each."""
+        trainer = cast(L.Trainer, self.trainer)
+        per_step = trainer.accumulate_grad_batches
+        share = trainer.global_rank, trainer.world_size
+        return trainer.max_steps * per_step, trainer.global_step * per_step, share
+
 
 def adapted(tokenizer: Tokenizer, text: Text, config: DataConfig) -> Tokenizer:
     """The tokenizer of other weights for a text, of which it may not know all characters.
@@ -227,11 +234,8 @@ class TextData(Data):
         return count(np.asarray(self.train_ids), len(self.tokenizer))
 
     def train_dataloader(self) -> ShuffledWindows:
-        trainer = cast(L.Trainer, self.trainer)
-        per_step = trainer.accumulate_grad_batches
-        length, start = trainer.max_steps * per_step, trainer.global_step * per_step
         windows = self.train_ids, self.context_length, self.config.batch_size, self.seed
-        return ShuffledWindows(*windows, length, start, (trainer.global_rank, trainer.world_size))
+        return ShuffledWindows(*windows, *self.span())
 
     def val_dataloader(self) -> AllWindows:
         """All of the validation part. If there is none, an empty batch: a run is saved all the same."""

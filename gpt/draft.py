@@ -7,9 +7,7 @@ wait to probability comes next. A guess is the one that wins with the same waits
 often tokens came next in the training text. Of the model that comes with gpt, seven in ten are right.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -86,53 +84,40 @@ class Drafter:
     def __init__(self, table: Mapping[str, Tensor], vocab_size: int) -> None:
         self.table, self.vocab_size = table, vocab_size
         self.successors, self.probabilities = table["successors"].numpy(), table["probabilities"].numpy()
-        shape = (len(table["contexts"]), SUCCESSORS)
-        if {self.successors.shape, self.probabilities.shape} != {shape} or (
-            self.successors >= vocab_size
-        ).any():
+        shapes = {self.successors.shape, self.probabilities.shape}
+        if shapes != {(len(table["contexts"]), SUCCESSORS)} or (self.successors >= vocab_size).any():
             raise ValueError("the table of what follows what does not fit the vocabulary")
-
-    @cached_property
-    def rows(self) -> dict[int, int]:
-        """The row of each context in the table."""
-        return {key: row for row, key in enumerate(self.table["contexts"].tolist())}
+        self.rows = {key: row for row, key in enumerate(table["contexts"].tolist())}  # by context
 
     def __call__(self, ids: Sequence[int], waits: np.ndarray, temperature: float) -> list[int]:
         """What will follow ids (T,) if tokens have these waits (N, V) there: N guesses, or none."""
         known, exponent = list(ids), 1 / max(temperature, 1e-3)
         for of_tokens in waits:
-            row = self.row(known)
-            if row is None:
+            key, place, row = 0, 1, None
+            for id in reversed(known[-LONGEST:]):  # the longest context that is in the table
+                key, place = key + (id + 1) * place, place * (self.vocab_size + 1)
+                if key not in self.rows:
+                    break
+                row = self.rows[key]
+            if row is None:  # even the last token alone is unknown
                 break
             successors, probabilities = self.successors[row], self.probabilities[row] / 255
             known.append(int(successors[np.argmax(probabilities**exponent / of_tokens[successors])]))
         return known[len(ids) :]
-
-    def row(self, ids: Sequence[int]) -> int | None:
-        """The row of the longest context that ids end with. None if even the last one alone is unknown."""
-        key, place, found = 0, 1, None
-        for id in reversed(ids[-LONGEST:]):
-            key += (id + 1) * place
-            place *= self.vocab_size + 1
-            if key not in self.rows:
-                break
-            found = self.rows[key]
-        return found
 
 
 class CachedModel:
     """A model that keeps what it has read, so that each further token costs one position and not a window.
 
     When context_length positions are full, it reads their later half again, as the beginning of a new window:
-    what is cached of a position depends on its place and on all before it. `expected` positions at most will
-    follow the first ids, so that a short text takes little memory.
+    what is cached of a position depends on its place and on all before it.
     """
 
     window: Tensor  # the ids (B, T) that the cache holds
     logits: Tensor  # (B, V), those that `generate` drew from last
 
-    def __init__(self, model: Model, expected: int = sys.maxsize) -> None:
-        self.model, self.expected, self.is_new = model, expected, True
+    def __init__(self, model: Model) -> None:
+        self.model, self.is_new = model, True
         self.waits: list[Tensor] = []  # those (B, V) of each token to come for which they are already drawn
 
     def __call__(self, ids: Tensor, guesses: Tensor | None = None) -> Tensor:
@@ -142,26 +127,17 @@ class CachedModel:
         the last ones are left out if there is no room for them.
         """
         limit, unread = self.model.config.context_length, ids
-        if self.is_new:
-            unread = self.begin(ids[:, -limit:])
-        else:
-            self.expected -= ids.size(1)
-            self.window = torch.cat((self.window, ids), dim=1)
-            if self.window.size(1) > limit:
-                unread = self.begin(self.window[:, -max(1, limit // 2) :])
-        length = self.window.size(1)
+        known = ids if self.is_new else torch.cat((self.window, ids), dim=1)
+        if self.is_new or known.size(1) > limit:
+            unread = known = known[:, -limit if self.is_new else -max(1, limit // 2) :]
+            self.cache, self.is_new = KVCache(limit), False
+        self.window, length = known, known.size(1)
         if guesses is not None:
-            unread = torch.cat((unread, guesses[:, : self.cache.capacity - length]), dim=1)
+            unread = torch.cat((unread, guesses[:, : limit - length]), dim=1)
         # model(unread) may have been compiled, and would be again for each length of the cache
         logits = self.model.forward(unread, self.cache)
         first, self.cache.length = length - 1 - self.cache.length, length
         return logits[:, first:]
-
-    def begin(self, window: Tensor) -> Tensor:
-        """Make a new cache for a window (B, T) that is to be read: it takes all of its memory at once."""
-        self.window, self.is_new = window, False
-        self.cache = KVCache(min(self.model.config.context_length, window.size(1) + self.expected))
-        return window
 
     def guess(self, ids: Tensor, count: int, temperature: float | Tensor, generator: Generator) -> Tensor:
         """Guesses (B, N) of what will be drawn after ids (B, T), with the waiting times that are to come.
@@ -184,5 +160,4 @@ class CachedModel:
     def confirm(self, guess: Tensor) -> None:
         """Count the first guess (B, 1) that does not count yet as read."""
         self.window = torch.cat((self.window, guess), dim=1)
-        self.expected -= 1
         self.cache.length += 1

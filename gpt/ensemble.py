@@ -23,15 +23,9 @@ class Ensemble(nn.Module):
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Log probabilities (B, T, V), which softmax leaves as they are, for ids (B, T)."""
-        logits, start = [], cache.length if cache is not None else 0
+        of_members, start = [], cache.length if cache is not None else 0
         for member in self.members:
             if cache is not None:
                 cache.length = start  # which the member before has advanced
-            logits.append(member.forward(ids, cache))
-        return average(logits)
-
-
-def average(logits: Sequence[Tensor]) -> Tensor:
-    """The logarithm of the mean of the probabilities that several logits (..., V) stand for."""
-    probabilities = torch.stack([of_one.log_softmax(dim=-1) for of_one in logits])
-    return probabilities.logsumexp(dim=0) - math.log(len(logits))
+            of_members.append(member.forward(ids, cache).log_softmax(dim=-1))
+        return torch.stack(of_members).logsumexp(dim=0) - math.log(len(of_members))

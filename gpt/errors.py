@@ -2,17 +2,13 @@
 
 import contextlib
 import difflib
-import errno
 import os
+import re
 import signal
 import sys
 import traceback
-import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from typing import Any, NoReturn
 
 # What other projects call a setting, and what it is called here
 ELSEWHERE = {
@@ -26,9 +22,8 @@ ELSEWHERE = {
     "grad_clip": "trainer.gradient_clip_val",
     "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
 }
-# What a user can mend about a file or folder. That one is missing may be a bug
-OF_USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
-OF_USERS |= {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE}
+# Control characters but tab and line break, half surrogate pairs, what turns a line around (Unicode annex 9)
+UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(ValueError):
@@ -51,14 +46,7 @@ def printable(text: str) -> str:
 
     Line breaks, tabs and the joiners of Persian or Hindi stay. Of a line break of Windows, \\r is left out.
     """
-    text = text.replace("\r", "")
-    turns = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode annex 9
-    escaped = {
-        char
-        for char in set(text) - {"\n", "\t"}
-        if unicodedata.category(char) in ("Cc", "Cs") or unicodedata.bidirectional(char) in turns
-    }
-    return text.translate({ord(char): ascii(char)[1:-1] for char in escaped})
+    return UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r", ""))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -70,28 +58,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close := inner[:3] or difflib.get_close_matches(word, known, n=1, cutoff=0.6):
         return f"did you mean {' or '.join(close)}?"
     return f"choose one of {', '.join(known)}" if 0 < len(known) <= 20 else "--cfg job lists all settings"
-
-
-def explain(error: "ValidationError", group: str = "", known: Iterable[str] = ()) -> UserError:
-    """The first mistake that pydantic has found in a group. An unknown setting may mean one of `known`."""
-    first = error.errors()[0]
-    place = [*filter(None, [group]), *(part for part in map(str, first["loc"]) if "[" not in part)]
-    if place[:1] == ["optimizer"] and place[1:2] in (["adamw"], ["muon"]):
-        del place[1]  # the name by which pydantic has chosen the class
-    name, value = ".".join(place), "null" if first["input"] is None else first["input"]
-    reason = first["msg"].removeprefix("Input ").removeprefix("String ")
-    if first["type"].startswith("union_tag_"):  # invalid, or not found
-        name, value = f"{name}.name", first["ctx"].get("tag", "(missing)")
-        reason = "set optimizer=adamw or optimizer=muon"
-    elif first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        reason = f"no such setting; {did_you_mean(name, known)}"
-    elif first["type"] == "value_error":
-        reason = str(first["ctx"]["error"])
-        if not isinstance(value, (int, float, str)):  # about a whole group, and names the setting itself
-            return UserError(f"{name}.{reason}" if name else reason)
-    elif first["type"] in ("dict_type", "model_type", "model_attributes_type"):
-        reason = "not a group of settings"
-    return UserError(f"{name} = {shorten(value)}: {reason}")
 
 
 @contextlib.contextmanager
@@ -121,7 +87,7 @@ def user_errors() -> Iterator[None]:
             if isinstance(error, BrokenPipeError):
                 sys.exit(1)
             fail(f"error: output = (standard output): {os.strerror(number)}; make room", 2)
-        if number in OF_USERS:
+        if number and not isinstance(error, FileNotFoundError):  # that a file is missing may be a bug
             fail(f"error: file = {shorten(place, 200)}: {os.strerror(number)}; choose another place", 2)
         traceback.print_exc()
         fail("This is a bug of this project. Please report it with the lines above and the command.", 1)

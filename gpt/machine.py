@@ -68,12 +68,6 @@ def has_compiler(device: str) -> bool:
     return any(map(shutil.which, [os.environ[variable]] if variable in os.environ else usual))
 
 
-def memory_size() -> float:
-    """Bytes of main memory, or infinity where the system does not tell."""
-    known = hasattr(os, "sysconf")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else float("inf")
-
-
 def waiting_seconds() -> float:
     """How long the first thread of this process has waited for a core, because other work had it.
 

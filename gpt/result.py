@@ -1,6 +1,8 @@
 """The numbers of a run that has ended, which its result.json keeps."""
 
+import math
 from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -9,7 +11,11 @@ from gpt.files import read_json
 
 
 class Result(BaseModel):
-    """The numbers of a run that has ended. Losses are in nats per token, which usually is a character."""
+    """The numbers of a run that has ended. Losses are in nats per token, which usually is a character.
+
+    Of a run that was fine-tuned, they are those of the task, in nats per held-out example, and accuracies are
+    shares of the test part, which had no say in anything. Other runs do not have the numbers of a test.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,11 +30,17 @@ class Result(BaseModel):
     seconds: float
     chars_per_second: float | None
     stopped_early: bool = False  # it no longer improved, so more steps are not wanted
+    test_accuracy: float = math.nan  # of the best checkpoint
+    test_examples: int = 0
+    macro_f1: float | None = None  # the mean of the labels' F1 (None and {}: written by an earlier version)
+    recall: dict[str, float] = {}  # of each label, the share of its test examples that were found
+    majority_accuracy: float = math.nan  # of the answer that is the most frequent in training
+    naive_bayes_accuracy: float | None = None  # None without scikit-learn, and until it is known
 
     @property
     def headline(self) -> str:
         """The number that matters most, in words."""
-        return f"val loss {self.loss:.4f}"
+        return f"accuracy {self.test_accuracy:.4f}" if self.test_examples else f"val loss {self.loss:.4f}"
 
     @property
     def loss(self) -> float:
@@ -36,32 +48,10 @@ class Result(BaseModel):
         return self.final_val_loss if self.best_val_loss is None else self.best_val_loss
 
     @classmethod
-    def read(cls, path: Path) -> "Result":
+    def read(cls, path: Path) -> Self:
         """Raises UserError if the file does not hold the numbers of a run."""
-        values = read_json(path)
         try:
-            return (TaskResult if "test_accuracy" in values else Result).model_validate(values)
+            return cls.model_validate(read_json(path))
         except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"]))
-            raise UserError(
-                f"file = {path}: {place} is missing or damaged; remove it and resume the run"
-            ) from None
-
-
-class TaskResult(Result):
-    """The numbers of a run that was fine-tuned: its losses are those of the task, in nats per held-out
-    example.
-
-    Accuracies are shares of the test part, which had no say in anything.
-    """
-
-    test_accuracy: float  # of the best checkpoint
-    test_examples: int
-    macro_f1: float | None = None  # the mean of the labels' F1 (None and {}: written by an earlier version)
-    recall: dict[str, float] = {}  # of each label, the share of its test examples that were found
-    majority_accuracy: float  # of the answer that is the most frequent in training
-    naive_bayes_accuracy: float | None = None  # None without scikit-learn, and until it is known
-
-    @property
-    def headline(self) -> str:
-        return f"accuracy {self.test_accuracy:.4f}"
+            reason = f"{'.'.join(map(str, error.errors()[0]['loc']))} is missing or damaged"
+            raise UserError(f"file = {path}: {reason}; remove it and resume the run") from None

@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -53,13 +54,10 @@ def files_at(place: Path) -> list[Path]:
         pattern = "**" if place == folder else str(place.relative_to(folder))
         found = folder.glob(f"{pattern}/*" if pattern.endswith("**") else pattern)
         shown = (path for path in found if "/." not in f"/{path.relative_to(folder).as_posix()}")
-        return sorted(filter(Path.is_file, shown), key=natural_order)
+        # part2.txt comes before part10.txt
+        padded = partial(re.sub, r"\d+", lambda number: number[0].zfill(20))
+        return sorted(filter(Path.is_file, shown), key=lambda path: [*map(padded, path.parts)])
     return []
-
-
-def natural_order(path: Path) -> list[str]:
-    """A key by which part2.txt comes before part10.txt."""
-    return [re.sub(r"\d+", lambda number: number[0].zfill(20), name) for name in path.parts]
 
 
 @dataclass(frozen=True)
@@ -129,11 +127,8 @@ class Documents:
         if not isinstance(error, UnicodeDecodeError):
             found = shorten(getattr(error, "doc", error))  # the line, if it should be JSON
             return f"not the rows of a {path.suffix} file ({found}); correct it, or leave the file out"
-        place, name, new = (
-            f"not UTF-8 at byte {error.start}",
-            shlex.quote(str(path)),
-            f"{path.stem}.utf8{path.suffix}",
-        )
+        place = f"not UTF-8 at byte {error.start}"
+        name, new = shlex.quote(str(path)), f"{path.stem}.utf8{path.suffix}"
         if error.reason == "unexpected end of data" and error.object[-2:-1] > b"\x7f":  # no lone letter
             command = f"head -c {error.start} {name} > {shlex.quote(new)}"
             return f"{place}, where its last character is cut off; use {new} of: {command}"

@@ -38,7 +38,8 @@ REFUSED = {
     "should be a valid tuple": "optimizer.betas=0.9",
     "set optimizer=adamw or optimizer=muon": "optimizer.name=sgd optimizer.name=null",
     "should match": "trainer.devices=0 trainer.devices=-1 trainer.max_time=soon",
-    "not a group of settings": "optimizer=null model=3 model=[1] callbacks=3 callbacks.samples=5 logger=csv",
+    "should be a valid dictionary": """
+        optimizer=null model=3 model=[1] callbacks=3 callbacks.samples=5 logger=csv""",
     "becomes part of a folder's name": "name=a/b/c name=../../x name=.x",
     "no such setting": "data.num_workers=1 run_dir=5",
     "did you mean model.n_head?": "model.nhead=2",
@@ -52,8 +53,8 @@ CASES = [
     (*parse_overrides([word]).popitem(), why) for why, words in REFUSED.items() for word in words.split()
 ]
 CASES += [("name", name, "becomes part of a folder's name") for name in ("", "x" * 300, "a\nb")]
-CASES += [(key, "", "is empty") for key in ("data.path", "data.folder", "init")]
-CASES += [("data.path", "a\0b", "holds a NUL"), ("data.folder", "\ud800", "is not UTF-8")]
+CASES += [(key, "", "should have at least 1 character") for key in ("data.path", "data.folder", "init")]
+CASES += [("data.folder", "\ud800", "unable to parse raw data as a unicode string")]
 CASES += [("model.context_length", 10**600, "less than"), ("model.n_head", "", "valid integer")]
 
 

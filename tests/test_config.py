@@ -11,8 +11,7 @@ from gpt.config import AdamWConfig, ModelConfig, MuonConfig, RunConfig, setting_
 from gpt.data import TextData
 from gpt.errors import UserError
 from gpt.model import GPT
-from gpt.resume import resolve
-from gpt.run import read_config
+from gpt.run import read_config, resolve
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from gpt.errors import UserError
 from gpt.generate import generate_text
 from gpt.interop.bpe import BPETokenizer
 from gpt.interop.huggingface import export, from_hf, hf_settings, our_config, to_hf, tokenizer_from_hf
-from gpt.interop.weights import load_weights
 from gpt.model import GPT
 from gpt.tokenizer import ByteTokenizer, CharTokenizer
+from gpt.train import load_weights
 
 transformers = pytest.importorskip("transformers", reason="extra hf is not installed")
 
@@ -114,7 +114,7 @@ def test_exported_run_is_a_pipeline(succeed, capsys):
     export_hf.main(["run", "--out", "exported/hf"])
     assert capsys.readouterr().out == "exported/hf: GPT2LMHeadModel\n"
     model, tokenizer, _ = load("run")
-    assert torch.equal(load_weights("exported/hf").model.head.weight, model.head.weight)
+    assert torch.equal(load_weights("exported/hf")[0].head.weight, model.head.weight)
     assert [path.name for path in Path("exported").iterdir()] == ["hf"]  # nothing unfinished next to it
     pipe = transformers.pipeline("text-generation", "exported/hf")
     written = pipe("ROMEO", max_new_tokens=11, do_sample=False)[0]["generated_text"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.ticker import EngFormatter
 from pandas import DataFrame, Series, concat, read_csv, to_numeric
 
-from gpt.config import RunConfig, short_names
+from gpt.config import INDIFFERENT, RunConfig, short_names
 from gpt.errors import UserError, did_you_mean, one_line, shorten
 from gpt.run import Run, read_config
 
@@ -19,9 +19,7 @@ NUMBERS |= {"chars_per_second": "chars_per_second", "accuracy": "test_accuracy"}
 NUMBERS |= {"majority": "majority_accuracy", "naive_bayes": "naive_bayes_accuracy"}
 COSTS = ["seconds", "parameters", "chars_per_second"]
 MEANS = {"loss": ["loss", *COSTS], "accuracy": ["accuracy", "majority", "naive_bayes", "seconds"]}
-# Settings that tell no runs apart: where a text is, which is known by its SHA-256, and what only watches
-UNTOLD = {"seed", "task.path", "data.path", "data.val_path", "data.separator", "data.column", "data.folder"}
-UNTOLD |= {"trainer.log_every_n_steps", "trainer.detect_anomaly", "trainer.profiler"}
+UNTOLD = INDIFFERENT | {"seed"}  # settings that tell no lines apart
 # Typed like choices, which stand for settings, but these do not
 SILENT = ("callbacks", "hydra", "init", "logger", "name", "resume", "seed")
 SEED = r"(^|[/,_])seed[=-]\d+(-\d+)?(?=[,_]|$)"  # in a run's name
@@ -179,7 +177,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     run, error = Run(folder), folder / "error.txt"
     if (result := run.result) is None:
         raise UserError(error.read_bytes().decode().partition("\n")[0] if error.exists() else "not finished")
-    numbers: dict[str, Any] = {name: getattr(result, key, None) for name, key in NUMBERS.items()}
+    measured = result.model_dump(exclude_unset=True)
+    numbers: dict[str, Any] = {name: measured.get(key) for name, key in NUMBERS.items()}
     config, origin, scale = RunConfig.from_dict(read_config(folder)), run.origin, 1.0
     kind, metric, place = "language models", "loss", config.data.path or "Tiny Shakespeare"
     if config.task:

@@ -20,7 +20,8 @@ from gpt.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCh
 from gpt.callbacks.checkpoints import EMA, EarlyStopping, GracefulStop, MaxSteps, StepSeed
 from gpt.callbacks.loggers import HParams, MetricsFile, TensorBoard
 from gpt.callbacks.watching import AttentionMaps, ProgressBar, ProgressLines, Samples, Throughput, ZeroShot
-from gpt.errors import UserError, explain, one_line, shorten
+from gpt.config import explain
+from gpt.errors import UserError, one_line, shorten
 
 
 def make_all(group: str, nodes: Mapping[str, Mapping[str, Any]], run_dir: Path) -> list[Any]:

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from pydantic import ConfigDict, Field, validate_call
 from pydantic.dataclasses import dataclass
 
-from gpt.checkpoint import SUFFIX, read, refusal, write
+from gpt.checkpoint import SUFFIX, checkpoint_path, read, refusal, write
 from gpt.module import is_training
 
 State = dict[str, Any]
@@ -77,14 +77,10 @@ def counted(number: int) -> State:
     return {"total": counters, "current": counters}
 
 
-def checkpoint_path(trainer: L.Trainer, name: str) -> Path:
-    """Where a run keeps its checkpoint called `best` or `last`."""
-    return Path(trainer.default_root_dir) / "checkpoints" / f"{name}{SUFFIX}"
-
-
 def save_weights(trainer: L.Trainer, name: str) -> None:
     """Write a checkpoint without what only training needs. All processes take part."""
-    trainer.save_checkpoint(checkpoint_path(trainer, name), storage_options=WEIGHTS_ALONE)
+    path = checkpoint_path(trainer.default_root_dir, name)
+    trainer.save_checkpoint(path, storage_options=WEIGHTS_ALONE)
 
 
 class Stateful(Callback):
@@ -129,7 +125,8 @@ class BestCheckpoint(Stateful, Checkpoint):
             if newest in self.ranking:
                 save_weights(trainer, f"best-{trainer.global_step}")
             for _, step in ranking[self.top_k :]:
-                trainer.strategy.remove_checkpoint(checkpoint_path(trainer, f"best-{step}"))
+                path = checkpoint_path(trainer.default_root_dir, f"best-{step}")
+                trainer.strategy.remove_checkpoint(path)
 
 
 @dataclass(config=STRICT, eq=False)
@@ -149,7 +146,7 @@ class LastCheckpoint(Stateful, Checkpoint):
         self.validations += 1
         if self.every is not None and self.validations % self.every == 0:
             save_weights(trainer, f"step-{trainer.global_step}")
-        trainer.save_checkpoint(checkpoint_path(trainer, "last"))
+        trainer.save_checkpoint(checkpoint_path(trainer.default_root_dir, "last"))
 
 
 class RunLogger(Logger):
@@ -285,7 +282,7 @@ class GracefulStop(Callback):
             own = torch.tensor(number, device=pl_module.device)
             number = int(trainer.strategy.reduce(own, reduce_op="max"))
         if number:
-            trainer.save_checkpoint(checkpoint_path(trainer, "last"))
+            trainer.save_checkpoint(checkpoint_path(trainer.default_root_dir, "last"))
             self.stopping = True
             # Lightning kills its first process if another one that it started ends with anything but 0
             raise SystemExit(128 + number if trainer.is_global_zero else 0)

@@ -164,7 +164,6 @@ class HParams(Stateful):
             if not self.has_settings:
                 _, start, _ = hparams(self.settings, {})
                 writer._get_file_writer().add_summary(start)
-            writer.add_scalar(
-                f"val/best_{name}", self.number, trainer.global_step - 1
-            )  # Lightning counts from 0 too
+            # Lightning counts from 0 too
+            writer.add_scalar(f"val/best_{name}", self.number, trainer.global_step - 1)
         self.has_settings = True

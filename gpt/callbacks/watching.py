@@ -115,11 +115,6 @@ class Throughput(Stateful):
     counted_until: float | None = None  # None: the clock is stopped until the next batch
     has_noted = False
 
-    @property
-    def mean(self) -> float | None:
-        """Characters per second over the whole run. None if nothing was measured."""
-        return round(self.characters / self.seconds, 1) if self.seconds else None
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.began, self.waited = perf_counter(), waiting_seconds()
         self.has_noted = torch.get_num_threads() == 1 or pl_module.device.type != "cpu"

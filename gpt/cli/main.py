@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from gpt.cli.options import newest_run
 from gpt.cli.overrides import CONF, FILES, hydra_errors, parse_overrides, quote_paths
 from gpt.cli.sweep import Sweep, live_line
 from gpt.config import AdamWConfig, FinetuneConfig, MuonConfig, RunConfig, TaskConfig, setting_names
@@ -39,7 +40,10 @@ store("muon_defaults", MuonConfig().model_dump(mode="json"), group="optimizer")
 def run_program(config_name: str) -> None:
     """Do what was typed, with conf/CONFIG_NAME.yaml. A sweep ends with a comparison of its jobs."""
     with user_errors(), hydra_errors():
-        refuse_unknown_options(sys.argv[1:])
+        for option, _, value in (word.partition("=") for word in sys.argv[1:]):
+            if option.startswith("-") and option not in get_args_parser()._option_string_actions:
+                advice = did_you_mean(option.lstrip("-").replace("-", "_"), setting_names())
+                raise UserError(f"{option} = {value}: no such option; settings have no dashes; {advice}")
         sys.argv[1:] = quote_paths(sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, to be told in one line
         logging.raiseExceptions = False  # of --info, when its reader has closed the pipe
@@ -51,14 +55,6 @@ def run_program(config_name: str) -> None:
         finally:
             if Sweep.started_here:
                 Sweep.started_here.remove_empty()
-
-
-def refuse_unknown_options(words: Sequence[str]) -> None:
-    """Raises UserError for an option that Hydra does not have, such as --max_iters=5, with the setting."""
-    for option, _, value in (word.partition("=") for word in words):
-        if option.startswith("-") and option not in get_args_parser()._option_string_actions:
-            advice = did_you_mean(option.lstrip("-").replace("-", "_"), setting_names())
-            raise UserError(f"{option} = {value}: no such option; settings have no dashes; {advice}")
 
 
 def run_job(cfg: DictConfig) -> float:
@@ -73,6 +69,7 @@ def run_job(cfg: DictConfig) -> float:
         with interrupts_deferred():
             from gpt.cli.summary import describe_resuming, summarise
             from gpt.machine import is_first_process
+            from gpt.run import Run
             from gpt.train import RunOptions, train
 
         folder, cwd = Path(settings.runtime.output_dir), Path(settings.runtime.cwd)
@@ -81,7 +78,9 @@ def run_job(cfg: DictConfig) -> float:
         values = plain(cfg, cwd if settings.job.chdir else None)
         typed = parse_overrides(settings.overrides.task)
         if values.pop("resume") is None:
-            config = RunConfig.from_dict(with_init(values, typed, cwd))
+            if values["init"] == "last":
+                values["init"] = newest_run(cwd / "outputs")
+            config = RunConfig.from_dict(values)
         else:
             del typed["resume"]
             config = stored_config(folder, typed, values)
@@ -90,16 +89,10 @@ def run_job(cfg: DictConfig) -> float:
             sweep = Sweep.started_here  # None in other processes, which have no terminal
             live = live_line(f"{settings.job.num + 1} of {sweep.jobs}", folder.name) if sweep else []
             options = RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)
-        try:
-            result = train(config, folder, options)
-        except OSError as error:
-            if error.filename is None or (folder / "run.json").exists():
-                raise
-            reason = "it was removed or renamed while the run was training; put it back and resume the run"
-            raise UserError(f"run_dir = {folder}: {reason}") from None
+        result = train(config, folder, options)
         if not is_sweep and is_first_process():
             os.chdir(cwd)
-            summarise(folder, result, config)
+            summarise(folder, result, Run(folder).config or config)
         return result.loss
 
 
@@ -124,22 +117,6 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
         values = plain(cfg)
     del values["resume"]
     return RunConfig.from_dict(values)
-
-
-def with_init(values: dict[str, Any], typed: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
-    """The values with the model and the tokenizer of the weights that `init=` names, if it names any.
-
-    Raises UserError for a setting that was typed, or set by a choice that was typed, and contradicts them.
-    """
-    if values["init"] is None:
-        return values
-    from gpt.cli.options import newest_run
-    from gpt.interop.weights import fit_to_weights
-
-    default = RunConfig().model_dump(mode="json")["model"]
-    of_choices = {f"model.{name}" for name, value in values["model"].items() if value != default.get(name)}
-    place = newest_run(cwd / "outputs") if values["init"] == "last" else values["init"]
-    return fit_to_weights(values | {"init": place}, of_choices | typed.keys())
 
 
 def stored_config(folder: Path, typed: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:

@@ -129,13 +129,15 @@ def find_unfinished(place: str) -> Path:
     Raises UserError if there is no such run.
     """
     if place == "last":
+        from filelock import FileLock, Timeout  # which takes longer to import than all else here
+
         unfinished = [run for run in find_runs(pattern="run.json") if not has_ended(run)]
-        if interrupted := next((run for run in unfinished if not is_in_use(run)), None):
-            return interrupted
+        for run in unfinished:
+            with contextlib.suppress(Timeout), FileLock(run / ".lock", timeout=0):  # nobody trains there
+                return run
         others = f", and another process is training {unfinished[0]}" if unfinished else ""
-        raise UserError(
-            f"resume = last: no unfinished run under outputs/{others}; name one: resume=outputs/RUN"
-        )
+        reason = f"no unfinished run under outputs/{others}"
+        raise UserError(f"resume = last: {reason}; name one: resume=outputs/RUN")
     is_file = Path(place).name == "last.safetensors"
     folder = Path(place).parent.parent if is_file else Path(place)
     if not os.path.isfile(folder / "config.yaml"):
@@ -147,17 +149,6 @@ def has_ended(run: Path) -> bool:
     return any((run / name).exists() for name in ("result.json", "error.txt"))
 
 
-def is_in_use(run: Path) -> bool:
-    """Whether a process is training in the folder of a run."""
-    from filelock import FileLock, Timeout  # which takes longer to import than all else here
-
-    try:
-        with FileLock(run / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
 def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
     """The newest run of a language model with at least 500 steps, or the newest of all if none has as many.
 
@@ -166,10 +157,8 @@ def newest_run(outputs: Path = OUTPUTS, fine_tuned: bool = False) -> str:
     """
     runs = [run for run in find_runs(outputs) if is_fine_tuned(run) == fine_tuned]
     if not runs:
-        kind, advice = (
-            "run",
-            "train one first: python scripts/train.py, or take ours: --pretrained, init=pretrained",
-        )
+        kind, advice = "run", "train one first: python scripts/train.py, or take ours: --pretrained, "
+        advice += "init=pretrained"
         if fine_tuned:
             kind, advice = f"fine-tuned {kind}", "python scripts/finetune.py init=last task=mark makes one"
         raise UserError(f"checkpoint = (newest): no {kind} under {outputs}/; {advice}")

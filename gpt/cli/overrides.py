@@ -67,11 +67,8 @@ def name_run(start: str, name: str, overrides: Mapping[str, Any]) -> str:
     2026-11-28_12-00-00_tiny_arch-gpt1_seed-2: a choice that the run is named after, model=tiny here, is not
     repeated.
     """
-    chosen = {
-        key: value
-        for key, value in overrides.items()
-        if value not in (None, name) and not UNNAMED.fullmatch(key)
-    }
+    named = {key: value for key, value in overrides.items() if not UNNAMED.fullmatch(key)}
+    chosen = {key: value for key, value in named.items() if value not in (None, name)}
     while chosen and len(f"{start}_{name_settings(chosen)}".encode()) > LONGEST:
         chosen.popitem()  # the last one
     return f"{start}_{name_settings(chosen)}" if chosen else start
@@ -109,7 +106,15 @@ def hydra_errors(overrides: Sequence[str] | None = None) -> Iterator[None]:
 def explain(reason: str, words: Sequence[str]) -> str:
     """The one line for what Hydra or OmegaConf complains about."""
     if found := re.search(r"Could not override '([^'@]+)", reason):
-        return unknown_setting(found[1], words)
+        key = found[1]
+        value = next((word.partition("=")[2] for word in words if word.lstrip("+~").startswith(key)), "")
+        if key.partition(".")[0] in ("task", "finetune"):
+            return f"{key} = {shorten(value)}: a setting of fine-tuning; start scripts/finetune.py"
+        groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
+        advice = did_you_mean(key, {*setting_names(), *groups, "resume"})
+        if key.startswith("trainer."):
+            advice += f" (an argument of Lightning's Trainer is added by +{key})"
+        return f"{key} = {shorten(value)}: no such setting; {advice}"
     if found := re.search(r"Could not find '(.+)/(.+)'\s+Available options in .*:\n(\s[^:]*)\n", reason):
         group, choice, others = found[1], found[2], ", ".join(found[3].split())
         return f"{group} = {choice}: no such file in conf/{group}/; choose one of {others}"
@@ -123,15 +128,3 @@ def explain(reason: str, words: Sequence[str]) -> str:
         return f"{several} = (several values): that is a sweep; add -m"
     given = shorten(" ".join(words))
     return f"override = {given}: {shorten(reason, 200)}; see python scripts/train.py --help"
-
-
-def unknown_setting(key: str, words: Sequence[str]) -> str:
-    """The one line for a setting that does not exist."""
-    value = next((word.partition("=")[2] for word in words if word.lstrip("+~").startswith(key)), "")
-    if key.partition(".")[0] in ("task", "finetune"):
-        return f"{key} = {shorten(value)}: a setting of fine-tuning; start scripts/finetune.py"
-    groups = {str(path.parent.relative_to(CONF)) for path in CONF.glob("*/**/*.yaml")}
-    advice = did_you_mean(key, {*setting_names(), *groups, "resume"})
-    if key.startswith("trainer."):
-        advice += f" (an argument of Lightning's Trainer is added by +{key})"
-    return f"{key} = {shorten(value)}: no such setting; {advice}"

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 from gpt.analysis import report_line
-from gpt.checkpoint import SUFFIX, load
+from gpt.checkpoint import SUFFIX, checkpoint_path, load
 from gpt.cli.overrides import quote
 from gpt.config import RunConfig
 from gpt.errors import printable, shorten
 from gpt.finetune.predict import wilson_interval
 from gpt.generate import generate_text
-from gpt.result import Result, TaskResult
+from gpt.result import Result
 from gpt.tokenizer import tokenizer_class
 
 PLAY, TEMPERATURE = 300, 0.8  # how many tokens are written for a run that took no samples, and how
@@ -21,7 +21,7 @@ PLAY, TEMPERATURE = 300, 0.8  # how many tokens are written for a run that took 
 
 def summarise(folder: Path, result: Result, config: RunConfig) -> None:
     """Print what the model has learnt, the run's folder, and commands that continue from here."""
-    if isinstance(result, TaskResult):
+    if config.task is not None:
         learnt = describe_task_result(result, config)
     else:
         learnt = show_sample(folder, result, config) + describe_result(result, config)
@@ -34,7 +34,7 @@ def show_sample(folder: Path, result: Result, config: RunConfig) -> str:
 
     A run that took none has its best model write now, when its clock has stopped. Empty if none is kept.
     """
-    sample, best = folder / "sample.txt", folder / "checkpoints" / f"best{SUFFIX}"
+    sample, best = folder / "sample.txt", checkpoint_path(folder, "best")
     if (samples := config.callbacks.get("samples")) and sample.exists():
         step, temperature, prompt = result.step, samples["temperatures"][0], samples["prompt"]
         text = sample.read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def describe_result(result: Result, config: RunConfig) -> str:
     return text
 
 
-def describe_task_result(result: TaskResult, config: RunConfig) -> str:
+def describe_task_result(result: Result, config: RunConfig) -> str:
     """The accuracy on the test part with its interval, and what it has to beat, a line each."""
     correct = round(result.test_accuracy * result.test_examples)
     low, high = wilson_interval(correct, result.test_examples)

@@ -104,13 +104,27 @@ class Sweep(Callback):
                     raise
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Print the job's line, and keep the reason of a job that failed."""
+        """Print the job's line. error.txt keeps why it failed, with the traceback unless it is a mistake."""
         from gpt.machine import is_first_process
+        from gpt.result import Result
+        from gpt.run import FolderInUse
 
         if config.hydra.mode != RunMode.MULTIRUN or not is_first_process():
             return
         folder, number = Path(config.hydra.runtime.output_dir), config.hydra.job.num + 1
-        outcome = describe_outcome(folder, job_return, self.started)
+        error, path = job_return._return_value, folder / "result.json"
+        if job_return.status == JobStatus.COMPLETED:
+            (folder / "error.txt").unlink(missing_ok=True)
+            result, before = Result.read(path), " (done before)" * (path.stat().st_mtime < self.started)
+            outcome = f"{result.headline}, {result.seconds:.0f} s{before}"
+        elif isinstance(error, FolderInUse):  # error.txt would lie in the folder of a run that is well
+            outcome = f"left out: {one_line(error)}"
+        else:
+            is_mistake = isinstance(error, UserError)
+            reason = one_line(error if is_mistake else f"{type(error).__name__}: {error}")
+            trace = "" if is_mistake else "\n" + "".join(traceback.format_exception(error))
+            write_text(folder / "error.txt", f"{reason}\n{trace}")
+            outcome = f"failed: {reason}"
         # or Hydra would stop the sweep
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         # Jobs of other processes count too, by the files with which they end
@@ -184,27 +198,6 @@ def describe_sweep(what: str, folder: Path, varied: Mapping[str, Sequence[str]])
     """What is printed before the first run: how many there are, where, and what varies."""
     lines = [f"  {name} = {shorten(', '.join(values), 100)}" for name, values in varied.items()]
     return "\n".join([f"{what} in {printable(os.path.relpath(folder))}", *lines])
-
-
-def describe_outcome(folder: Path, job_return: JobReturn, started: float) -> str:
-    """What a job's line says. error.txt keeps why it failed, with the traceback unless it is a mistake."""
-    from gpt.result import Result
-    from gpt.run import FolderInUse
-
-    if job_return.status == JobStatus.COMPLETED:
-        (folder / "error.txt").unlink(missing_ok=True)
-        path = folder / "result.json"
-        result = Result.read(path)
-        before = " (done before)" if path.stat().st_mtime < started else ""
-        return f"{result.headline}, {result.seconds:.0f} s{before}"
-    error = job_return._return_value
-    if isinstance(error, FolderInUse):  # error.txt would lie in the folder of a run that is well
-        return f"left out: {one_line(error)}"
-    is_mistake = isinstance(error, UserError)
-    reason = one_line(error if is_mistake else f"{type(error).__name__}: {error}")
-    trace = "" if is_mistake else "\n" + "".join(traceback.format_exception(error))
-    write_text(folder / "error.txt", f"{reason}\n{trace}")
-    return f"failed: {reason}"
 
 
 def time_left(started: float, trained: int, left: int) -> str:

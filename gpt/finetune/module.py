@@ -18,13 +18,13 @@ from torchmetrics.functional.classification import multiclass_f1_score, multicla
 
 from gpt.checkpoint import read
 from gpt.config import RunConfig
-from gpt.data import VALIDATION_BATCH, Data, print_note
+from gpt.data import VALIDATION_BATCH, Data, Share, print_note
 from gpt.errors import UserError, shorten
 from gpt.finetune.model import Classifier, Encoded, Inputs, collate, to_sequences
 from gpt.finetune.tasks import Example, make_task
 from gpt.model import GPT
 from gpt.module import GPTModule
-from gpt.result import Result, TaskResult
+from gpt.result import Result
 from gpt.text import Text
 from gpt.tokenizer import Tokenizer, tokenizer_class
 
@@ -47,21 +47,20 @@ class ExampleBatches:
     examples: Sequence[Encoded]
     batch_size: int  # at most the number of examples
     seed: int
-    length: int
     longest: int  # tokens, which no sequence exceeds
+    length: int
     start: int = 0
-    rank: int = 0
-    world_size: int = 1
+    share: Share = (0, 1)
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Inputs]:
-        per_epoch = len(self.examples) // self.batch_size
+        (rank, processes), per_epoch = self.share, len(self.examples) // self.batch_size
         for epoch, numbers in groupby(range(self.start, self.length), key=lambda k: k // per_epoch):
             batches = self.epoch(epoch)
             for k in numbers:
-                rows = batches[k % per_epoch][self.rank :: self.world_size]
+                rows = batches[k % per_epoch][rank::processes]
                 yield collate([self.examples[row] for row in rows], self.longest)
 
     def epoch(self, number: int) -> list[np.ndarray]:
@@ -101,16 +100,20 @@ class TaskData(Data):
             tokenizer = kind.fit(text, source.bpe_vocab_size)
         self.tokenizer, self.unit, self.sha256 = tokenizer, tokenizer.unit, text.sha256
         self.max_length = min(config.model.context_length, task.max_length)
-        self.drop_unknown, self.dropped, name = finetune.drop_unknown, set[str](), self.task.name
+        name, texts = self.task.name, {text for it in self.task.train + self.task.test for text in it.texts}
+        if unknown := "".join(sorted({*"".join(texts)} - {*tokenizer.drop_unknown("".join(texts))})):
+            names = shorten(", ".join(map(repr, unknown)))
+            if not finetune.drop_unknown:
+                reason = f"{names} not among the {len(tokenizer)} characters that the model knows"
+                advice = "finetune.drop_unknown=true leaves them out; or pre-train with data.tokenizer=byte"
+                raise UserError(f"task = {name}: {reason}; {advice}")
+            print_note(f"task = {name}: left out {names}, which the tokenizer does not know")
         train, self.test = (list(map(self.encode, part)) for part in (self.task.train, self.task.test))
         held_out = max(1, round(finetune.val_fraction * len(train)))
         if held_out >= len(train):
             raise UserError(f"task = {name}: {len(train)} training examples, too few; give more")
         order = np.random.Generator(np.random.Philox(key=[config.seed, 2**63])).permutation(len(train))
         self.val, self.train = ([train[n] for n in part] for part in np.split(order, [held_out]))
-        if self.dropped:
-            names = shorten(", ".join(map(repr, sorted(self.dropped))))
-            print_note(f"task = {name}: left out {names}, which the tokenizer does not know")
         ids = np.concatenate([np.concatenate(sequences) for sequences, _ in self.val])
         lengths = tokenizer.lengths[0].numpy()[ids[ids < len(tokenizer)]]
         self.characters_per_id = int(lengths.sum()) / max(len(lengths), 1)
@@ -123,27 +126,15 @@ class TaskData(Data):
         self.metadata = {"task": {"name": name, **kept}}
 
     def encode(self, example: Example) -> Encoded:
-        """Raises UserError for characters that the tokenizer does not know, unless they may be dropped."""
-        if self.drop_unknown:
-            known = tuple(map(self.tokenizer.drop_unknown, example.texts))
-            self.dropped |= set("".join(example.texts)) - set("".join(known))
-            example = example._replace(texts=known)
-            if not all(known):
-                reason = "a text has no character that the tokenizer knows; remove it"
-                raise UserError(f"task = {self.task.name}: {reason}, or pre-train with data.tokenizer=byte")
-        try:
-            return to_sequences(example, self.task.kind, self.tokenizer, self.max_length), example.label
-        except UserError as error:
-            advice = "set finetune.drop_unknown=true to leave them out, or pre-train with data.tokenizer=byte"
-            raise UserError(f"{str(error).rpartition(';')[0]}; {advice}") from None
+        """The sequences of an example without unknown characters. Raises UserError if a text has no other."""
+        known = example._replace(texts=tuple(map(self.tokenizer.drop_unknown, example.texts)))
+        if not all(known.texts):
+            reason = "a text has no character that the tokenizer knows; remove it"
+            raise UserError(f"task = {self.task.name}: {reason}, or pre-train with data.tokenizer=byte")
+        return to_sequences(known, self.task.kind, self.tokenizer, self.max_length), known.label
 
     def train_dataloader(self) -> ExampleBatches:
-        trainer = self.trainer
-        assert trainer is not None
-        per_step = trainer.accumulate_grad_batches
-        length, start = trainer.max_steps * per_step, trainer.global_step * per_step
-        share = start, trainer.global_rank, trainer.world_size
-        return ExampleBatches(self.train, self.batch_size, self.seed, length, self.max_length, *share)
+        return ExampleBatches(self.train, self.batch_size, self.seed, self.max_length, *self.span())
 
     def val_dataloader(self) -> DataLoader[Inputs]:
         return all_examples(self.val)
@@ -199,7 +190,7 @@ class ClassifierModule(GPTModule):
         bits = lm_loss / math.log(2) * (len(targets) / characters)
         average("val/bits_per_char", bits, batch_size=characters)
 
-    def complete(self, result: Result, data: TaskData, best: Path | None) -> TaskResult:  # type: ignore[override]
+    def complete(self, result: Result, data: TaskData, best: Path | None) -> Result:  # type: ignore[override]
         """The result with what the test part says of the checkpoint `best`, or else of the last weights."""
         if best is not None:
             self.model.load_state_dict(read(best)["state_dict"])
@@ -209,14 +200,15 @@ class ClassifierModule(GPTModule):
         names, counts = data.task.labels, right.bincount(minlength=len(data.task.labels)).tolist()
         usual = mode(example.label for example in data.task.train)
         recall = multiclass_recall(found, right, len(names), average="none").tolist()
-        return TaskResult(
-            **result.model_dump(),
-            test_accuracy=(found == right).double().mean().item(),
-            test_examples=len(data.test),
-            macro_f1=multiclass_f1_score(found, right, len(names), average="macro").item(),
-            recall={name: share for name, share, n in zip(names, recall, counts, strict=True) if n},
-            majority_accuracy=(right == usual).double().mean().item(),
-        )
+        of_test = {
+            "test_accuracy": (found == right).double().mean().item(),
+            "test_examples": len(data.test),
+            "macro_f1": multiclass_f1_score(found, right, len(names), average="macro").item(),
+            "recall": {name: share for name, share, n in zip(names, recall, counts, strict=True) if n},
+            "majority_accuracy": (right == usual).double().mean().item(),
+            "naive_bayes_accuracy": None,
+        }
+        return result.model_copy(update=of_test)
 
 
 def language_loss(model: Classifier, activations: Tensor, batch: Inputs) -> tuple[Tensor, Tensor]:

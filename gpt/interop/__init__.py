@@ -1,4 +1,4 @@
-"""Optional integrations: byte pairs, Hugging Face, ONNX, weights from elsewhere, and the page."""
+"""Optional integrations: byte pairs, Hugging Face, ONNX, and the page."""
 
 from importlib import import_module
 from types import ModuleType

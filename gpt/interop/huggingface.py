@@ -44,12 +44,8 @@ EMBEDDINGS = {
     "openai-gpt": {"tokens.": "tokens_embed.", "positions.": "positions_embed."},
     "gpt2": {"tokens.": "wte.", "positions.": "wpe.", "norm.": "ln_f."},
 }
-
-
-SPECIAL = (
-    "<unk>",
-    "<pad>",
-)  # tokens after those of the model: an unknown character, and what fills up a batch
+# Tokens after those of the model: an unknown character, and what fills up a batch
+SPECIAL = ("<unk>", "<pad>")
 
 
 def hf_settings(config: ModelConfig) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import numpy as np
 
@@ -35,9 +34,14 @@ def render(
     if not all(np.isfinite(array).all() for array in weights.values()):
         reason = "larger than 65,504 or nan; export a model that has not diverged"
         raise UserError(f"weights = (not finite in float16): {reason}")
+    # A piece is a string of which each character stands for a byte
+    pieces, merges = [piece.decode("latin-1") for piece in tokenizer.pieces], []
+    if tokenizer.kind == "bpe":
+        ids = {letters: id for id, letters in enumerate(tokenizer.state["vocabulary"])}
+        merges = [(ids[left], ids[right], ids[left + right]) for left, right in tokenizer.state["merges"]]
     data = {
         "config": model.config.model_dump(mode="json"),
-        "tokenizer": describe_tokenizer(tokenizer),
+        "tokenizer": {"kind": tokenizer.kind, "pieces": pieces, "merges": merges},
         "text": text,
         "sizes": {name: array.size for name, array in weights.items()},
         "weights": base64.b64encode(b"".join(array.tobytes() for array in weights.values())).decode(),
@@ -55,14 +59,3 @@ def render(
 
 def read(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What tokenizer.js needs. A piece is a string of which each character stands for a byte."""
-    pieces = [piece.decode("latin-1") for piece in tokenizer.pieces]
-    described: dict[str, Any] = {"kind": tokenizer.kind, "pieces": pieces}
-    if tokenizer.kind == "bpe":
-        ids = {letters: id for id, letters in enumerate(tokenizer.state["vocabulary"])}
-        merges = tokenizer.state["merges"]
-        described["merges"] = [(ids[left], ids[right], ids[left + right]) for left, right in merges]
-    return described
