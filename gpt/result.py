@@ -35,7 +35,7 @@ class Result(BaseModel):
     macro_f1: float | None = None  # the mean of the labels' F1 (None and {}: written by an earlier version)
     recall: dict[str, float] = {}  # of each label, the share of its test examples that were found
     majority_accuracy: float = math.nan  # of the answer that is the most frequent in training
-    naive_bayes_accuracy: float | None = None  # None without scikit-learn, and until it is known
+    naive_bayes_accuracy: float | None = None  # None where there is none, and until it is known
 
     @property
     def headline(self) -> str:

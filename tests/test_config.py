@@ -11,7 +11,8 @@ from gpt.config import AdamWConfig, ModelConfig, MuonConfig, RunConfig, setting_
 from gpt.data import TextData
 from gpt.errors import UserError
 from gpt.model import GPT
-from gpt.run import read_config, resolve
+from gpt.resume import resolve
+from gpt.run import read_config
 
 
 @pytest.fixture

@@ -181,6 +181,8 @@ def test_naive_bayes_learns_what_characters_tell(kind):
     texts = choices if kind == "choice" else [("aab",), ("abb",)]
     examples = [Example(of_one, label) for label, of_one in enumerate(texts)] * 3
     assert naive_bayes_accuracy(Task("t", kind, ("x", "y"), examples, examples)) == 1.0
+    many = tuple(map(str, range(101)))  # each takes megabytes
+    assert naive_bayes_accuracy(Task("t", kind, many, examples, examples)) is None
 
 
 def test_interval_is_that_of_wilson():

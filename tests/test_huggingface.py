@@ -15,9 +15,9 @@ from gpt.errors import UserError
 from gpt.generate import generate_text
 from gpt.interop.bpe import BPETokenizer
 from gpt.interop.huggingface import export, from_hf, hf_settings, our_config, to_hf, tokenizer_from_hf
+from gpt.interop.weights import load_weights
 from gpt.model import GPT
 from gpt.tokenizer import ByteTokenizer, CharTokenizer
-from gpt.train import load_weights
 
 transformers = pytest.importorskip("transformers", reason="extra hf is not installed")
 

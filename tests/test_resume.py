@@ -35,7 +35,8 @@ from gpt.checkpoint import load, write
 from gpt.config import RunConfig
 from gpt.finetune.tasks import TASKS
 from gpt.module import GPTModule
-from gpt.run import FolderInUse, Run, resolve, validation_interval
+from gpt.resume import resolve, validation_interval
+from gpt.run import FolderInUse, Run
 
 
 def begin(*arguments: str) -> subprocess.Popen:

@@ -17,6 +17,7 @@ from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
 BATCH = 32  # sequences
+MOST_LABELS = 100  # for which naive Bayes takes about half a gigabyte
 
 
 class Answerer:
@@ -51,7 +52,12 @@ def share_right(found: Iterable[int], examples: Sequence[Example]) -> float:
 
 
 def naive_bayes_accuracy(task: Task) -> float | None:
-    """The share that a multinomial naive Bayes of character n-grams gets right. None without scikit-learn."""
+    """The share that a multinomial naive Bayes of character n-grams gets right.
+
+    None without scikit-learn, and for a task with more than MOST_LABELS: each takes megabytes of memory.
+    """
+    if len(task.labels) > MOST_LABELS:
+        return None
     try:
         from sklearn.feature_extraction.text import HashingVectorizer
         from sklearn.naive_bayes import MultinomialNB
