@@ -2,12 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from gpt.errors import UserError
 from gpt.files import read_json
+
+# nan with data.val_fraction=0, which JSON does not have: it is null in the file
+Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 class Result(BaseModel):
@@ -22,8 +25,8 @@ class Result(BaseModel):
     # the best two and the speed are None if the configuration left out what measures them
     best_val_loss: float | None
     best_step: int | None
-    final_val_loss: float
-    final_bits_per_char: float
+    final_val_loss: Loss
+    final_bits_per_char: Loss
     step: int
     vocab_size: int
     parameters: int

@@ -99,7 +99,8 @@ class Run:
         if is_first_process():
             if sample is not None:
                 write_text(self.folder / "sample.txt", sample)
-            write_json(self.folder / "result.json", result.model_dump(mode="json", exclude_unset=True))
+            written = result.model_dump_json(indent=2, exclude_unset=True)
+            write_text(self.folder / "result.json", written + "\n")
             (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt left it
 
     def __enter__(self) -> Self:
