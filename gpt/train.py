@@ -66,6 +66,8 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
             if trainer.is_global_zero and not options.quiet:
                 parameters = sum(parameter.numel() for parameter in module.parameters())
                 lines = [f"{parameters:,} parameters, {data.description}", "; ".join(reasons)]
+                if content:
+                    lines.append(f"{folder.name} continues at step {content['global_step']:,}")
                 print(*filter(None, lines), sep="\n", flush=True)
             del content, source, make_module  # their tensors would take memory while the run trains
             fit(trainer, module, data, run)
