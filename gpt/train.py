@@ -28,7 +28,7 @@ from gpt.interop.weights import starting_weights
 from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
-from gpt.result import Result
+from gpt.result import Result, TaskResult
 from gpt.resume import check_resumable, check_text, resolve
 from gpt.run import Run
 from gpt.tokenizer import Tokenizer, restore
@@ -194,10 +194,11 @@ def with_baseline(run: Run, result: Result, data: Data) -> Result:
 
     It is written too. A run that was killed before has its result without one, and gets it when repeated.
     """
-    if not isinstance(data, TaskData) or result.naive_bayes_accuracy is not None:
-        return result
-    if (accuracy := naive_bayes_accuracy(data.task)) is not None:
-        run.finish(result := result.model_copy(update={"naive_bayes_accuracy": accuracy}), None)
+    if isinstance(data, TaskData) and isinstance(result, TaskResult) and result.naive_bayes_accuracy is None:
+        accuracy = naive_bayes_accuracy(data.task)
+        if accuracy is not None:
+            result = result.model_copy(update={"naive_bayes_accuracy": accuracy})
+            run.finish(result, None)
     return result
 
 
