@@ -56,7 +56,7 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
         if stored:
             check_resumable(run, config, stored, data, content)
         if (result := run.result) and (result.step >= config.trainer.max_steps or result.stopped_early):
-            return result
+            return with_baseline(run, result, data)
         with refusals_before_first_step(run):
             origin = {"init_sha256": checksum(source.state_dict())} if source else {}
             trainer = make_trainer(config, run, data, options, origin)
@@ -76,11 +76,8 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
         result = module.complete(result, data, best if best.exists() else None)
         if not run.has_begun:  # all steps had been taken before, and only the result was missing
             run.begin(config, origin)
-        run.finish(result, sample)
-        if isinstance(data, TaskData):  # whatever becomes of the baseline, the result stands
-            found = {"naive_bayes_accuracy": naive_bayes_accuracy(data.task)}
-            run.finish(result := result.model_copy(update=found), sample)
-    return result
+        run.finish(result, sample)  # whatever becomes of the baseline, the result stands
+        return with_baseline(run, result, data)
 
 
 def pretraining_parts(
@@ -170,6 +167,19 @@ def collect_result(trainer: L.Trainer, module: GPTModule) -> tuple[Result, str |
         stopped_early=bool(stopping and stopping.is_met),
     )
     return result, samples.latest if samples else None
+
+
+def with_baseline(run: Run, result: Result, data: Data) -> Result:
+    """The result of a run that has ended, with the accuracy of a naive Bayes if the run has a task.
+
+    It is written too. A run that was killed before has its result without one, and gets it when repeated.
+    """
+    if isinstance(data, TaskData) and result.naive_bayes_accuracy is None:
+        accuracy = naive_bayes_accuracy(data.task)
+        if accuracy is not None:
+            result = result.model_copy(update={"naive_bayes_accuracy": accuracy})
+            run.finish(result, None)
+    return result
 
 
 @contextlib.contextmanager

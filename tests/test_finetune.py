@@ -258,10 +258,15 @@ def test_table_with_rare_labels_and_unknown_characters(pretrained, tune, capsys,
     code, _, err = tune("init=pre", *odd, "finetune.drop_unknown=true")
     assert (code, "a text has no character that the tokenizer knows" in err) == (2, True)
     settings = "finetune.class_weights=balanced", "finetune.drop_unknown=true", "optimizer.lr=1e-2"
-    monkeypatch.setattr(train, "naive_bayes_accuracy", lambda task: 1 / 0)  # whatever a baseline may do
-    code, _, err = tune("init=pre", *table, *settings, "finetune.epochs=12", "hydra.run.dir=tuned")
+    command = "init=pre", *table, *settings, "finetune.epochs=12", "hydra.run.dir=tuned"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "naive_bayes_accuracy", lambda task: 1 / 0)  # whatever a baseline may do
+        code, _, err = tune(*command)
     assert (code, "ZeroDivisionError" in err) == (1, True)
     result = read_result("tuned")
+    assert tune(*command)[0] == 0  # which has only the baseline left to do
+    assert 0 < (accuracy := read_result("tuned")["naive_bayes_accuracy"]) <= 1
+    assert read_result("tuned") == result | {"naive_bayes_accuracy": accuracy}
     assert (result["majority_accuracy"], result["macro_f1"] > 0.9) == (pytest.approx(7 / 8), True)
     lines = "we é7, or what\nééé\n\nwe 8, or 0\n\udcff we\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode(errors="surrogateescape"))))

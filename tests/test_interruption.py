@@ -30,7 +30,7 @@ sys.addaudithook(tell_watchers)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files in a folder, but for those that TensorBoard's own thread writes at its own times."""
+    """The files in a folder, but for those that only TensorBoard reads: nothing continues from them."""
     files = (path for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name)
     whole = {path: ".tmp-" not in path.name for path in files}  # of others, that they exist is enough
     return {str(path.relative_to(folder)): path.read_bytes() if whole[path] else b"" for path in whole}

@@ -3,6 +3,8 @@
 import itertools
 import math
 import re
+import shutil
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +16,13 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
-from tensorboard.summary.writer import event_file_writer
 from test_callbacks import fit
 
 from conftest import ROOT, TINY, run_program, write_play
 from gpt.callbacks import HParams, LastCheckpoint, MetricsFile, TensorBoard
 from gpt.callbacks.loggers import writers
 from gpt.drawing import draw_attention
+from gpt.errors import UserError
 
 
 def test_a_row_is_written_for_each_call_and_a_resumed_run_drops_later_ones(tmp_path):
@@ -159,7 +161,7 @@ class Write(Callback):
 def test_killed_and_resumed_run_shows_each_point_once_also_if_its_clock_is_set_back(tmp_path, monkeypatch):
     for number, killed_at in enumerate((30, 40, None)):
         clock = SimpleNamespace(time=lambda now=2e9 - number * 1e8: now)  # which names the files
-        monkeypatch.setattr(event_file_writer, "time", clock)
+        monkeypatch.setattr("gpt.callbacks.loggers.time", clock)
         callbacks = [LastCheckpoint(), HParams({"seed": 1}, {}), Write(killed_at)]
         try:
             fit(tmp_path, 60, callbacks, loggers=[TensorBoard(str(tmp_path)), MetricsFile(str(tmp_path))])
@@ -174,6 +176,26 @@ def test_killed_and_resumed_run_shows_each_point_once_also_if_its_clock_is_set_b
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     validated = [row.split(",")[0] for row in rows if not row.endswith(",")]  # val/loss is last
     assert validated == ["9", "19", "29", "39", "49", "59"]
+
+
+def test_event_file_of_a_folder_that_was_removed_or_of_a_full_disk_raises_where_it_is_flushed(tmp_path):
+    """TensorBoard's own writer has a thread, whose traceback would stand beside the line of the error."""
+    logger, threads = TensorBoard(str(tmp_path / "run")), threading.active_count()
+    logger.log_metrics({"val/loss": 1.0}, step=0)
+    logger.save()
+    assert threading.active_count() == threads
+    assert len(list(tmp_path.glob("run/events.*"))) == 1
+    for name, error in {"run": FileNotFoundError, "new": UserError}.items():
+        logger = TensorBoard(str(tmp_path / name))
+        logger.log_metrics({"val/loss": 1.0}, step=0)
+        (path,) = (writer.file_writer.event_writer.path for writer in logger.writers.values())
+        if error is FileNotFoundError:
+            shutil.rmtree(path.parent)
+        else:
+            path.symlink_to("/dev/full")
+        with pytest.raises(error, match=re.escape(str(path))):
+            logger.save()
+        logger.finalize("failed")  # which Lightning calls then, does not raise again
 
 
 @pytest.mark.parametrize("name", ["$HOME", "~", "日本"])

@@ -320,7 +320,7 @@ STORM = {  # a script and its arguments
     "averaged": [*RUN, "callbacks=ema", "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"],
     "early stopping": [*RUN, "callbacks=early_stopping", "callbacks.early_stopping.patience=2"],
     "more checkpoints": [*RUN, "callbacks.best.top_k=3", "callbacks.last.every=2"],
-    "time limit": [*RUN, "trainer.max_steps=1e6", "trainer.max_time='00:00:00:20'"],
+    "time limit": [*RUN, "trainer.max_steps=1e6", "trainer.max_time='00:00:00:08'"],
     **{f"task {name}": [*TASK, f"task={name}"] for name in TASKS},
     "task csv": [*TASK, "task=csv", "task.path=table.csv", "task.columns=[text]", "task.label=label"],
     "sweep": [*RUN, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2"],
@@ -331,7 +331,7 @@ STORM["early stopping"] += ["optimizer=adamw", "optimizer.lr=0.3"]
 STORM["time limit"] += ["scheduler.warmup_ratio=0", "scheduler.decay_ratio=0", "trainer.log_every_n_steps=1"]
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 MOMENTS = {  # at which a process is killed: when a file has appeared, and at most so many seconds later
-    "at the start": ("", 10.0),
+    "at the start": ("", 5.0),
     "after a checkpoint": ("last.safetensors", 0.6),
     "while one is written": ("checkpoints/.*.tmp-*", 0.0),
     "between the first two": ("best.safetensors", 0.0),
@@ -384,7 +384,8 @@ def prepare() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", STORM)
-def test_storm_of_kills_changes_nothing(scenario, call):
+def test_storm_of_kills_changes_nothing(scenario, call, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # with more, equal bits are not promised
     prepare()
     program, *settings = STORM[scenario]
     command = [sys.executable, str(ROOT / f"scripts/{program}.py"), *SMALLEST, *settings]

@@ -7,6 +7,9 @@ the chart "loss", which a run called train within it has, and HParams, which bel
 import csv
 import io
 import math
+import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import FileWriter, RecordWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import Event, SessionLog
 
 from gpt.callbacks.checkpoints import RunLogger, Stateful
-from gpt.errors import shorten
+from gpt.errors import UserError, shorten
 from gpt.files import write_text
 from gpt.module import is_training
 
@@ -63,21 +67,63 @@ class MetricsFile(RunLogger):
             self.write()
 
 
-class LateWriter(SummaryWriter):
-    """Makes its file when it first writes: Lightning asks for it before the first step, which may fail.
+class EventFile:
+    """One of TensorBoard's event files, in place of tensorboard's EventFileWriter. Events wait for `flush`.
 
-    TensorBoard reads files in the order of their names, which begin with the time. Those that are there get
-    numbers in place of it, so that the new one is the last, even if the clock was set back.
+    EventFileWriter has a thread, which prints a traceback of its own if the folder was removed or the disk is
+    full, and an error that does not name the file.
     """
 
+    def __init__(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        times = [path.name.removeprefix(EVENTS).split(".")[0] for path in Path(folder).glob(f"{EVENTS}*")]
+        latest = max((int(second) for second in times if second.isdecimal()), default=0)
+        # TensorBoard reads files in the order of their names. The clock may have been set back
+        now = max(int(time.time()), latest + 1)
+        self.path = Path(folder) / f"{EVENTS}{now:010d}.{socket.gethostname()}.{os.getpid()}"
+        self.waiting = io.BytesIO()
+
+    def add_event(self, event: Event) -> None:
+        RecordWriter(self.waiting).write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Append what waits. Raises UserError if that fails, but FileNotFoundError if the folder is gone."""
+        records, self.waiting = self.waiting.getvalue(), io.BytesIO()
+        try:
+            if records:
+                with self.path.open("ab") as file:
+                    file.write(records)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UserError(f"file = {self.path}: not written, {error.strerror}") from None
+
+    close = flush
+
+
+class EventWriter(FileWriter):
+    """torch's writer of events, into an EventFile."""
+
+    def __init__(self, folder: str) -> None:
+        self.event_writer = EventFile(folder)
+
+
+class LateWriter(SummaryWriter):
+    """Makes its file when it first writes: Lightning asks for it before the first step, which may fail."""
+
+    file_writer: Any  # torch's own annotations say None
+    all_writers: Any
+
     def _get_file_writer(self) -> Any:
-        if not hasattr(self, "default_bins"):  # which the constructor sets last
-            return None
-        earlier = sorted(Path(self.log_dir).glob(f"{EVENTS}*")) if self.file_writer is None else ()
-        for number, path in enumerate(earlier):
-            rest = path.name.removeprefix(EVENTS).partition(".")[2]  # host, process, number of the writer
-            path.replace(path.with_name(f"{EVENTS}{number:010d}.{rest}"))
-        return super()._get_file_writer()
+        if self.file_writer is None and hasattr(self, "default_bins"):  # which the constructor sets last
+            self.file_writer = EventWriter(self.log_dir)
+            self.all_writers = {self.log_dir: self.file_writer}
+            self.file_writer.add_event(Event(file_version="brain.Event:2"))
+            if self.purge_step is not None:
+                start = SessionLog(status=SessionLog.START)
+                self.file_writer.add_event(Event(step=self.purge_step, session_log=start))
+                self.purge_step = None
+        return self.file_writer
 
 
 class TensorBoard(RunLogger):
