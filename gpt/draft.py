@@ -7,6 +7,7 @@ wait to probability comes next. A guess is the one that wins with the same waits
 often tokens came next in the training text. Of the model that comes with gpt, seven in ten are right.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -110,14 +111,15 @@ class CachedModel:
     """A model that keeps what it has read, so that each further token costs one position and not a window.
 
     When context_length positions are full, it reads their later half again, as the beginning of a new window:
-    what is cached of a position depends on its place and on all before it.
+    what is cached of a position depends on its place and on all before it. `expected` positions at most will
+    follow the first ids, so that a short text takes little memory.
     """
 
     window: Tensor  # the ids (B, T) that the cache holds
     logits: Tensor  # (B, V), those that `generate` drew from last
 
-    def __init__(self, model: Model) -> None:
-        self.model, self.is_new = model, True
+    def __init__(self, model: Model, expected: int = sys.maxsize) -> None:
+        self.model, self.expected, self.is_new = model, expected, True
         self.waits: list[Tensor] = []  # those (B, V) of each token to come for which they are already drawn
 
     def __call__(self, ids: Tensor, guesses: Tensor | None = None) -> Tensor:
@@ -128,12 +130,13 @@ class CachedModel:
         """
         limit, unread = self.model.config.context_length, ids
         known = ids if self.is_new else torch.cat((self.window, ids), dim=1)
+        self.expected -= 0 if self.is_new else ids.size(1)
         if self.is_new or known.size(1) > limit:
             unread = known = known[:, -limit if self.is_new else -max(1, limit // 2) :]
-            self.cache, self.is_new = KVCache(limit), False
+            self.cache, self.is_new = KVCache(min(limit, known.size(1) + self.expected)), False
         self.window, length = known, known.size(1)
         if guesses is not None:
-            unread = torch.cat((unread, guesses[:, : limit - length]), dim=1)
+            unread = torch.cat((unread, guesses[:, : self.cache.capacity - length]), dim=1)
         # model(unread) may have been compiled, and would be again for each length of the cache
         logits = self.model.forward(unread, self.cache)
         first, self.cache.length = length - 1 - self.cache.length, length
@@ -160,4 +163,5 @@ class CachedModel:
     def confirm(self, guess: Tensor) -> None:
         """Count the first guess (B, 1) that does not count yet as read."""
         self.window = torch.cat((self.window, guess), dim=1)
+        self.expected -= 1
         self.cache.length += 1

@@ -99,7 +99,7 @@ def generate(
     The model is in eval mode while this runs. Raises UserError for meaningless settings.
     """
     sampling = Sampling(**settings)
-    cached = model if isinstance(model, CachedModel) else CachedModel(model)
+    cached = model if isinstance(model, CachedModel) else CachedModel(model, max_new_tokens)
     was_training = cached.model.training
     cached.model.eval()
     try:

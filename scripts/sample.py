@@ -152,10 +152,10 @@ class TextWriter:
         settings = {name: getattr(self.options, name) for name in SETTINGS}
         return generate(cached, ids.to(self.device), self.longest, generators, **settings)
 
-    def cached_model(self) -> "CachedModel":
+    def cached_model(self, longest: int = sys.maxsize) -> "CachedModel":
         from gpt.generate import CachedModel
 
-        return CachedModel(self.model)
+        return CachedModel(self.model, longest)
 
     def shorten(self, pieces: Iterable[bytes]) -> Iterable[bytes]:
         from gpt.generate import until
@@ -199,7 +199,7 @@ class TextWriter:
         self.tell_seed()
         if not self.options.json and self.options.out is None:
             sys.stdout.write(self.show(prompt))
-            deque(self.stream(self.cached_model(), ids, self.generators([0])), maxlen=0)
+            deque(self.stream(self.cached_model(self.longest), ids, self.generators([0])), maxlen=0)
             for text in self.texts(ids, 1):
                 print(SEPARATOR + self.show(prompt + text), flush=True)
             return
@@ -225,7 +225,7 @@ class TextWriter:
     def write_several(self, ids: "Tensor", numbers: range) -> list[list[bytes]]:
         """The pieces of several texts, drawn until the last of them holds a string to stop at."""
         texts: list[list[bytes]] = [[] for _ in numbers]
-        growing, cached = texts, self.cached_model()
+        growing, cached = texts, self.cached_model(self.longest)
         for drawn in self.sample(cached, ids.expand(len(texts), -1), self.generators(numbers)):
             for text, id in zip(texts, drawn.tolist(), strict=True):
                 text.append(self.tokenizer.pieces[id])

@@ -27,7 +27,7 @@ def make_drafting(arch: str = "modern", **changes) -> GPT:
 
 def written(model, seed: int, length: int = 50, **settings) -> tuple[list[int], int]:
     """A text, and in how many passes the model wrote it."""
-    passes, cached = [], CachedModel(model)
+    passes, cached = [], CachedModel(model, length)
     handle = (model.members[0] if isinstance(model, Ensemble) else model).head.register_forward_hook(
         lambda *_: passes.append(1)
     )
