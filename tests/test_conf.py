@@ -32,7 +32,7 @@ CHOICES = [
 FINE_TUNING = ("task=", "callbacks=finetune")  # choices for scripts/finetune.py, trained in test_finetune.py
 # Those that are more than a model: of a model, one step is as good as another
 TRAINED = [c for c in CHOICES if not c.startswith((*FINE_TUNING, "model", "ablation"))]
-# in test_zero_shot.py, which has a play, in test_distributed.py, and in test_loggers.py
+# in test_finetune_tasks.py, which has a play, in test_distributed.py, and in test_loggers.py
 ELSEWHERE = ("callbacks=zero_shot", "trainer=ddp", "logger=wandb", "logger=mlflow", "logger=many")
 TRAINED = [choice for choice in TRAINED if choice not in ELSEWHERE]
 SMALL = ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=16", "seed=1"]

@@ -75,22 +75,6 @@ def test_time_left_is_that_of_the_runs_which_were_trained(monkeypatch):
     assert time_left(started=100, trained=3, left=0) == ""
 
 
-REFUSED = {
-    "seed=1,2 data.path=nowhere.txt": "data.path = nowhere.txt: no such file",
-    "optimizer=adamw,adam": "optimizer = adam: no such file in conf/optimizer/",
-    "seed=interval(1,2)": "BasicSweeper does not support sweep type : INTERVAL_SWEEP",
-    "seed=1,2 name=${nothing}": "Interpolation key 'nothing' not found",
-}
-
-
-@pytest.mark.parametrize("overrides", REFUSED)
-def test_refused_sweep_is_one_line_and_leaves_what_was_there(refuse, overrides):
-    Path("outputs/sweeps").mkdir(parents=True)
-    Path("outputs/mine").write_text("mine")
-    assert REFUSED[overrides] in refuse("-m", "trainer.max_steps=1", *overrides.split())
-    assert sorted(map(str, Path().rglob("*"))) == ["outputs", "outputs/mine", "outputs/sweeps"]
-
-
 def test_bug_in_a_job_keeps_its_traceback(small, monkeypatch):
     def fail(self, trainer, *args):
         if trainer.global_step == 1:

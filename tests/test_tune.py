@@ -158,9 +158,7 @@ def test_refused_search_leaves_nothing(shared, arguments):
 
 def test_what_does_not_fit_a_study_leaves_it_as_it_was(shared, text):
     tune.main([*shared, "--trials", "1"])
-    with pytest.raises(
-        UserError, match=r"--study = s: it has searched .*model\.n_head=1,2 .*; choose another"
-    ):
+    with pytest.raises(UserError, match=r"--study = s: it has searched .*model\.n_head=1,2 .*; choose"):
         tune.main([*shared, "model.n_head=1,2,4", "--trials", "1"])
     text.rename(text.with_name("moved.txt"))
     tune.main([*shared, "--trials", "1"])
@@ -168,7 +166,5 @@ def test_what_does_not_fit_a_study_leaves_it_as_it_was(shared, text):
     database = FOLDER / "study.db"
     for damage in (database.read_bytes()[:5000], b"hello", b"SQLite format 3\0" + bytes(2000)):
         database.write_bytes(damage)
-        with pytest.raises(
-            UserError, match=r"^--study = s: its study\.db cannot be used, .* or remove outputs"
-        ):
+        with pytest.raises(UserError, match=r"^--study = s: its study\.db cannot be used, .* or remove"):
             tune.main([*shared, "--trials", "1"])
