@@ -9,7 +9,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from test_conf import JOBS
 from test_structure import DOORS, MAY_IMPORT, SOURCES
 
 from conftest import ROOT
@@ -30,6 +29,12 @@ ELSEWHERE = {  # commands that other tests run, or that need what a machine for 
     "scripts/finetune.py": "test_finetune.py",
     "scripts/classify.py": "test_finetune.py",
     "scripts/convert_checkpoint.py": "test_checkpoint.py",
+}
+JOBS = {  # what two jobs of a sweep are, small ones too
+    "sweep_shape": ["model.context_length=8,16"],
+    "sweep_arch": ["model/arch=gpt1,modern"],
+    "sweep_ablation": ["ablation=none,no_conv"],
+    "ensemble": ["seed=1,2"],
 }
 NEEDS = {"data.tokenizer=bpe": "tokenizers", "logger=mlflow": "mlflow", "logger=wandb": "wandb"}
 NEEDS |= {"logger=many": "mlflow", "scripts/export_hf.py": "transformers", "scripts/tune.py": "optuna"}

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import export_hf
-from conftest import TINY, make_config, make_model
+from conftest import make_config, make_model
 from gpt.checkpoint import load
 from gpt.errors import UserError
 from gpt.generate import generate_text
@@ -234,13 +234,11 @@ def test_run_that_starts_from_a_folder_needs_every_tensor(exported, refuse):
     assert "missing, left over or misshapen: transformer.h.2.attn" in refuse(f"init={exported}")
 
 
-def test_rotary_model_continues_with_another_context(trained, call, text):
+def test_rotary_model_continues_with_another_context(trained, succeed, refuse):
     """Learned positions have as many places as they were trained for."""
-    small = ["trainer.max_steps=1", "data.batch_size=2", f"data.path={text}", "callbacks.samples=null"]
-    code, _, err = call("init=run", "model.context_length=40", *small, "hydra.run.dir=longer")
-    assert code == 0, err
-    model = load("longer")[0]
-    assert model.config == load("run")[0].config.model_copy(update={"context_length": 40})
-    call(*TINY, "model/arch=gpt2", *small, "hydra.run.dir=gpt2")
-    code, _, err = call("init=gpt2", "model.context_length=40", *small, "hydra.run.dir=refused")
+    longer = ["model.context_length=40", "trainer.max_steps=1", "data.batch_size=2"]
+    succeed("init=run", "model.n_embd=16", *longer, "hydra.run.dir=longer")
+    assert load("longer")[0].config == load("run")[0].config.model_copy(update={"context_length": 40})
+    succeed("model/arch=gpt2", "trainer.max_steps=1", "hydra.run.dir=gpt2")
+    err = refuse("init=gpt2", *longer)
     assert "model.context_length = 40: the weights of init=gpt2 have 16; leave it out" in err

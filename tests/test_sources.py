@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import evaluate
-from conftest import read_checkpoint, read_result
+from conftest import read_last, read_result
 from gpt import sources, text
 from gpt.config import DataConfig
 from gpt.errors import UserError
@@ -234,9 +234,8 @@ def test_several_files_train_and_resume_and_are_stored(succeed, refuse, text):
     assert f"init={Path('run').absolute()}" in refuse("resume=run", "trainer.max_steps=4", *places)
 
 
-def test_training_on_everything_has_no_best_and_continues(succeed, refuse, capsys):
+def test_training_on_everything_has_no_best_and_continues(succeed, capsys):
     everything = ["data.val_fraction=0", "hydra.run.dir=run"]
-    assert "early_stopping needs a part for" in refuse(*everything, "callbacks=early_stopping")
     for steps in (2, 4):
         out = succeed(f"trainer.max_steps={steps}", *(everything if steps == 2 else ["resume=run"]))
         assert f"nothing is held out, after {steps} steps" in out
@@ -246,24 +245,24 @@ def test_training_on_everything_has_no_best_and_continues(succeed, refuse, capsy
     assert list(json.loads(capsys.readouterr().out)) == ["train"]
 
 
-def test_characters_that_the_weights_do_not_know_are_left_out_or_learnt(trained, small, refuse):
+def test_characters_that_the_weights_do_not_know_are_left_out_or_learnt(trained, small, succeed, refuse):
     Path("new.txt").write_text("café ROMEO!\n" * 60, encoding="utf-8")
-    new = ["init=run", "data.path=new.txt", "trainer.max_steps=2", "optimizer.lr=1e-9"]
+    new = ["init=run", "data.path=new.txt", "trainer.max_steps=2", "optimizer=adamw", "optimizer.lr=1e-9"]
     advice = r"'!', 'c', 'é' not among the 29 .*data\.extend_vocabulary=true .*data\.drop_unknown=true "
     assert re.search(advice, refuse("init=run", "data.path=new.txt"))
-    before = read_checkpoint(trained / "checkpoints/last.safetensors")
+    before = read_last(trained)
     left_out = "note: data.path = new.txt: left out '!', 'c', 'é'"
     for choice, added, note in (("drop_unknown", "", left_out), ("extend_vocabulary", "!cé", "")):
         code, _, err = small(*new, f"data.{choice}=true", f"hydra.run.dir={choice}")
         assert (code, note in err) == (0, True)
-        code, out, err = small(f"resume={choice}", "trainer.max_steps=3")
-        assert (code, "after 3 steps" in out) == (0, True), err
-        after = read_checkpoint(Path(choice, "checkpoints/last.safetensors"))
+        assert "after 3 steps" in succeed(f"resume={choice}", "trainer.max_steps=3")
+        after = read_last(choice)
         old, grown = (one["gpt"]["tokenizer"]["vocabulary"] for one in (before, after))
         assert grown == old + added
-        weights, larger = (one["state_dict"]["tokens.weight"] for one in (before, after))
-        assert np.allclose(weights, larger[:29], atol=1e-4)  # whose rate was tiny
-        assert len(larger) == len(grown) == after["gpt"]["model"]["vocab_size"]
+        for name, weights in before["state_dict"].items():
+            larger = after["state_dict"][name]
+            assert np.allclose(weights, larger[: len(weights)], atol=1e-4)  # whose rate was tiny
+        assert len(after["state_dict"]["tokens.weight"]) == len(grown) == after["gpt"]["model"]["vocab_size"]
 
 
 # The text that files make: Tiny Shakespeare's, and where it is split
