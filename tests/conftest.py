@@ -36,6 +36,8 @@ TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.acc
 TINY += ["callbacks.samples.tokens=20", f"trainer.precision={PRECISION}"]
 TINY += ["trainer.val_check_interval=500"]  # one validation, at the end
 ONE_LINE = re.compile(r"error: [^\n]+ = [^\n]*: [^\n]+\n")  # what a mistake ends with
+LONGEST = ["test_notebook", "test_resume", "test_docs", "test_distributed", "test_environment", "test_tune"]
+LONGEST += ["test_page", "test_sweep", "test_interruption", "test_contributing", "test_huggingface"]
 # What a result says that does not depend on the time that it took
 EXACT = ("best_val_loss", "best_step", "final_val_loss", "final_bits_per_char", "step", "stopped_early")
 
@@ -256,6 +258,11 @@ def trained(call, text: Path, trained_once: Path) -> Path:
     """The folder of a run of four steps on `text`, which it knows as ../text.txt."""
     shutil.copytree(trained_once, "run")
     return Path("run").resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that several processes end together: one file is one process's."""
+    items.sort(key=lambda item: [*LONGEST, item.path.stem].index(item.path.stem))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -6,11 +6,9 @@ import pytest
 from gpt.errors import UserError, did_you_mean, one_line, printable, shorten, user_errors
 
 
-def test_advice_names_the_closest_name_or_the_one_that_other_projects_use():
+def test_advice_names_the_closest_name_or_all_if_they_are_few():
+    """What other projects say is in test_bad_configuration.py."""
     assert did_you_mean("n_haed", ["n_head", "n_layer"]) == "did you mean n_head?"
-    assert did_you_mean("n_head", ["model.n_head", "seed"]) == "did you mean model.n_head?"
-    assert did_you_mean("model.block_size", ["model.n_head"]) == "it is called model.context_length here"
-    assert did_you_mean("ckpt_path", ["resume"]) == "it is called resume here"
     assert did_you_mean("xyz", ["b", "a"]) == "choose one of a, b"
     assert did_you_mean("xyz", map(str, range(99))) == "--cfg job lists all settings"
 

@@ -152,7 +152,6 @@ def test_runs_started_together_have_their_own_folders(tmp_path):
 
 SHOWN = {
     "--help": "Train a GPT: python scripts/train.py [key=value ...]",
-    "model=tiny --cfg job": "context_length: 64",
     "model=tiny --cfg job --resolve": "name: tiny",
     "--cfg hydra": "output_subdir: null",
     "--info": "Config search path",
