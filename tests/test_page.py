@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 import export_html
-from conftest import ARCHITECTURES, ROOT, TINY, make_model
+from conftest import ARCHITECTURES, ROOT, make_model
 from gpt.checkpoint import load
 from gpt.errors import UserError
 from gpt.generate import generate_text
@@ -234,17 +234,13 @@ SCREENSHOTS = ROOT / "outputs" / "screenshots"
 
 
 @pytest.fixture
-def outputs(call, text) -> Path:
+def outputs(succeed) -> Path:
     """A sweep, and two runs that have little in common with it."""
-    common = [*TINY, "trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
-    common += ["callbacks.attention.text=ROMEO", f"data.path={text}"]
-    for given in (
-        ["-m", *common, "model.n_head=1,2"],
-        [*common, "model/arch=gpt1", "hydra.run.dir=outputs/gpt1"],
-        [*common, "data.tokenizer=byte", "optimizer=adamw", "seed=7", "hydra.run.dir=outputs/bytes"],
-    ):
-        code, _, err = call(*given)
-        assert code == 0, err
+    common = ["trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
+    common += ["callbacks.attention.text=ROMEO"]
+    succeed("-m", *common, "model.n_head=1,2")
+    succeed(*common, "model/arch=gpt1", "hydra.run.dir=outputs/gpt1")
+    succeed(*common, "data.tokenizer=byte", "optimizer=adamw", "seed=7", "hydra.run.dir=outputs/bytes")
     return Path("outputs").resolve()
 
 
