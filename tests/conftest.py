@@ -35,7 +35,7 @@ PRECISION = os.environ.get("GPT_TEST_PRECISION", "32-true")
 TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.accelerator=cpu"]
 TINY += ["callbacks.samples.tokens=20", f"trainer.precision={PRECISION}"]
 TINY += ["trainer.val_check_interval=500"]  # one validation, at the end
-TINY += ["callbacks.attention.text=X"]  # not in the texts, so nothing is drawn, which takes longer than the rest
+TINY += ["callbacks.attention.text=X"]  # which is not in the texts: a map takes more than half of a run
 ONE_LINE = re.compile(r"error: [^\n]+ = [^\n]*: [^\n]+\n")  # what a mistake ends with
 LONGEST = ["test_notebook", "test_resume", "test_docs", "test_distributed", "test_environment", "test_tune"]
 LONGEST += ["test_page", "test_sweep", "test_interruption", "test_contributing", "test_huggingface"]

@@ -81,8 +81,9 @@ def test_closed_streams_give_no_traceback_with_any_threads(ending, said, threads
 def test_interrupt_at_the_start_is_one_line_and_leaves_nothing(expected, tmp_path):
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # `nohup` or a script's & would ignore it
     process = start("train.py", *expected[0][2:], cwd=tmp_path, preexec_fn=listen)
-    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
-        time.sleep(0.02)  # until it imports PyTorch, which takes a while
+    # It imports PyTorch, which takes a while
+    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
