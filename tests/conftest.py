@@ -37,8 +37,8 @@ TINY += ["callbacks.samples.tokens=20", f"trainer.precision={PRECISION}"]
 TINY += ["trainer.val_check_interval=500"]  # one validation, at the end
 TINY += ["callbacks.attention.text=X"]  # which is not in the texts: a map takes more than half of a run
 ONE_LINE = re.compile(r"error: [^\n]+ = [^\n]*: [^\n]+\n")  # what a mistake ends with
-LONGEST = ["test_notebook", "test_resume", "test_docs", "test_distributed", "test_environment", "test_tune"]
-LONGEST += ["test_page", "test_sweep", "test_interruption", "test_contributing", "test_huggingface"]
+LONGEST = ["test_notebook", "test_environment", "test_distributed", "test_resume", "test_tune", "test_docs"]
+LONGEST += ["test_sweep", "test_page", "test_contributing", "test_interruption", "test_huggingface"]
 # What a result says that does not depend on the time that it took
 EXACT = ("best_val_loss", "best_step", "final_val_loss", "final_bits_per_char", "step", "stopped_early")
 
