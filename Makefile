@@ -47,7 +47,7 @@ page: $(READY) ## write outputs/best.html, the page of the model that comes with
 test test-slow: export GPT_TEST_PRECISION = $(PRECISION)
 test: export OMP_NUM_THREADS = 1
 test: $(READY_DEV) lint ## check style and types, then run the tests; make test PRECISION=bf16-mixed
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(READY_DEV) ## kill runs of seventeen kinds again and again, try random settings and more launchers
 	$(BIN)/pytest -m slow $(ARGS)

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from omegaconf import OmegaConf
 from gpt.checkpoint import read as read_checkpoint
 from gpt.cli.main import train
 from gpt.config import ModelConfig
+from gpt.errors import user_errors
 from gpt.model import GPT, CausalConv
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +35,10 @@ PRECISION = os.environ.get("GPT_TEST_PRECISION", "32-true")
 TINY = ["model=tiny", "model.n_embd=16", "model.context_length=16", "trainer.accelerator=cpu"]
 TINY += ["callbacks.samples.tokens=20", f"trainer.precision={PRECISION}"]
 TINY += ["trainer.val_check_interval=500"]  # one validation, at the end
+TINY += ["callbacks.attention.text=X"]  # which is not in the texts: a map takes more than half of a run
+ONE_LINE = re.compile(r"error: [^\n]+ = [^\n]*: [^\n]+\n")  # what a mistake ends with
+LONGEST = ["test_notebook", "test_environment", "test_distributed", "test_resume", "test_tune", "test_docs"]
+LONGEST += ["test_sweep", "test_page", "test_contributing", "test_interruption", "test_huggingface"]
 # What a result says that does not depend on the time that it took
 EXACT = ("best_val_loss", "best_step", "final_val_loss", "final_bits_per_char", "step", "stopped_early")
 
@@ -53,6 +59,25 @@ def make_model(arch: str = "modern", seed: int = 0, **changes) -> GPT:
 
 def read_result(folder: str | Path) -> dict[str, Any]:
     return json.loads(Path(folder, "result.json").read_text())
+
+
+def read_last(folder: str | Path, name: str = "last") -> dict[str, Any]:
+    return read_checkpoint(Path(folder, f"checkpoints/{name}.safetensors"))
+
+
+def read_events(folder: str | Path) -> Any:
+    """Everything in TensorBoard's files of a folder."""
+    from tensorboard.backend.event_processing import event_accumulator  # which takes a second to import
+
+    every = {"tensors": 0, "scalars": 0, "images": 0}
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance=every)
+    events.Reload()
+    return events
+
+
+def files_in(folder: str | Path = ".") -> dict[Path, bytes]:
+    """All that is in a folder, with what is in the files."""
+    return {path: path.read_bytes() if path.is_file() else b"" for path in Path(folder).rglob("*")}
 
 
 def history(folder: str | Path) -> list[dict[str, str]]:
@@ -77,7 +102,7 @@ def assert_same_run(parts: str | Path, whole: str | Path) -> None:
     """Two runs have logged the same, and left the same checkpoints and results, to the last bit."""
     assert history(parts) == history(whole)
     for name in ("best", "last"):
-        one, other = (read_checkpoint(Path(run, f"checkpoints/{name}.safetensors")) for run in (parts, whole))
+        one, other = (read_last(run, name) for run in (parts, whole))
         for content in (one, other):
             for clock in ("throughput", "Timer"):  # the time that it took
                 content.get("callbacks", {}).pop(clock, None)
@@ -109,11 +134,10 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_report(request, monkeypatch) -> None:
-    """Leave report.html out, which takes a second. The tests of the report have it."""
-    if "report" not in request.path.stem:
-        for module in ("gpt.cli.summary", "gpt.analysis"):
-            monkeypatch.setattr(f"{module}.report_line", lambda folder: "report: (left out)")
+def no_report(monkeypatch) -> None:
+    """Leave report.html out, which takes a second. test_analysis.py writes it by itself."""
+    for module in ("gpt.cli.summary", "gpt.analysis"):
+        monkeypatch.setattr(f"{module}.report_line", lambda folder: "report: (left out)")
 
 
 def run_program(*arguments: str, main: Callable[[], None] = train, name: str = "train.py") -> int:
@@ -133,6 +157,13 @@ def run_program(*arguments: str, main: Callable[[], None] = train, name: str = "
             logging.root.setLevel(logging.WARNING)
             logging.getLogger("hydra").setLevel(logging.NOTSET)
     return 0
+
+
+def start(script: str, *arguments: str, **options: Any) -> subprocess.Popen:
+    """Start a program of scripts/ in a process of its own."""
+    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes | options)
 
 
 @pytest.fixture
@@ -177,29 +208,50 @@ def succeed(small) -> Callable[..., str]:
 
 @pytest.fixture
 def refuse(small) -> Callable[..., str]:
-    """`small`, which must end with one line on stderr and exit code 2: returns that line."""
+    """`small`, which must end with one line on stderr and exit code 2, and leave all files as they are."""
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, may_write: bool = False) -> str:
+        before = files_in()
         code, out, err = small(*arguments)
         assert code == 2, out + err
-        assert re.fullmatch(r"error: .+ = .*: .+\n", err), err
+        assert ONE_LINE.fullmatch(err), err
+        assert may_write or files_in() == before
         return err
 
     return run
 
 
-@pytest.fixture(scope="session")
-def trained_once(tmp_path_factory) -> Path:
-    """The folder of a run of four steps, which `trained` copies. Its text is the one next to its folder."""
-    folder = tmp_path_factory.mktemp("trained") / "work"
+@pytest.fixture
+def refusal(capsys) -> Callable[..., str]:
+    """Call the main() of a program of argparse, which must end as in `refuse`."""
+
+    def run(main: Callable[[list[str]], None], *arguments: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop, user_errors():
+            main([*arguments])
+        out, err = capsys.readouterr()
+        assert (stop.value.code, out) == (2, "")
+        assert ONE_LINE.fullmatch(err), err
+        return err
+
+    return run
+
+
+def train_in(folder: Path, *settings: str) -> Path:
+    """Train the smallest model on the text next to a new folder, where one stands: the folder of the run."""
     folder.mkdir()
     write_play(folder.parent / "text.txt")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("gpt.cli.summary.report_line", lambda folder: "report: (left out)")
-        code = run_program(*TINY, "data.path=../text.txt", "trainer.max_steps=4", "hydra.run.dir=run")
-    assert code == 0
+        assert run_program(*TINY, "data.path=../text.txt", "hydra.run.dir=run", *settings) == 0
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory) -> Path:
+    """The folder of a run of four steps, which `trained` copies. Its text is the one next to its folder."""
+    return train_in(tmp_path_factory.mktemp("trained") / "work", "trainer.max_steps=4")
 
 
 @pytest.fixture
@@ -207,6 +259,11 @@ def trained(call, text: Path, trained_once: Path) -> Path:
     """The folder of a run of four steps on `text`, which it knows as ../text.txt."""
     shutil.copytree(trained_once, "run")
     return Path("run").resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that several processes end together: one file is one process's."""
+    items.sort(key=lambda item: [*LONGEST, item.path.stem].index(item.path.stem))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

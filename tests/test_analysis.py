@@ -7,7 +7,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -18,7 +17,7 @@ from scipy.stats import ttest_ind
 import compare as compare_script
 import gpt.analysis
 import report as report_script
-from conftest import ARCHITECTURES, ROOT
+from conftest import ARCHITECTURES
 from gpt.analysis import report_line, table_of
 from gpt.analysis.compare import compare_runs, read_run
 from gpt.analysis.plots import draw_pictures, draw_run, save
@@ -373,9 +372,3 @@ def test_without_the_extra_there_is_one_line(sweep, monkeypatch):
     for script in (compare_script, report_script):
         with pytest.raises(UserError, match=r'pandas is not installed; pip install -e "\.\[analysis\]"'):
             script.main([str(sweep)])
-
-
-def test_help_of_pack_needs_no_torch():
-    program = "import sys\nimport pack\nprint('torch' in sys.modules)"
-    command = [sys.executable, "-c", program]
-    assert subprocess.check_output(command, cwd=ROOT / "scripts", text=True) == "False\n"

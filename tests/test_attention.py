@@ -100,10 +100,8 @@ def test_rotary_scores_depend_on_the_distance_alone():
     turned_q, turned_k = apply_rotary(q.expand(32, 8), cos, sin), apply_rotary(k.expand(32, 8), cos, sin)
     scores = turned_q @ turned_k.T
     for distance in (0, 1, 5):
-        at_this_distance = scores.diagonal(-distance)
-        torch.testing.assert_close(
-            at_this_distance, at_this_distance[:1].expand_as(at_this_distance), atol=1e-4, rtol=1e-4
-        )
+        found = scores.diagonal(-distance)
+        torch.testing.assert_close(found, found[:1].expand_as(found), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(turned_q.norm(dim=-1), q.norm().expand(32))
 
 

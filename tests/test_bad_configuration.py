@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import TINY
 from gpt.cli.main import compose_config, is_trusted, targets
 from gpt.cli.overrides import parse_overrides, quote_paths
 from gpt.config import RunConfig, setting_names
 from gpt.errors import ELSEWHERE, UserError
 from gpt.module import GPTModule
 
-ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+\n\Z")
 # What is refused by itself, as it is typed, by the reason. Settings of fine-tuning need the two groups below
 REFUSED = {
     "should be greater than": """
@@ -49,9 +47,8 @@ REFUSED = {
     "it is called trainer.max_steps here": "max_iters=5",
     "is not divisible by it into heads of even size": "model.n_head=3 model.n_head=32",
 }
-CASES = [
-    (*parse_overrides([word]).popitem(), why) for why, words in REFUSED.items() for word in words.split()
-]
+TYPED = [(word, why) for why, words in REFUSED.items() for word in words.split()]
+CASES = [(*parse_overrides([word]).popitem(), why) for word, why in TYPED]
 CASES += [("name", name, "becomes part of a folder's name") for name in ("", "x" * 300, "a\nb")]
 CASES += [(key, "", "should have at least 1 character") for key in ("data.path", "data.folder", "init")]
 CASES += [("data.folder", "\ud800", "unable to parse raw data as a unicode string")]
@@ -79,22 +76,18 @@ def test_bad_value_is_one_line_with_place_value_and_reason(key, value, reason):
         assert str(value).replace("\n", " ")[:50].encode("unicode_escape").decode() in line
 
 
-def test_mistake_of_two_settings_names_the_one_to_change():
-    task = r"finetune = \(missing\): fine-tuning needs this group; start scripts/finetune\.py"
-    for values, line in [
-        (
-            {"optimizer": {"name": "muon", "betas": [0.9, 1.0]}},
-            r"optimizer\.betas\S* = 1\.0: should be less than 1",
-        ),
-        ({"optimizer": {"name": "muon", "betas": [0.9]}}, r"optimizer\.betas"),
-        (
-            {"optimizer": {"betas": [0.9, 0.99]}},
-            r"optimizer\.name = \(missing\): set optimizer=adamw or optimizer=muon",
-        ),
-        ({"task": {}}, task),
-    ]:
-        with pytest.raises(UserError, match=f"^{line}"):
-            RunConfig.from_dict(values)
+OF_TWO = {  # a mistake of two settings names the one to change
+    r"optimizer\.betas\S* = 1\.0: should be less": {"optimizer": {"name": "muon", "betas": [0.9, 1.0]}},
+    r"optimizer\.betas": {"optimizer": {"name": "muon", "betas": [0.9]}},
+    r"optimizer\.name = \(missing\): set optimizer=adamw or": {"optimizer": {"betas": [0.9, 0.99]}},
+    r"finetune = \(missing\): fine-tuning needs this group; start scripts/finetune\.py": {"task": {}},
+}
+
+
+@pytest.mark.parametrize("line", OF_TWO)
+def test_mistake_of_two_settings_names_the_one_to_change(line):
+    with pytest.raises(UserError, match=f"^{line}"):
+        RunConfig.from_dict(OF_TWO[line])
 
 
 COMMANDS: dict[tuple[str, ...], str] = {  # the arguments, and what the line must say
@@ -125,6 +118,15 @@ COMMANDS: dict[tuple[str, ...], str] = {  # the arguments, and what the line mus
     ("-m", "seed=1,2", "resume=last"): "resume = last: not for sweeps",
     ("model.n_head=1,2",): "model.n_head=1,2 = (several values): that is a sweep; add -m",
     ("seed=1", "a=b=c}"): "override = a=b=c}: ",
+    ("ckpt_path=x",): "it is called resume here",
+    ("trainer.limit_val_batches=2",): "Lightning's Trainer is added by +trainer.limit_val_batches",
+    ("optimizer=adamw", "optimizer.muon_lr=0.1"): "optimizer.muon_lr = 0.1: no such setting",
+    ("data.val_fraction=0", "callbacks=early_stopping"): "early_stopping needs a part for",
+    ("callbacks=zero_shot",): "give a play",
+    ("-m", "seed=1,2", "data.path=nowhere.txt"): "data.path = nowhere.txt: no such file",
+    ("-m", "optimizer=adamw,adam"): "optimizer = adam: no such file in conf/optimizer/",
+    ("-m", "seed=interval(1,2)"): "BasicSweeper does not support sweep type : INTERVAL_SWEEP",
+    ("-m", "seed=1,2", "name=${nothing}"): "Interpolation key 'nothing' not found",
 }
 
 if not torch.cuda.is_available():
@@ -132,25 +134,21 @@ if not torch.cuda.is_available():
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: " ".join(arguments)[:80])
-def test_bad_command_is_one_line_and_leaves_nothing(arguments, call, text):
-    Path("nothing").mkdir()
+def test_bad_command_is_one_line_and_leaves_nothing(arguments, refuse):
+    for folder in ("nothing", "outputs/sweeps"):
+        Path(folder).mkdir(parents=True)
     Path("same.txt").write_text("a" * 1000)
     Path("short.txt").write_text("ab" * 50)
     Path("latin.txt").write_bytes("café au lait".encode("latin-1"))
-    given = set(Path().rglob("*"))
-    options = [argument for argument in arguments if argument.startswith("-")]
-    settings = [argument for argument in arguments if not argument.startswith("-")]
-    code, out, err = call(*options, *TINY, f"data.path={text}", *settings)
-    assert code == 2, out + err
-    assert ONE_LINE.match(err), err
+    err = refuse(*arguments)
     assert len(err) < 700
     assert COMMANDS[arguments] in err
-    assert "Traceback" not in out
-    assert set(Path().rglob("*")) == given
 
 
 ADVICE = {  # a mistake, where its line says what to type, and how that is typed
     "model.n_head=3": (r"try one of \[(.*)\]", "model.n_head={}"),
+    "model.n_embd=64 model.n_head=64": (r"try one of \[(.*)\]", "model.n_embd=64 model.n_head={}"),
+    "model.n_head=7 model/arch=gpt2": (r"try one of \[(.*)\]", "model.n_head={} model/arch=gpt2"),
     "model.n_embd=15 model.n_head=1": (r"or (model.positions=\w+)", "model.n_embd=15 model.n_head=1 {}"),
     "optimizer.name=sgd": (r"set (\S+ or \S+)", "{}"),
     "model=smal": (r"choose one of (.*)", "model={}"),
@@ -197,32 +195,31 @@ def test_path_is_what_a_shell_hands_over(typed, tmp_path, monkeypatch):
     assert list(parse_overrides(quote_paths([typed])).values()) == [PATHS[typed]]
 
 
-def test_valid_but_unusual_configuration_is_accepted(call, text):
+def test_valid_but_unusual_configuration_is_accepted(small, succeed, text):
     """A validation interval beyond the end, control characters, a byte order mark, names in any script."""
     text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes() + b"\x00\x1b")
-    settings = [*TINY, f"data.path={text}", "callbacks.samples=null", "trainer.max_steps=1e0", "name=日本"]
-    code, out, err = call(*settings, "trainer.val_check_interval=100", "hydra.run.dir=läufe/erster Versuch")
+    settings = [
+        "callbacks.samples=null",
+        "trainer.max_steps=1e0",
+        "name=日本",
+        "trainer.val_check_interval=100",
+    ]
+    code, out, err = small(*settings, "hydra.run.dir=läufe/erster Versuch")
     assert code == 0, err
     assert "after 1 steps" in out  # it was validated at the end
     assert err == f"note: data.path = {text}: it contains control characters, which are kept: '\\x00\\x1b'\n"
-    code, out, err = call("resume=läufe/erster Versuch", "trainer.max_steps=2")
-    assert code == 0, err
-    assert "after 2 steps" in out
+    assert "after 2 steps" in succeed("resume=läufe/erster Versuch", "trainer.max_steps=2")
 
 
-def test_error_before_the_first_step_is_one_line_and_leaves_nothing(call, text, monkeypatch):
-    def refuse(self) -> None:
+def test_error_before_the_first_step_is_one_line_and_leaves_nothing(refuse, monkeypatch):
+    def fail(self) -> None:
         raise RuntimeError("this optimizer\ncannot be made")
 
-    monkeypatch.setattr(GPTModule, "configure_optimizers", refuse)
-    code, _, err = call(*TINY, f"data.path={text}", "trainer.max_steps=2")
-    assert code == 2
-    assert "RuntimeError: this optimizer cannot be made" in err
-    assert ONE_LINE.match(err)
-    assert not list(Path().iterdir())
+    monkeypatch.setattr(GPTModule, "configure_optimizers", fail)
+    assert "RuntimeError: this optimizer cannot be made" in refuse("trainer.max_steps=2")
 
 
-def test_error_of_a_later_step_keeps_its_traceback(call, text, monkeypatch):
+def test_error_of_a_later_step_keeps_its_traceback(small, monkeypatch):
     step = GPTModule.training_step
 
     def fail(self, batch, batch_idx):
@@ -231,7 +228,7 @@ def test_error_of_a_later_step_keeps_its_traceback(call, text, monkeypatch):
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(GPTModule, "training_step", fail)
-    code, _, err = call(*TINY, f"data.path={text}", "trainer.max_steps=4", "hydra.run.dir=run")
+    code, _, err = small("trainer.max_steps=4", "hydra.run.dir=run")
     assert code == 1
     assert "RuntimeError: a bug" in err
     assert err.endswith("Please report it with the lines above and the command.\n")
@@ -245,24 +242,16 @@ DAMAGED = [b"", b"\xff\xfe", b"[1]", b"{}", b"a: !!python/object/apply:os.system
 
 @pytest.mark.parametrize("name", ["config.yaml", "result.json"])
 @pytest.mark.parametrize("content", DAMAGED)
-def test_damaged_file_of_a_run_is_one_line(call, trained, name, content):
+def test_damaged_file_of_a_run_is_one_line(refuse, trained, name, content):
     (trained / name).write_bytes(content)
-    code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
-    assert code == 2
-    assert err.startswith("error: file = ")
-    assert ONE_LINE.match(err)
-    assert (trained / name).read_bytes() == content
-    assert not Path("it_ran").exists()
+    assert refuse(f"resume={trained}", "trainer.max_steps=6").startswith("error: file = ")
 
 
-def test_a_run_that_has_ended_without_checkpoints_is_not_begun_again(call, trained):
-    result = (trained / "result.json").read_bytes()
+def test_a_run_that_has_ended_without_checkpoints_is_not_begun_again(refuse, trained):
     for path in (trained / "checkpoints").iterdir():
         path.unlink()
-    code, _, err = call(f"resume={trained}", "trainer.max_steps=6")
-    assert code == 2
+    err = refuse(f"resume={trained}", "trainer.max_steps=6")
     assert "no checkpoint to continue from; begin again in another folder" in err
-    assert (trained / "result.json").read_bytes() == result
 
 
 def test_trusted_classes_are_callbacks_and_loggers_alone_at_any_depth():

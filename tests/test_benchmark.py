@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import benchmark
+from conftest import TINY
 from gpt.errors import UserError
 
 
@@ -54,12 +55,9 @@ def test_unknown_section_is_refused(tmp_path):
 
 def test_bare_step_trains(text, monkeypatch):
     optimizers, build = [], benchmark.build_optimizer
-    monkeypatch.setattr(
-        benchmark, "build_optimizer", lambda *given: optimizers.append(build(*given)) or optimizers[-1]
-    )
-    step = benchmark.bare_step(
-        "model=tiny", "model.n_embd=16", "model.context_length=16", f"data.path={text}"
-    )
+    keep = lambda *given: optimizers.append(build(*given)) or optimizers[-1]  # noqa: E731
+    monkeypatch.setattr(benchmark, "build_optimizer", keep)
+    step = benchmark.bare_step(*TINY, f"data.path={text}")
     weights = [weight for group in optimizers[0].param_groups for weight in group["params"]]
     before = [weight.clone() for weight in weights]
     step()

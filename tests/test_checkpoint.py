@@ -2,16 +2,18 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+import convert_checkpoint
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
-from conftest import ROOT, make_model, same
+from conftest import ROOT, assert_same_run, make_model, read_last, same
 from gpt.checkpoint import FORMAT, find, load, read, write
 from gpt.errors import UserError
 from gpt.tokenizer import CharTokenizer
@@ -69,24 +71,17 @@ def test_everything_comes_back_exactly(path):
     assert not os.access(path, os.X_OK)
 
 
-def test_any_program_reads_the_weights_by_their_names(trained):
-    weights = safetensors.torch.load_file(trained / "checkpoints" / "best.safetensors")
-    assert weights["tokens.weight"].shape == (29, 16)
-    assert {"blocks.0.attn.qkv.weight", "head.weight"} <= weights.keys()
+def test_any_program_reads_the_weights_and_last_has_what_training_continues_from(trained):
+    weights = safetensors.torch.load_file(trained / "checkpoints/best.safetensors")
+    assert {"tokens.weight", "blocks.0.attn.qkv.weight", "head.weight"} <= weights.keys()
+    best, last = read_last(trained, "best"), read_last(trained)
     own = {name: tensor for name, tensor in weights.items() if not name.startswith("training/draft/")}
-    assert same(own, read(find(trained))["state_dict"])
-
-
-def test_best_is_a_model_and_last_what_training_continues_from(trained):
-    best, last = (read(trained / "checkpoints" / f"{name}.safetensors") for name in ("best", "last"))
+    assert same(own, best["state_dict"])
     assert best.keys() == {"gpt", "state_dict", "draft"}
     assert last.keys() == {"gpt", "state_dict", "draft", "global_step", "optimizer_states", "callbacks"}
     assert best["gpt"]["config"]["model"]["n_embd"] == 16
     assert best["gpt"]["step"] == last["gpt"]["step"] == last["global_step"] == 4
-    ((step, text),) = last["callbacks"]["samples"]["history"]
-    assert (step, text) == (4, (trained / "sample.txt").read_text())
-    for name in ("best", "last"):
-        load(trained / "checkpoints" / f"{name}.safetensors")
+    assert last["callbacks"]["samples"]["history"] == [[4, (trained / "sample.txt").read_text()]]
 
 
 def test_what_no_checkpoint_can_hold_is_refused_and_the_old_one_stays(path):
@@ -149,14 +144,9 @@ def test_header_larger_than_100_mb_is_not_read(path):
 
 
 BROKEN, FITS_NOT = "its header is damaged", "where its sizes ask for"
-HEADERS = [
-    ("gpt", "{", BROKEN),
-    ("gpt", "[" * 10**5, BROKEN),
-    ("tied", '{"a": "b"}', BROKEN),
-    ("training", '{"items": [[1]]}', BROKEN),
-    ("sha256", "", "damaged: its tensors are not those"),
-]
-METADATA: list[tuple[dict, str]] = [
+HEADERS = [(("gpt", "{"), BROKEN), (("gpt", "[" * 10**5), BROKEN), (("tied", '{"a": "b"}'), BROKEN)]
+HEADERS += [(("training", '{"items": [[1]]}'), BROKEN), (("sha256", ""), "its tensors are not those")]
+CONTENTS: list[tuple[dict, str]] = [  # of the metadata, or of the weights, of which None is left out
     ({"format": 4}, "its format is 4, this version reads 5; use the version that wrote it"),
     ({"format": "5\n\x1b[2J" + "x" * 9999}, r"its format is 5 \\x1b\[2Jx+"),
     ({"model": {"_target_": "os.system"}}, r"model\._target_ = os\.system: no such setting"),
@@ -167,56 +157,38 @@ METADATA: list[tuple[dict, str]] = [
     ({"model": {"vocab_size": None}}, "vocab_size = None"),
     ({"tokenizer": {"vocabulary": "abc"}}, "its tokenizer has 3 tokens"),
     ({"tokenizer": {"kind": "os:system"}}, "its metadata makes no model"),
+    ({"head.weight": None}, FITS_NOT),
+    ({"head.weight": torch.full((11, 16), torch.nan)}, "non-finite weights in 1 tensors, head"),
+    ({"head.weight": torch.zeros(16, 11)}, "another architecture .* head"),
+    ({"head.weight": None, "other": torch.zeros(11, 16)}, "another architecture"),
 ]
 
 
-def assert_refused(path: Path, message: str) -> None:
+def changed(content: dict, changes: dict) -> dict:
+    """A checkpoint with other metadata, or other weights."""
+    part = "state_dict" if {"head.weight"} & changes.keys() else "gpt"
+    old = content[part]
+    new = {key: old[key] | new if isinstance(new, dict) else new for key, new in changes.items()}
+    return content | {part: {key: value for key, value in (old | new).items() if value is not None}}
+
+
+@pytest.mark.parametrize(("damage", "message"), [*HEADERS, *CONTENTS])
+def test_what_makes_no_model_is_one_line(path, damage, message):
+    content = make_content() | {"global_step": 1}
+    write(path, changed(content, damage) if isinstance(damage, dict) else content)
+    if isinstance(damage, tuple):
+        edit_header(path, *damage)
     with pytest.raises(UserError, match=message) as error:
         load(path)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize(("name", "text", "message"), HEADERS)
-def test_damaged_header_is_one_line(path, name, text, message):
-    write(path, make_content() | {"global_step": 1})
-    edit_header(path, name, text)
-    assert_refused(path, message)
-
-
-def with_metadata(content: dict, changes: dict) -> dict:
-    metadata = content["gpt"]
-    changes = {key: metadata[key] | new if isinstance(new, dict) else new for key, new in changes.items()}
-    return content | {"gpt": metadata | changes}
-
-
-@pytest.mark.parametrize(("changes", "message"), METADATA)
-def test_metadata_that_make_no_model_are_one_line(path, changes, message):
-    write(path, with_metadata(make_content(), changes))
-    assert_refused(path, message)
-
-
-WEIGHTS: dict[str, Callable[[dict], object]] = {
-    FITS_NOT: lambda weights: weights.pop("head.weight"),
-    "non-finite weights in 1 tensors, head": lambda weights: weights["head.weight"].fill_(torch.nan),
-    "another architecture .* head": lambda weights: weights.update({"head.weight": torch.zeros(16, 11)}),
-    "another architecture": lambda weights: weights.update({"other": weights.pop("head.weight")}),
-}
-
-
-@pytest.mark.parametrize("message", WEIGHTS)
-def test_weights_that_do_not_fit_are_one_line(path, message):
-    content = make_content()
-    WEIGHTS[message](content["state_dict"])
-    write(path, content)
-    assert_refused(path, message)
-
-
 def test_loading_takes_no_more_memory_than_the_file(tmp_path):
     """What a process needs for a file whose sizes ask for gigabytes, and then for one of 50 MB."""
     honest, hostile = tmp_path / "honest.safetensors", tmp_path / "hostile.safetensors"
     write(honest, make_content(n_embd=512, n_head=1, n_layer=4))
-    write(hostile, with_metadata(make_content(), {"model": {"n_embd": 30_000}}))
+    write(hostile, changed(make_content(), {"model": {"n_embd": 30_000}}))
     code = """
 import contextlib, resource, sys
 from gpt.checkpoint import load
@@ -263,3 +235,52 @@ def test_former_checkpoint_is_named_with_the_program_that_converts_it(tmp_path):
             find(tmp_path / place)
     (tmp_path / "checkpoints" / "best.safetensors").touch()  # it was converted
     assert find(tmp_path).suffix == ".safetensors"
+
+
+# What version 0.2 left of a run (format 4, pickled) becomes what this version would have written
+# Of a run whose loss gets worse
+SETTINGS = "callbacks=early_stopping callbacks.early_stopping.patience=4 optimizer.lr=10 trainer.max_steps=4"
+
+
+def make_former(path: Path) -> None:
+    """Put what version 0.2 would have written in place of a checkpoint."""
+    content = read(path)
+    content["state_dict"] = {f"model.{name}": weight for name, weight in content["state_dict"].items()}
+    config = content["gpt"]["config"]
+    for node in [*config["callbacks"].values(), *config["logger"].values()]:  # they were chosen by name
+        node.pop("_target_")
+        node.pop("save_dir", None)
+    step = content["gpt"].pop("step")
+    content |= {"global_step": step, "epoch": 0, "loops": {}, "lr_schedulers": [{"last_epoch": step}]}
+    if state := content.get("callbacks", {}).get("early_stopping"):
+        former = {"lowest": state["best_score"].item(), "validations": state["wait_count"]}
+        content["callbacks"]["early_stopping"] = former
+    torch.save(content | {"gpt": content["gpt"] | {"format": 4}}, path.with_suffix(".ckpt"))
+    path.unlink()
+    (path.parents[1] / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_converted_run_continues_as_if_it_had_always_been_one_of_this_version(succeed, call):
+    succeed(*SETTINGS.split(), "trainer.val_check_interval=1", "hydra.run.dir=kept")
+    shutil.copytree("kept", "run")
+    names = ["checkpoints/best.safetensors", "checkpoints/last.safetensors"]
+    for name in names:
+        make_former(Path("run", name))
+
+    code, out, _ = call("run", main=convert_checkpoint.main, name="convert_checkpoint.py")
+    assert (code, out.split()) == (0, [f"run/{name}" for name in [*names, "config.yaml"]])
+    assert same(*(read_last(run, "best")["state_dict"] for run in ("kept", "run")))
+    for run in ("kept", "run"):
+        succeed(f"resume={run}", "trainer.max_steps=8")
+    assert_same_run("run", "kept")
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "damaged.ckpt").write_bytes(b"PK\3\4")
+    torch.save({"gpt": {"format": 3}}, tmp_path / "older.ckpt")
+    torch.save({"gpt": pytest.approx}, tmp_path / "code.ckpt")
+    for name, reason in {"damaged": "not one of", "older": "is 3, not 4", "code": "not one of"}.items():
+        with pytest.raises(UserError, match=reason):
+            convert_checkpoint.convert(tmp_path / f"{name}.ckpt")
+    with pytest.raises(UserError, match="no run of the former format"):
+        convert_checkpoint.convert_run(tmp_path)

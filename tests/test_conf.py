@@ -7,19 +7,12 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from test_docs import JOBS, TRAINING
 
 from conftest import ROOT
+from gpt import config
 from gpt.cli.main import compose_config
-from gpt.config import (
-    AdamWConfig,
-    DataConfig,
-    FinetuneConfig,
-    ModelConfig,
-    RunConfig,
-    SchedulerConfig,
-    TaskConfig,
-    TrainerConfig,
-)
+from gpt.config import AdamWConfig, FinetuneConfig, ModelConfig, RunConfig, TaskConfig
 from gpt.model import GPT
 
 CONF = ROOT / "conf"
@@ -32,25 +25,15 @@ CHOICES = [
 FINE_TUNING = ("task=", "callbacks=finetune")  # choices for scripts/finetune.py, trained in test_finetune.py
 # Those that are more than a model: of a model, one step is as good as another
 TRAINED = [c for c in CHOICES if not c.startswith((*FINE_TUNING, "model", "ablation"))]
-# in test_zero_shot.py, which has a play, in test_distributed.py, and in test_loggers.py
-ELSEWHERE = ("callbacks=zero_shot", "trainer=ddp", "logger=wandb", "logger=mlflow", "logger=many")
-TRAINED = [choice for choice in TRAINED if choice not in ELSEWHERE]
+# in test_docs.py, in test_finetune_tasks.py, which has a play, and in test_distributed.py
+ELSEWHERE = {*" ".join(TRAINING).split(), "callbacks=zero_shot", "trainer=ddp"}
+USUAL = [it for it in OmegaConf.load(CONF / "train.yaml").defaults if not isinstance(it, str)]
+USUAL = {f"{group}={name}" for it in USUAL for group, name in it.items()}  # and in all other tests
+TRAINED = [choice for choice in TRAINED if choice not in ELSEWHERE | USUAL]
 SMALL = ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=16", "seed=1"]
 SMALL += ["data.batch_size=1", "trainer.max_steps=1", "callbacks.samples=null", "callbacks.attention=null"]
-JOBS = {  # what two jobs of a sweep are, small ones too
-    "sweep_shape": ["model.context_length=8,16"],
-    "sweep_arch": ["model/arch=gpt1,modern"],
-    "sweep_ablation": ["ablation=none,no_conv"],
-    "ensemble": ["seed=1,2"],
-}
-DEFAULTS = {  # what stands in the class of a group
-    "model": ModelConfig(),
-    "data": DataConfig(),
-    "scheduler": SchedulerConfig(),
-    "trainer": TrainerConfig(),
-    "task": TaskConfig(),
-    "finetune": FinetuneConfig(),
-}
+GROUPS = ("model", "data", "scheduler", "trainer", "task", "finetune")
+DEFAULTS = {group: getattr(config, f"{group.title()}Config")() for group in GROUPS}  # as in the classes
 
 
 def composed(*overrides: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -49,9 +50,7 @@ def test_option_of_the_architecture(tmp_path, text, monkeypatch):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    branch = re.sub(
-        r"^", " " * 8, block("An option of the architecture", "python").rstrip(), flags=re.MULTILINE
-    )
+    branch = indent(block("An option of the architecture", "python").rstrip(), " " * 8)
     edit(Path("gpt/config.py"), r"(activation: Literal\[[^]]*)\]", r'\1, "silu"]')
     edit(Path("gpt/model.py"), r"(?=        else:\n            x = F\.relu\(x\))", f"{branch}\n")
     Path("conf/ablation/silu.yaml").write_text(block("An option of the architecture", "yaml"))

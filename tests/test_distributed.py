@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import begin, wait_for_step
+from test_resume import wait_for_step
 
-from conftest import ROOT, TINY, history, read_result, write_play
+from conftest import ROOT, TINY, history, read_result, start, write_play
 from gpt.checkpoint import load
 from gpt.evaluate import evaluate
 
@@ -78,14 +78,14 @@ def test_signal_stops_both_processes_and_one_or_two_resume(whole, call):
     """So does the death of one of them, of which the other says one line."""
     run, settings = whole
     command = [*settings, *TWO, "hydra.run.dir=it's/two parts"]
-    process = begin(*command)
+    process = start("train.py", *command)
     wait_for_step(process, 20)
     (second,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(second), signal.SIGKILL)
     _, err = process.communicate(timeout=100)
     assert re.search(r"^error: processes = 2: another one has ended; repeat the command .*\n$", err), err
     assert "Traceback" not in err
-    process = begin(*command)
+    process = start("train.py", *command)
     wait_for_step(process, 20)
     process.send_signal(signal.SIGTERM)  # to the first alone
     out, err = process.communicate(timeout=100)

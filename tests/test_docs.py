@@ -9,7 +9,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from test_conf import JOBS
 from test_structure import DOORS, MAY_IMPORT, SOURCES
 
 from conftest import ROOT
@@ -23,13 +22,19 @@ SHORT += ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context
 ELSEWHERE = {  # commands that other tests run, or that need what a machine for tests does not have
     "resume=last": "test_resume.py",
     "trainer=ddp": "test_distributed.py",
-    "callbacks=zero_shot": "test_zero_shot.py",
+    "callbacks=zero_shot": "test_finetune_tasks.py",
     "hydra/launcher=joblib": "test_sweep.py",
     "hydra/launcher=submitit_slurm": "it needs Slurm",
     "hydra/launcher=ray": "test_sweep.py",
     "scripts/finetune.py": "test_finetune.py",
     "scripts/classify.py": "test_finetune.py",
-    "scripts/convert_checkpoint.py": "test_convert_checkpoint.py",
+    "scripts/convert_checkpoint.py": "test_checkpoint.py",
+}
+JOBS = {  # what two jobs of a sweep are, small ones too
+    "sweep_shape": ["model.context_length=8,16"],
+    "sweep_arch": ["model/arch=gpt1,modern"],
+    "sweep_ablation": ["ablation=none,no_conv"],
+    "ensemble": ["seed=1,2"],
 }
 NEEDS = {"data.tokenizer=bpe": "tokenizers", "logger=mlflow": "mlflow", "logger=wandb": "wandb"}
 NEEDS |= {"logger=many": "mlflow", "scripts/export_hf.py": "transformers", "scripts/tune.py": "optuna"}
@@ -97,13 +102,9 @@ def shortened(given: list[str], text: Path) -> list[str]:
         words.append(",".join([first, *others[: most - 1]]))
         most = 1 if others else most
     keys = [word.partition("=")[0] for word in words]
-    kept = (
-        ("model.",)
-        if "init" in keys
-        else ("model.", "data.", "trainer.", "callbacks.")
-        if "resume" in keys
-        else ()
-    )
+    kept = ("model.",) if "init" in keys else ()
+    if "resume" in keys:
+        kept = ("model.", "data.", "trainer.", "callbacks.")
     small = [word for word in (*SHORT, f"data.path={text}") if not word.startswith(kept)]
     small += ["trainer.max_steps=6"] if "resume" in keys else []
     return [*words, *(word for word in small if word.partition("=")[0] not in keys)]
@@ -132,10 +133,8 @@ def test_other_command(line, call, text, trained, place, capsys):
     script, *given = split(line)
     run = place / ("outputs/sweeps/SWEEP/RUN" if "SWEEP" in line else "outputs/RUN")
     if "export_hf" in script:
-        code, _, err = call(
-            "model=tiny", "model/arch=gpt2", *SHORT, f"data.path={text}", f"hydra.run.dir={run}"
-        )
-        assert code == 0, err
+        gpt2 = ["model=tiny", "model/arch=gpt2", *SHORT, f"data.path={text}", f"hydra.run.dir={run}"]
+        assert call(*gpt2)[0] == 0
     else:
         shutil.copytree(trained, run)
     if "sample" in script:
@@ -161,9 +160,8 @@ def test_make_targets_exist():
     targets = set(re.findall(r"(?:`|\n)make ([\w-]+)", "\n".join(PAGES.values())))
     assert {"train", "test", "test-slow", "bench"} <= targets
     for target in targets:
-        subprocess.run(
-            ["make", "--dry-run", "--always-make", target], cwd=ROOT, check=True, capture_output=True
-        )
+        command = ["make", "--dry-run", "--always-make", target]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -28,9 +28,8 @@ def make_drafting(arch: str = "modern", **changes) -> GPT:
 def written(model, seed: int, length: int = 50, **settings) -> tuple[list[int], int]:
     """A text, and in how many passes the model wrote it."""
     passes, cached = [], CachedModel(model, length)
-    handle = (model.members[0] if isinstance(model, Ensemble) else model).head.register_forward_hook(
-        lambda *_: passes.append(1)
-    )
+    head = (model.members[0] if isinstance(model, Ensemble) else model).head
+    handle = head.register_forward_hook(lambda *_: passes.append(1))
     ids = [int(id) for id in generate(cached, PROMPT, length, generator_of_text(seed, 0), **settings)]
     handle.remove()
     return ids, len(passes)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,24 +11,19 @@ import torch
 
 import evaluate
 import sample
-from conftest import make_model
+from conftest import make_model, read_last, read_result
 from gpt.checkpoint import load
 from gpt.ensemble import Ensemble
-from gpt.errors import UserError, user_errors
-
-ONE_LINE = re.compile(r"\Aerror: [^\n]+ = [^\n]*: [^\n]+\n\Z")
+from gpt.errors import UserError
 
 
-@pytest.mark.parametrize(
-    "settings", [[], ["callbacks=ema", "callbacks.ema.decay=0.5"]], ids=["plain", "averaged"]
-)
+@pytest.mark.parametrize("settings", ["", "callbacks=ema callbacks.ema.decay=0.5"], ids=["plain", "averaged"])
 def test_evaluate_prints_the_result_to_the_last_digit(succeed, settings, precision, capsys):
-    succeed("trainer.max_steps=4", f"trainer.precision={precision}", "hydra.run.dir=run", *settings)
+    succeed("trainer.max_steps=4", f"trainer.precision={precision}", "hydra.run.dir=run", *settings.split())
     evaluate.main(["run", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["val", "train"]
-    with open("run/result.json") as file:
-        result = json.load(file)
+    result = read_result("run")
     loss, bits = result["best_val_loss"], result["final_bits_per_char"]
     assert found["val"] == {"loss": loss, "bits_per_char": bits, "bits_per_byte": bits, "unit": "character"}
     evaluate.main(["run"])
@@ -37,6 +33,12 @@ def test_evaluate_prints_the_result_to_the_last_digit(succeed, settings, precisi
     assert lines[1] == ["val", f"{loss:.4f}", f"{math.exp(loss):.4f}", f"{bits:.4f}"]
     assert lines[2][0] == "train"
     assert "ETA" not in err  # there is no terminal
+    evaluate.main(["run/checkpoints/last.safetensors", "--json"])
+    assert json.loads(capsys.readouterr().out) == found
+    # averaged weights are validated and saved, next to those that training continues with
+    if trained := read_last("run").get("current_model_state"):
+        averaged = load("run")[0].state_dict()
+        assert any((averaged[name.removeprefix("model.")] != now).any() for name, now in trained.items())
 
 
 @pytest.mark.parametrize(("tokenizer", "unit"), [("byte", "byte"), ("bpe", "token")])
@@ -49,47 +51,36 @@ def test_evaluate_says_what_a_loss_is_per(succeed, tokenizer, unit, capsys):
     assert f" nats per {unit}  " in capsys.readouterr().out
 
 
-def refusal(arguments: list[str], capsys) -> str:
-    """What evaluate.py prints on stderr when it refuses."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop, user_errors():
-        evaluate.main(arguments)
-    out, err = capsys.readouterr()
-    assert (stop.value.code, out) == (2, "")
-    assert ONE_LINE.match(err), err
-    return err
-
-
-def test_evaluating_another_text_needs_the_data_option(trained, text, capsys):
+def test_evaluating_another_text_needs_the_data_option(trained, text, refusal, capsys):
     content = text.read_text()
     for addition in ("XYZ\n", "ROMEO: O\n"):  # which the tokenizer does not know, and knows
         text.write_text(content + addition)
-        assert "no longer the text" in refusal([str(trained)], capsys)
+        assert "no longer the text" in refusal(evaluate.main, str(trained))
     evaluate.main([str(trained), "--data", str(text)])
     assert "\nval  " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run", "--data", ""], "--data = (empty): not a text"),  # an unset variable of the shell
-        (["run", "--data", "missing.txt"], "data.path = missing.txt: no such file"),
-        (["run", "--context-length", "4000"], "--context-length = 4000: the model sees at most 16 tokens"),
-        (["run", "--data", "other.txt"], "'π' not among the"),
-        (["missing.safetensors"], "no such file"),
-        (["."], "no such file"),
-        (["run", "--data", "short.txt"], "; --text-file short.txt scores it as a whole"),
-        (["run", "--text", ""], "text = '': nothing to score"),
-        (["run", "--text", "π", "--json"], "'π' not among the"),
-        (["run", "--text-file", "missing.txt"], "--text-file = missing.txt: no such file"),
-        (["run", "--text", "O", "--data", "other.txt"], "--data: not allowed with argument --text"),
-        (["run", "--color"], "--color and --drop-unknown need --text"),
-    ],
-)
-def test_what_cannot_be_evaluated_is_one_line(trained, arguments, message, capsys):
+REFUSED = {
+    "run --data ''": "--data = (empty): not a text",  # an unset variable of the shell
+    "run --data missing.txt": "data.path = missing.txt: no such file",
+    "run --context-length 4000": "--context-length = 4000: the model sees at most 16 tokens",
+    "run --data other.txt": "'π' not among the",
+    "missing.safetensors": "no such file",
+    ".": "no such file",
+    "run --data short.txt": "; --text-file short.txt scores it as a whole",
+    "run --text ''": "text = '': nothing to score",
+    "run --text π --json": "'π' not among the",
+    "run --text-file missing.txt": "--text-file = missing.txt: no such file",
+    "run --text O --data other.txt": "--data: not allowed with argument --text",
+    "run --color": "--color and --drop-unknown need --text",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_what_cannot_be_evaluated_is_one_line(trained, arguments, refusal):
     Path("other.txt").write_text("ROMEO π " * 1000, encoding="utf-8")
     Path("short.txt").write_text("ROMEO")
-    assert message in refusal(arguments, capsys)
+    assert REFUSED[arguments] in refusal(evaluate.main, *shlex.split(arguments))
 
 
 def test_text_is_scored_as_a_whole_from_what_stands_before_each_token(trained, capsys):
@@ -113,11 +104,8 @@ def test_text_is_scored_as_a_whole_from_what_stands_before_each_token(trained, c
     assert "\x1b[48;5;" in out
     shown, table = re.sub(r"\x1b\[[0-9;]+m", "", out).split("\n\n")
     assert shown == text
-    assert table.splitlines()[1].split()[:3] == [
-        "text",
-        f"{found['loss']:.4f}",
-        f"{math.exp(found['loss']):.4f}",
-    ]
+    shown = ["text", f"{found['loss']:.4f}", f"{math.exp(found['loss']):.4f}"]
+    assert table.splitlines()[1].split()[:3] == shown
 
 
 def test_probabilities_are_averaged():
@@ -143,9 +131,8 @@ def test_programs_average_several_runs(succeed, capsys):
     assert len(capsys.readouterr().out) == len("O" + 30 * "." + "\n")
 
 
-def test_runs_on_other_texts_are_not_averaged(succeed, text):
-    succeed("trainer.max_steps=1", "hydra.run.dir=one")
+def test_runs_on_other_texts_are_not_averaged(succeed, trained, text):
     text.write_text(text.read_text() + "O")
-    succeed("trainer.max_steps=1", "hydra.run.dir=two")
-    with pytest.raises(UserError, match=r"two.* has seen another text than one"):
-        evaluate.main(["one", "two"])
+    succeed("trainer.max_steps=1", "hydra.run.dir=other")
+    with pytest.raises(UserError, match=r"other.* has seen another text than run"):
+        evaluate.main(["run", "other"])

@@ -50,14 +50,6 @@ def test_ensemble_writes_what_it_expects_past_the_shortest_context():
     assert torch.equal(found, generated_without_cache(ensemble, PROMPT, 20))
 
 
-@torch.no_grad()
-def test_text_can_be_continued_by_several_tokens(arch):
-    model = make_model(arch).eval()
-    ids, cached = torch.randint(11, (2, 14)), gpt.generate.CachedModel(model)
-    cached(ids[:, :5])
-    torch.testing.assert_close(cached(ids[:, 5:])[:, -1], model(ids)[:, -1])
-
-
 def test_cache_is_no_larger_than_the_text_needs(monkeypatch):
     """A long context takes many gigabytes in a model of few parameters."""
     capacities = []

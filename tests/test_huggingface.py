@@ -4,12 +4,13 @@ import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import export_hf
-from conftest import TINY, make_config, make_model
+from conftest import make_config, make_model
 from gpt.checkpoint import load
 from gpt.errors import UserError
 from gpt.generate import generate_text
@@ -120,10 +121,8 @@ def test_exported_run_is_a_pipeline(succeed, capsys):
     written = pipe("ROMEO", max_new_tokens=11, do_sample=False)[0]["generated_text"]
     assert written == generate_text(model, tokenizer, "ROMEO", 11, temperature=0)
     prompts = ["ROMEO", "O", "light 5"]  # the last has an unknown character
-    several = [
-        written[0]["generated_text"]
-        for written in pipe(prompts, batch_size=3, do_sample=False, max_new_tokens=5)
-    ]
+    batch = pipe(prompts, batch_size=3, do_sample=False, max_new_tokens=5)
+    several = [written[0]["generated_text"] for written in batch]
     assert several[:2] == [generate_text(model, tokenizer, text, 5, temperature=0) for text in prompts[:2]]
     assert several[2].startswith("light ")
     with pytest.raises(UserError, match="already exists"):
@@ -144,10 +143,8 @@ def test_onnx_has_the_same_logits(arch, tmp_path):
     export(model, CHARS, tmp_path / "cached", onnx=True, cache=True)
     session = runtime.InferenceSession(tmp_path / "cached/model.onnx")
     ids, sizes = torch.randint(11, (3, 16)), {"batch": 3, "past": 0}
-    state = {
-        each.name: torch.zeros([sizes.get(size, size) for size in each.shape]).numpy()
-        for each in session.get_inputs()[1:]
-    }
+    shapes = {it.name: [sizes.get(size, size) for size in it.shape] for it in session.get_inputs()[1:]}
+    state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     for start, end in itertools.pairwise((0, 5, 6, 7, 16)):  # a prompt, steps, and several ids at once
         logits, *read = session.run(None, {"ids": ids[:, start:end].numpy()} | state)
         state = dict(zip(state, read, strict=True))
@@ -237,13 +234,11 @@ def test_run_that_starts_from_a_folder_needs_every_tensor(exported, refuse):
     assert "missing, left over or misshapen: transformer.h.2.attn" in refuse(f"init={exported}")
 
 
-def test_rotary_model_continues_with_another_context(trained, call, text):
+def test_rotary_model_continues_with_another_context(trained, succeed, refuse):
     """Learned positions have as many places as they were trained for."""
-    small = ["trainer.max_steps=1", "data.batch_size=2", f"data.path={text}", "callbacks.samples=null"]
-    code, _, err = call("init=run", "model.context_length=40", *small, "hydra.run.dir=longer")
-    assert code == 0, err
-    model = load("longer")[0]
-    assert model.config == load("run")[0].config.model_copy(update={"context_length": 40})
-    call(*TINY, "model/arch=gpt2", *small, "hydra.run.dir=gpt2")
-    code, _, err = call("init=gpt2", "model.context_length=40", *small, "hydra.run.dir=refused")
+    longer = ["model.context_length=40", "trainer.max_steps=1", "data.batch_size=2"]
+    succeed("init=run", "model.n_embd=16", *longer, "hydra.run.dir=longer")
+    assert load("longer")[0].config == load("run")[0].config.model_copy(update={"context_length": 40})
+    succeed("model/arch=gpt2", "trainer.max_steps=1", "hydra.run.dir=gpt2")
+    err = refuse("init=gpt2", *longer)
     assert "model.context_length = 40: the weights of init=gpt2 have 16; leave it out" in err

@@ -11,9 +11,10 @@ from unittest import mock
 
 import pytest
 
-from conftest import assert_same_run
+from conftest import assert_same_run, train_in
 
-SETTINGS = ["trainer.max_steps=4", "trainer.val_check_interval=2", "model.dropout=0.1", "hydra.run.dir=run"]
+SETTINGS = ["trainer.max_steps=4", "trainer.val_check_interval=2", "model.dropout=0.1"]
+SETTINGS += ["data.path=../text.txt", "hydra.run.dir=run"]
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir"}  # the audit events by which Python announces them
 watchers: list[Callable[[], None]] = []
 
@@ -36,12 +37,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() if whole[path] else b"" for path in whole}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a run that nothing has interrupted."""
+    return train_in(tmp_path_factory.mktemp("whole") / "work", *SETTINGS)
+
+
 FILES = ["config.yaml", "run.json", "metrics.csv", "best.safetensors", "last.safetensors"]
 FILES += ["sample.txt", "result.json"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_full_disk_at_any_file_is_one_line_and_the_same_command_continues(name, small, succeed, monkeypatch):
+def test_full_disk_at_any_file_is_one_line_and_the_same_command_continues(
+    name, small, succeed, whole, monkeypatch
+):
     def fill_disk(source, target) -> None:
         if Path(target).name == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -55,8 +64,7 @@ def test_full_disk_at_any_file_is_one_line_and_the_same_command_continues(name, 
     assert re.fullmatch(rf"error: file = .*{name}: not written, No space left on device.*\n", err)
     assert not list(Path("run").rglob("*.tmp-*"))
     succeed(*SETTINGS)
-    succeed(*SETTINGS[:-1], "hydra.run.dir=whole")
-    assert_same_run("run", "whole")
+    assert_same_run("run", whole)
 
 
 @pytest.fixture
@@ -77,17 +85,17 @@ def states(tmp_path, succeed) -> Iterator[list[Path]]:
         succeed(*SETTINGS)
     finally:
         watchers.clear()
-    run.rename("whole")
+    shutil.rmtree(run)
     return found
 
 
-def test_run_killed_at_any_write_ends_as_if_it_had_not_been(states, succeed):
+def test_run_killed_at_any_write_ends_as_if_it_had_not_been(states, succeed, whole):
     names = {name for state in states for name in contents(state)}
     assert {"config.yaml", "run.json", "result.json", "checkpoints/best.safetensors"} <= names
     assert sum(".tmp-" in name for name in names) > 5  # half-written files are among the states
     for state in states:
         state.rename("run")
         succeed(*SETTINGS)
-        assert_same_run("run", "whole")
+        assert_same_run("run", whole)
         assert not [path for path in Path("run").rglob("*.tmp-*")]
         shutil.rmtree("run")

@@ -79,9 +79,10 @@ def test_projections_on_residual_branches_start_smaller(arch):
         assert abs(block.mlp.fc.weight.std().item() / 0.02 - 1) < 0.1
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"tied_head": True}, {"bias": True}, {"qk_norm": True, "norm": "layernorm"}]
-)
+CHANGES = [{}, {"tied_head": True}, {"bias": True}, {"qk_norm": True, "norm": "layernorm"}]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
 def test_parameter_count_equals_the_size_of_the_model(arch, changes):
     config = make_config(arch, **changes)
     assert config.parameter_count() == sum(p.numel() for p in GPT(config).parameters())

@@ -15,20 +15,13 @@ STORED = nbformat.read(NOTEBOOK, as_version=4)
 CODE = code_cells(STORED)
 SOURCES = "\n".join(cell.source for cell in CODE)
 MARKDOWN = "\n".join(cell.source for cell in STORED.cells if cell.cell_type == "markdown")
-SOLUTION = re.compile(
-    r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n</details>", re.DOTALL
-)
+SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n((?s:.*?))\n```\n\n</details>")
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 MUTATIONS = {  # a common mistake: the cell that makes it, what is changed there, and the cell that catches it
     "scores divided by D": ("cell-064", "math.sqrt(D)", "D", "cell-066"),
     "the mask one step too late": ("cell-057", ".triu(1)  #", ".triu(2)  #", "cell-057"),
     "one matrix for query and key": ("cell-064", "self.key(x)) @", "self.query(x)) @", "step4-backward"),
-    "heads cut by a view alone": (
-        "cell-089",
-        "qkv.permute(2, 0, 3, 1, 4)",
-        "qkv.reshape(3, B, self.H, T, C // self.H)",
-        "cell-093",
-    ),
+    "heads cut by a view": ("cell-089", "permute(2, 0, 3, 1, 4)", "reshape(3, B, self.H, T, -1)", "cell-093"),
     "embeddings not scaled": ("step6-sqrt", "shared_table * math.sqrt(C)", "shared_table", "step6-sqrt"),
     "the variance of a sample": ("cell-116", "unbiased=False", "unbiased=True", "cell-116"),
     "Adam without bias correction": ("cell-157", "(1 - beta1**k)", "1", "cell-164"),
@@ -67,9 +60,8 @@ def with_solutions(cells: list[NotebookNode]) -> list[NotebookNode]:
 def once_more(cells: list[NotebookNode]) -> list[NotebookNode]:
     """Copies of all code but trainings, from the last to the first, as if one returned to each cell alone."""
     kept = [cell for cell in cells if cell.cell_type == "code" and "trained" not in tags(cell)]
-    return [
-        new_code_cell(cell.source, metadata={"tags": ["again"], "first": cell.id}) for cell in reversed(kept)
-    ]
+    again = [(cell, {"tags": ["again"], "first": cell.id}) for cell in reversed(kept)]
+    return [new_code_cell(cell.source, metadata=metadata) for cell, metadata in again]
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +85,8 @@ def test_notebook_runs_and_prints_what_is_stored(executed):
         kinds = [[output.output_type for output in cell.outputs] for cell in (ran, stored)]
         assert kinds[0] == kinds[1], stored.source
         if printed(stored) and "trained" not in tags(stored):  # a longer training differs
-            assert is_same(printed(ran), printed(stored)), (
-                f"{stored.source}\n{printed(ran)}\n{printed(stored)}"
-            )
+            shown = f"{stored.source}\n{printed(ran)}\n{printed(stored)}"
+            assert is_same(printed(ran), printed(stored)), shown
             compared += 1
     assert compared >= 20
 
@@ -139,9 +130,7 @@ def test_comparison_finds_differences():
 
 
 def test_stored_outputs_belong_to_stored_code():
-    assert STORED.metadata.get("code_sha256") == code_sha256(STORED), (
-        "changed after it ran: run make notebook"
-    )
+    assert STORED.metadata.get("code_sha256") == code_sha256(STORED), "changed since it ran: make notebook"
 
 
 def test_every_cell_has_its_outputs_and_every_picture_a_description():

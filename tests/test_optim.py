@@ -1,4 +1,3 @@
-import copy
 import math
 
 import pytest
@@ -71,20 +70,6 @@ def take_steps(model, optimizer, count: int, start: int = 0) -> None:
         torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
-
-
-@CONFIGS
-def test_restored_optimizer_is_bit_identical(config):
-    whole = make_model()
-    whole_optimizer = build_optimizer(whole, config)
-    take_steps(whole, whole_optimizer, 3)
-    resumed = make_model(seed=1)
-    resumed.load_state_dict(whole.state_dict())
-    optimizer = build_optimizer(resumed, config)
-    optimizer.load_state_dict(copy.deepcopy(whole_optimizer.state_dict()))
-    take_steps(whole, whole_optimizer, 3, start=3)
-    take_steps(resumed, optimizer, 3, start=3)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_adamw_next_to_muon_does_what_it_does_alone():

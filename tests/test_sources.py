@@ -1,24 +1,27 @@
 """Files of one's own: which of them a path means, what is read of them, and what is refused."""
 
 import csv
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import evaluate
-from conftest import read_checkpoint, read_result
-from gpt import sources
+from conftest import read_last, read_result
+from gpt import sources, text
 from gpt.config import DataConfig
 from gpt.errors import UserError
 from gpt.run import read_config
 from gpt.sources import Documents, find_files
-from gpt.text import Text
+from gpt.text import Text, tiny_shakespeare
 
 
 @pytest.fixture
@@ -199,9 +202,8 @@ def test_first_wrong_byte_is_named_wherever_it_is(before, tree, monkeypatch):
             for content, (where, command) in wrong.items():
                 Path("own.txt").write_bytes(mark + b"x" * before + content)
                 said, place = refusal("own.txt"), where + len(mark) + before
-                assert re.search(
-                    rf"not UTF-8 at byte {place}, .* of: {command}.*own\.txt > own\.utf8\.txt$", said
-                )
+                advice = rf"{command}.*own\.txt > own\.utf8\.txt$"
+                assert re.search(rf"not UTF-8 at byte {place}, .* of: {advice}", said)
 
 
 def test_a_picture_among_texts_is_named_with_a_pattern_that_leaves_it_out(tree):
@@ -232,9 +234,8 @@ def test_several_files_train_and_resume_and_are_stored(succeed, refuse, text):
     assert f"init={Path('run').absolute()}" in refuse("resume=run", "trainer.max_steps=4", *places)
 
 
-def test_training_on_everything_has_no_best_and_continues(succeed, refuse, capsys):
+def test_training_on_everything_has_no_best_and_continues(succeed, capsys):
     everything = ["data.val_fraction=0", "hydra.run.dir=run"]
-    assert "early_stopping needs a part for" in refuse(*everything, "callbacks=early_stopping")
     for steps in (2, 4):
         out = succeed(f"trainer.max_steps={steps}", *(everything if steps == 2 else ["resume=run"]))
         assert f"nothing is held out, after {steps} steps" in out
@@ -244,21 +245,85 @@ def test_training_on_everything_has_no_best_and_continues(succeed, refuse, capsy
     assert list(json.loads(capsys.readouterr().out)) == ["train"]
 
 
-def test_characters_that_the_weights_do_not_know_are_left_out_or_learnt(trained, small, refuse):
+def test_characters_that_the_weights_do_not_know_are_left_out_or_learnt(trained, small, succeed, refuse):
     Path("new.txt").write_text("café ROMEO!\n" * 60, encoding="utf-8")
-    new = ["init=run", "data.path=new.txt", "trainer.max_steps=2", "optimizer.lr=1e-9"]
+    new = ["init=run", "data.path=new.txt", "trainer.max_steps=2", "optimizer=adamw", "optimizer.lr=1e-9"]
     advice = r"'!', 'c', 'é' not among the 29 .*data\.extend_vocabulary=true .*data\.drop_unknown=true "
     assert re.search(advice, refuse("init=run", "data.path=new.txt"))
-    before = read_checkpoint(trained / "checkpoints/last.safetensors")
+    before = read_last(trained)
     left_out = "note: data.path = new.txt: left out '!', 'c', 'é'"
     for choice, added, note in (("drop_unknown", "", left_out), ("extend_vocabulary", "!cé", "")):
         code, _, err = small(*new, f"data.{choice}=true", f"hydra.run.dir={choice}")
         assert (code, note in err) == (0, True)
-        code, out, err = small(f"resume={choice}", "trainer.max_steps=3")
-        assert (code, "after 3 steps" in out) == (0, True), err
-        after = read_checkpoint(Path(choice, "checkpoints/last.safetensors"))
+        assert "after 3 steps" in succeed(f"resume={choice}", "trainer.max_steps=3")
+        after = read_last(choice)
         old, grown = (one["gpt"]["tokenizer"]["vocabulary"] for one in (before, after))
         assert grown == old + added
-        weights, larger = (one["state_dict"]["tokens.weight"] for one in (before, after))
-        assert np.allclose(weights, larger[:29], atol=1e-4)  # whose rate was tiny
-        assert len(larger) == len(grown) == after["gpt"]["model"]["vocab_size"]
+        for name, weights in before["state_dict"].items():
+            larger = after["state_dict"][name]
+            assert np.allclose(weights, larger[: len(weights)], atol=1e-4)  # whose rate was tiny
+        assert len(after["state_dict"]["tokens.weight"]) == len(grown) == after["gpt"]["model"]["vocab_size"]
+
+
+# The text that files make: Tiny Shakespeare's, and where it is split
+
+
+def test_wheel_has_the_right_text(tmp_path):
+    shakespeare = tiny_shakespeare(tmp_path)
+    assert (len(shakespeare), len(set(shakespeare)), shakespeare[:14]) == (1_115_394, 65, "First Citizen:")
+    assert hashlib.sha256(shakespeare.encode()).hexdigest() == text.SHA256
+    assert not list(tmp_path.iterdir())  # no copy is made of what the wheel has
+
+
+def no_wheel(name):
+    raise metadata.PackageNotFoundError(name)
+
+
+def test_text_is_downloaded_once_if_there_is_no_wheel_and_another_one_is_refused(tmp_path, monkeypatch):
+    wheel = Path(str(metadata.distribution(text.WHEEL).locate_file(text.WHEEL_FILE)))
+    monkeypatch.setattr(metadata, "distribution", no_wheel)
+    monkeypatch.setattr(text, "URL", wheel.as_uri())
+    first = tiny_shakespeare(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded again"))
+        assert tiny_shakespeare(tmp_path / "data") == first
+    other = tmp_path / "tiny_shakespeare.txt"
+    other.write_text("To be")
+    with pytest.raises(UserError, match=r"no Tiny Shakespeare in .*SHA-256 differs"):
+        tiny_shakespeare(tmp_path)
+    monkeypatch.setattr(text, "URL", other.as_uri())
+    with pytest.raises(UserError, match=r"no Tiny Shakespeare in .*invalid hash value"):
+        tiny_shakespeare(tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())  # what was refused is not kept
+
+
+def test_validation_is_the_end_of_the_text_or_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"a.txt": "To be,\nor", "b.txt": "not to be\n", "val.txt": "that is"}.items():
+        Path(name).write_text(content)
+    whole = "To be,\nor\nnot to be\n"
+
+    def parts(**settings) -> tuple[str, str, str]:
+        found = Text(DataConfig(**settings))
+        content = "".join(found)
+        assert len(found) == len(content)
+        return content[: found.split], content[found.split :], found.sha256
+
+    apart = parts(path=["a.txt", "b.txt"], val_path="val.txt", val_fraction=0.5)
+    assert apart[:2] == (whole, "that is")
+    assert apart == parts(path=".", val_path="val.txt")  # which is not trained on, although it is there
+    together = parts(path=["a.txt", "b.txt", "val.txt"], val_fraction=0.5)
+    assert together[:2] == (whole[:13], whole[13:] + "that is")
+    assert together[2] == hashlib.sha256((whole + "that is").encode()).hexdigest() != apart[2]
+    assert parts(path="a.txt", val_fraction=0)[:2] == ("To be,\nor", "")
+    Path("empty.txt").touch()
+    for settings, name in [
+        ({"path": "empty.txt"}, "path = empty.txt"),
+        ({"path": []}, r"path = \[\]"),
+        ({"path": "a.txt", "val_path": "empty.txt"}, "val_path = empty.txt"),
+    ]:
+        for raw in (False, True):
+            with pytest.raises(UserError, match=rf"^data\.{name}: 0 characters; give"):
+                Text(DataConfig(**settings), raw)
+    with pytest.raises(UserError, match=r"^data\.val_path = a.txt: it names all files of data.path, and"):
+        Text(DataConfig(path="a.txt", val_path="a.txt"))

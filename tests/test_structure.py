@@ -74,9 +74,8 @@ def test_there_is_no_circle():
 
 
 def test_core_knows_few_libraries_and_the_model_its_configuration_alone():
-    foreign = {
-        name.partition(".")[0] for module in CORE if module != "gpt.drawing" for name in IMPORTS[module]
-    }
+    modules = [module for module in CORE if module != "gpt.drawing"]
+    foreign = {name.partition(".")[0] for module in modules for name in IMPORTS[module]}
     assert foreign - {*sys.stdlib_module_names, "gpt"} <= LIBRARIES_OF_THE_CORE
     assert IMPORTS["gpt.model"] & SOURCES.keys() == {"gpt.config", "gpt.attention"}
     libraries = {name.partition(".")[0] for name in IMPORTS["gpt.model"] | IMPORTS["gpt.attention"]}

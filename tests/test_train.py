@@ -1,7 +1,6 @@
 """Single runs: what they leave, log and print, and what may be typed by somebody who knows Hydra."""
 
 import json
-import math
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import sample
-from conftest import ROOT, TINY, history, read_checkpoint, read_result
+from conftest import ROOT, TINY, history, read_events, read_result
 from gpt.checkpoint import load
 from gpt.cli.main import compose_config
 from gpt.cli.overrides import name_run, parse_overrides, quote_paths
@@ -44,25 +41,19 @@ def test_run_folder_explains_itself(trained):
     assert "${" not in (trained / "config.yaml").read_text()
 
 
-def test_what_is_logged_is_in_tensorboard_in_the_file_and_in_lines(succeed):
-    """All count in optimizer steps, of two batches each here, and stdout is no terminal."""
-    every = ["trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
+def test_all_counts_in_optimizer_steps(succeed):
+    """Of two batches each, here. And stdout is no terminal."""
+    every = ["trainer.val_check_interval=2", "trainer.log_every_n_steps=1", "trainer.profiler=simple"]
     out = succeed("trainer.max_steps=5", "trainer.accumulate_grad_batches=2", *every, "hydra.run.dir=run")
     lines = [line.split("  ")[0] for line in out.splitlines() if line.startswith("step ")]
     assert lines == ["step 2 of 5", "step 4 of 5", "step 5 of 5"]
     assert "Epoch" not in out
-    events = EventAccumulator("run")
-    events.Reload()
-    wanted = {"train/loss", "train/grad_norm", "lr", "perf/chars_per_second", "val/loss", "val/bits_per_char"}
-    assert wanted <= set(events.Tags()["scalars"])
-    losses = events.Scalars("val/loss")
-    assert len(losses) == 3  # after 2, 4 and, though 2 does not divide it, 5 steps
-    assert events.Scalars("val/bits_per_char")[-1].value == pytest.approx(losses[-1].value / math.log(2))
-    written = events.Tensors("sample/temperature 0.8/text_summary")[-1].tensor_proto.string_val[0].decode()
-    assert written == "    " + Path("run/sample.txt").read_text().replace("\n", "\n    ")
-    rows = history("run")
-    assert [float(row["val/loss"]) for row in rows if row["val/loss"]][-1] == pytest.approx(losses[-1].value)
-    assert sum(bool(row["train/loss"]) for row in rows) == 5
+    assert "Profiler Report" in out
+    rows = [row for row in history("run") if row["val/loss"]]
+    assert [row["step"] for row in rows] == ["1", "3", "4"]  # the last one, though 2 does not divide 5
+    shown = [event.value for event in read_events("run").Scalars("val/loss")]
+    assert [float(row["val/loss"]) for row in rows] == pytest.approx(shown)
+    assert sum(bool(row["train/loss"]) for row in history("run")) == 5
 
 
 def losses(succeed, folder: str, *overrides: str) -> list[tuple[str, str]]:
@@ -70,13 +61,10 @@ def losses(succeed, folder: str, *overrides: str) -> list[tuple[str, str]]:
     return [(row["train/loss"], row["val/loss"]) for row in history(folder)]
 
 
-@pytest.mark.parametrize(("optimizer", "precision"), [("adamw", "32-true"), ("muon", "bf16-mixed")])
-def test_same_seed_gives_identical_losses(succeed, optimizer, precision):
-    overrides = [f"optimizer={optimizer}", "model.dropout=0.1", f"trainer.precision={precision}"]
-    first = losses(succeed, "a", *overrides)
-    assert losses(succeed, "b", *overrides, "seed=0") != first
-    # more validations, which are no part of training, change nothing
-    more = losses(succeed, "c", *overrides, "trainer.val_check_interval=1")
+def test_another_seed_trains_otherwise_and_more_validations_do_not(succeed):
+    first, other = (losses(succeed, f"seed{seed}", "model.dropout=0.1", f"seed={seed}") for seed in (1, 0))
+    assert first != other
+    more = losses(succeed, "more", "model.dropout=0.1", "seed=1", "trainer.val_check_interval=1")
     assert [train for train, _ in more if train] == [train for train, _ in first if train]
     assert more[-1] == first[-1]
 
@@ -91,36 +79,7 @@ def test_fast_paths_learn_what_float32_learns(succeed):
     for (train, val), (fast_train, fast_val) in zip(exact, fast, strict=True):
         assert float(fast_train or fast_val) == pytest.approx(float(train or val), rel=0.01)
     assert float(exact[-1][1]) < 3.5
-
-
-def test_averaged_and_compiled_run_in_bfloat16_is_evaluated_and_sampled(succeed, capsys):
-    averaged = ["callbacks=ema", "callbacks.ema.decay=0.5"]
-    fast = ["trainer.precision=bf16-mixed", "trainer.compile=true"]  # without a compiler it is left out
-    succeed(*averaged, *fast, "trainer.max_steps=4", "hydra.run.dir=run")
-    model, tokenizer, metadata = load("run")
-    found, result = evaluate(model, tokenizer, metadata), read_result("run")
-    assert found["val"]["loss"] == result["best_val_loss"] == result["final_val_loss"]
-    bits = pytest.approx(found["val"]["loss"] / math.log(2))
-    assert found["val"]["bits_per_char"] == found["val"]["bits_per_byte"] == bits
-    assert evaluate(*load("run/checkpoints/last.safetensors")) == found  # a file as well as a folder
-    # the averaged weights are validated and saved, next to those that training continues with
-    last = read_checkpoint(Path("run/checkpoints/last.safetensors"))
-    trained = {name.removeprefix("model."): now for name, now in last["current_model_state"].items()}
-    assert any(not torch.equal(model.state_dict()[name], now) for name, now in trained.items())
-
-    # by hand, window by window: the mean over every position, in float32 whatever the precision of training
-    text = Path(metadata["config"]["data"]["path"]).read_text(encoding="utf-8")
-    ids = tokenizer.encode(text[int(len(text) * 0.9) :])
-    losses = []
-    for start in range(0, len(ids) - 16, 16):
-        logits, targets = model(ids[None, start : start + 16]), ids[start + 1 : start + 17]
-        losses += torch.nn.functional.cross_entropy(logits[0], targets, reduction="none").tolist()
-    assert len(losses) == 53 * 16
-    assert result["final_val_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
-
-    capsys.readouterr()
-    sample.main(["run", "--prompt", "O", "--tokens", "30", "--exact"])
-    assert len(capsys.readouterr().out) == 32
+    assert evaluate(*load("fast"))["val"]["loss"] == read_result("fast")["final_val_loss"]
 
 
 def test_report_says_what_wrote_the_sample_and_suggests_what_works(succeed, monkeypatch):
@@ -191,11 +150,8 @@ def test_runs_started_together_have_their_own_folders(tmp_path):
     assert {path.name for path in taken.parent.iterdir()} == names
 
 
-# As Hydra and Lightning are used elsewhere
-
 SHOWN = {
     "--help": "Train a GPT: python scripts/train.py [key=value ...]",
-    "model=tiny --cfg job": "context_length: 64",
     "model=tiny --cfg job --resolve": "name: tiny",
     "--cfg hydra": "output_subdir: null",
     "--info": "Config search path",
@@ -211,52 +167,6 @@ def test_what_hydra_shows_trains_nothing(call, options):
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("found", ["--config-dir=mine", "hydra.searchpath=[file://mine]"])
-def test_configurations_of_ones_own_are_found(succeed, text, found):
-    Path("mine/experiment").mkdir(parents=True)
-    mine = "# @package _global_\nname: of_my_own\ntrainer: {max_steps: 1}\n"
-    Path("mine/experiment/mine.yaml").write_text(mine)
-    succeed(*found.split(), "experiment=mine", "hydra.run.dir=run")
-    config = read_config(Path("run"))
-    assert (config["name"], config["trainer"]["max_steps"]) == ("of_my_own", 1)
-
-
-MONITOR = "lightning.pytorch.callbacks.LearningRateMonitor"
-MINE = """
-from lightning.pytorch.callbacks import Callback
-
-class Note(Callback):
-    def __init__(self, word):
-        self.word = word
-
-    def on_train_end(self, trainer, pl_module):
-        print(f"noted {self.word}")
-"""
-
-
-def test_callbacks_and_trainer_arguments_can_be_added(succeed, refuse):
-    Path("mine.py").write_text(MINE)
-    added = [f"+callbacks.lr._target_={MONITOR}", "+callbacks.lr.logging_interval=step"]
-    added += ["+callbacks.note._target_=mine.Note", "+callbacks.note.word=aloud"]
-    added += ["+trainer.limit_val_batches=2"]
-    assert "noted aloud" in succeed(*added, "logger=csv", "trainer.max_steps=2", "hydra.run.dir=run")
-    config = read_config(Path("run"))
-    assert config["callbacks"]["lr"] == {"_target_": MONITOR, "logging_interval": "step"}
-    assert config["trainer"]["limit_val_batches"] == 2
-    assert not list(Path("run").glob("*tfevents*"))
-    trusted = "++callbacks.note._target_=mine.Note"
-    err = refuse("resume=run", "trainer.max_steps=3")  # a class that might be anybody's, by now
-    assert err.endswith(f"if you trust it, add {trusted}\n")
-    succeed("resume=run", "trainer.max_steps=3", trusted)
-    assert read_result("run")["step"] == 3
-
-
-def test_trainer_debug_goes_through_everything(succeed):
-    assert "Profiler Report" not in succeed("trainer=debug", "hydra.run.dir=run")
-    assert "Profiler Report" in succeed("trainer=debug", "trainer.profiler=simple")
-    assert read_result("run")["step"] == 5
-
-
 def test_paths_are_those_where_one_stands_and_may_hold_an_equals_sign(succeed, text):
     """hydra.job.chdir=true moves the run into its folder; the other two change nothing."""
     text.rename("a=b.txt")
@@ -265,9 +175,3 @@ def test_paths_are_those_where_one_stands_and_may_hold_an_equals_sign(succeed, t
     assert read_result("run=1")["step"] == 1
     assert sorted(path.name for path in Path().iterdir()) == ["a=b.txt", "run=1"]
     assert Path(read_config(Path("run=1"))["data"]["path"]).name == "a=b.txt"
-
-
-def test_names_of_others_are_explained(refuse):
-    assert "it is called resume here" in refuse("ckpt_path=x")  # more are in test_bad_configuration
-    assert "Lightning's Trainer is added by +trainer.limit_val" in refuse("trainer.limit_val_batches=2")
-    assert list(Path().iterdir()) == []
