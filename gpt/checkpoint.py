@@ -11,8 +11,7 @@ the table of a `gpt.draft.Drafter`, which readers may ignore.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from gpt.tokenizer import Tokenizer, restore
 
 FORMAT = 5
 SUFFIX = ".safetensors"
+LARGEST_HEADER = 2**26  # bytes. The largest vocabulary takes a tenth of it
 LARGEST_ROTARY_TABLE = 2**25  # numbers. It is the only large tensor of a model that is not in its checkpoint
 OWN = "use a checkpoint that this project wrote"
 
@@ -86,11 +86,12 @@ def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, di
     metadata, weights = content["gpt"], content["state_dict"]
     try:
         config, tokenizer = ModelConfig.model_validate(metadata["model"]), restore(metadata["tokenizer"])
-        make: Callable[[], GPT] = partial(GPT, config)
-        if (task := metadata.get("task")) is not None:
-            from gpt.finetune.model import Classifier  # the core knows fine-tuning by this line alone
+        task, extra = metadata.get("task"), 0
+        if task is not None:
+            from gpt.finetune import model as finetune  # the core knows fine-tuning by this line alone
 
-            make = partial(Classifier, config, task["kind"], len(task["labels"]), bool(task.get("surprise")))
+            kind = task["kind"], len(task["labels"]), bool(task.get("surprise"))
+            extra = finetune.extra_parameters(config, *kind)
         drafter = Drafter(content["draft"], len(tokenizer)) if "draft" in content else None
     except (KeyError, TypeError, ValueError) as error:
         reason = explain(error, "model") if isinstance(error, ValidationError) else error
@@ -100,15 +101,13 @@ def assemble(path: Path, content: Mapping[str, Any]) -> tuple[GPT, Tokenizer, di
         raise refusal(path, sizes)
     if config.positions == "rotary" and config.context_length * config.head_size > LARGEST_ROTARY_TABLE:
         raise refusal(path, f"context_length = {config.context_length}: longer than that of any model here")
-    with torch.device("meta"):  # where a model takes no memory
-        needed = sum(parameter.numel() for parameter in make().parameters())
     # tied weights count once
     unique = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in weights.values()}
-    if (held := sum(unique.values())) != needed:
+    if (held := sum(unique.values())) != (needed := config.parameter_count() + extra):
         raise refusal(path, f"holds {held:,} parameters, where its sizes ask for {needed:,}")
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise refusal(path, f"non-finite weights in {len(broken)} tensors, {broken[0]} first")
-    model = make()
+    model = GPT(config) if task is None else finetune.Classifier(config, *kind)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -144,7 +143,10 @@ def read(path: Path) -> dict[str, Any]:
     project.
     """
     try:
-        path.open("rb").close()  # safetensors gives no reason for a file that it cannot open
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > LARGEST_HEADER:
+            raise SafetensorError("no header of such a file")
         with safe_open(path, "pt") as opened:
             header: dict[str, str] = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

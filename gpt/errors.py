@@ -21,6 +21,11 @@ ELSEWHERE = {
     "learning_rate": "optimizer.lr",
     "grad_clip": "trainer.gradient_clip_val",
     "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "warmup_iters": "scheduler.warmup_ratio",
+    "device": "trainer.accelerator",
+    "dtype": "trainer.precision",
+    "out_dir": "hydra.run.dir",
+    "dataset": "data.path",
 }
 # Control characters but tab and line break, half surrogate pairs, what turns a line around (Unicode annex 9)
 UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")

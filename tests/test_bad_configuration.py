@@ -44,6 +44,8 @@ REFUSED = {
     "did you mean optimizer.muon_momentum?": "optimizer.momentum=0.9",
     "did you mean trainer.max_steps?": "max_steps=5",
     "it is called model.context_length here": "model.block_size=8 block_size=8",
+    "it is called hydra.run.dir here": "out_dir=out",
+    "it is called data.path here": "dataset=my.txt",
     "it is called trainer.max_steps here": "max_iters=5",
     "is not divisible by it into heads of even size": "model.n_head=3 model.n_head=32",
 }
@@ -171,7 +173,7 @@ def test_every_advice_works_when_it_is_typed(mistake):
 
 
 def test_what_other_projects_say_is_explained_by_names_that_exist():
-    assert set(ELSEWHERE.values()) <= {*setting_names(), "resume"}
+    assert set(ELSEWHERE.values()) <= {*setting_names(), "resume", "hydra.run.dir"}
 
 
 PATHS = {  # as a shell hands it over, and what it names; the file "a, b's [1].txt" exists

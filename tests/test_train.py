@@ -47,7 +47,7 @@ def test_all_counts_in_optimizer_steps(succeed):
     out = succeed("trainer.max_steps=5", "trainer.accumulate_grad_batches=2", *every, "hydra.run.dir=run")
     lines = [line.split("  ")[0] for line in out.splitlines() if line.startswith("step ")]
     assert lines == ["step 2 of 5", "step 4 of 5", "step 5 of 5"]
-    assert "Epoch" not in out
+    assert "Epoch 0" not in out
     assert "Profiler Report" in out
     rows = [row for row in history("run") if row["val/loss"]]
     assert [row["step"] for row in rows] == ["1", "3", "4"]  # the last one, though 2 does not divide 5

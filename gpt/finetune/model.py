@@ -155,3 +155,9 @@ class Classifier(GPT):
         for number, text in enumerate("\n \n"):  # start, delimiter, extract
             if known := tokenizer.drop_unknown(text):
                 self.tokens.special[number] = self.tokens.weight[tokenizer.encode(known)[-1]]
+
+
+def extra_parameters(config: ModelConfig, kind: str, labels: int, surprise: bool = False) -> int:
+    """How many parameters such a Classifier has besides the `config.parameter_count()` of its GPT."""
+    answers = 1 if kind == "choice" else labels
+    return SPECIAL * config.n_embd + answers * (config.n_embd + surprise)
