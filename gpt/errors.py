@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import re
 import signal
@@ -27,7 +28,10 @@ ELSEWHERE = {
     "out_dir": "hydra.run.dir",
     "dataset": "data.path",
 }
-# Control characters but tab and line break, half surrogate pairs, what turns a line around (Unicode annex 9)
+# What a user can mend about a file or folder. That one is missing may be a bug
+OF_USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
+OF_USERS |= {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE}
+# Control characters but tab and line break, half surrogate pairs, what reverses the direction of a text
 UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
@@ -92,7 +96,7 @@ def user_errors() -> Iterator[None]:
             if isinstance(error, BrokenPipeError):
                 sys.exit(1)
             fail(f"error: output = (standard output): {os.strerror(number)}; make room", 2)
-        if number and not isinstance(error, FileNotFoundError):  # that a file is missing may be a bug
+        if number in OF_USERS:
             fail(f"error: file = {shorten(place, 200)}: {os.strerror(number)}; choose another place", 2)
         traceback.print_exc()
         fail("This is a bug of this project. Please report it with the lines above and the command.", 1)

@@ -4,6 +4,7 @@ config.yaml says that there is a run and what it is, run.json where it comes fro
 checkpoints/last.safetensors how far it has come, and result.json that it has ended.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,16 +84,29 @@ class Run:
             self.lock.release()
             reason = "another process has worked there meanwhile"
             raise FolderInUse(f"run_dir = {self.folder}: {reason}; run the command again")
-        write_text(note, str(os.getpid()))
-        for folder in (self.folder, self.folder / "checkpoints"):
-            remove_staged(folder)
-        (self.folder / "result.json").unlink(missing_ok=True)  # it describes a shorter run
-        if self.found[0] and (path := self.folder / "run.json").exists():
-            os.utime(path)  # by this time, the newest run is found
-        else:
-            write_json(self.folder / "run.json", origin)
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        write_text(self.folder / "config.yaml", text)
+        try:
+            write_text(note, str(os.getpid()))
+            for folder in (self.folder, self.folder / "checkpoints"):
+                remove_staged(folder)
+            (self.folder / "result.json").unlink(missing_ok=True)  # it describes a shorter run
+            if self.found[0] and (path := self.folder / "run.json").exists():
+                os.utime(path)  # by this time, the newest run is found
+            else:
+                write_json(self.folder / "run.json", origin)
+            text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+            write_text(self.folder / "config.yaml", text)
+        except UserError:
+            if not self.found[0]:  # there was no run, and a full disk is no reason to leave half a one
+                self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Remove what `begin` has made, and the folder if nothing else is in it."""
+        for name in ("run.json", ".lock.pid", ".lock"):
+            (self.folder / name).unlink(missing_ok=True)
+        self.lock.release()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def finish(self, result: Result, sample: str | None) -> None:
         """Write result.json, which says that the run has ended, and sample.txt."""

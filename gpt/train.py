@@ -178,7 +178,8 @@ def with_baseline(run: Run, result: Result, data: Data) -> Result:
         accuracy = naive_bayes_accuracy(data.task)
         if accuracy is not None:
             result = result.model_copy(update={"naive_bayes_accuracy": accuracy})
-            run.finish(result, None)
+            with contextlib.suppress(OSError, UserError), run.lock:  # another process may be at work there
+                run.finish(result, None)
     return result
 
 

@@ -63,6 +63,7 @@ def test_full_disk_at_any_file_is_one_line_and_the_same_command_continues(
     assert code == 2, err
     assert re.fullmatch(rf"error: file = .*{name}: not written, No space left on device.*\n", err)
     assert not list(Path("run").rglob("*.tmp-*"))
+    assert Path("run").exists() == (name not in ("run.json", "config.yaml"))  # then nothing was begun
     succeed(*SETTINGS)
     assert_same_run("run", whole)
 

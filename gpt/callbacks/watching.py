@@ -88,7 +88,8 @@ class ProgressLines(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         now, step, last = perf_counter(), trainer.global_step, trainer.max_steps
         first, began = self.measured_from = self.measured_from or (step, now)
-        if trainer.is_global_zero and not self.has_estimated and step > first and now - began > LONG_ENOUGH:
+        has_told = self.has_estimated or not trainer.is_global_zero
+        if first < step < last and now - began > LONG_ENOUGH and not has_told:
             self.has_estimated = True
             left = tqdm.format_interval((last - step) * (now - began) / (step - first))
             print(f"the other {last - step:,} steps take about {left}, and validations some more", flush=True)

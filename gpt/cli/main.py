@@ -89,7 +89,13 @@ def run_job(cfg: DictConfig) -> float:
             sweep = Sweep.started_here  # None in other processes, which have no terminal
             live = live_line(f"{settings.job.num + 1} of {sweep.jobs}", folder.name) if sweep else []
             options = RunOptions(sys.argv, overrides=typed, callbacks=live, quiet=True)
-        result = train(config, folder, options)
+        try:
+            result = train(config, folder, options)
+        except OSError as error:
+            if error.filename is None or (folder / "run.json").exists():
+                raise
+            reason = "it was removed or renamed while the run was training; put it back and resume the run"
+            raise UserError(f"run_dir = {folder}: {reason}") from None
         if not is_sweep and is_first_process():
             os.chdir(cwd)
             summarise(folder, result, Run(folder).config or config)
