@@ -19,7 +19,8 @@ from gpt.errors import UserError, did_you_mean, shorten
 # The groups of settings that decide a result. Callbacks other than these two only watch
 DECISIVE = ["model", "data", "optimizer", "scheduler", "trainer", "task", "finetune"]
 DECISIVE += ["callbacks.ema", "callbacks.early_stopping"]
-# Settings that may differ between two parts of the same run: where a text is, which is known by its SHA-256, and what only watches
+# Settings that may differ between two parts of one run: where a text is, as its SHA-256 is known, and
+# what only watches
 INDIFFERENT = {"task.path", "data.path", "data.val_path", "data.separator", "data.column", "data.folder"}
 INDIFFERENT |= {"trainer.log_every_n_steps", "trainer.profiler", "trainer.detect_anomaly"}
 

@@ -48,7 +48,7 @@ def orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: in
 
     Jordan et al. 2024, *Muon*, do it by a Newton-Schulz iteration, in which each step applies the polynomial
     p = a + b g + c g² of the Gram matrix g = x x' to x. Several steps at once take up to a third fewer
-    operations. In bfloat16 the errors of five at once make singular values of ten and more, those of two stay small.
+    operations. In bfloat16, five at once can round to singular values of ten and more, and two do not.
     """
     if x.size(1) > x.size(2):  # so that the Gram matrix is the smaller one
         return orthogonalize(x.mT, coefficients, steps).mT
