@@ -63,7 +63,7 @@ class MetricsFile(RunLogger):
         write_text(self.path, text.getvalue())
 
     def finalize(self, status: str) -> None:
-        if self.rows:
+        if self.rows and self.path.parent.exists():  # or a folder that was removed would come back
             self.write()
 
 
