@@ -89,6 +89,12 @@ def keep_freed_memory() -> None:
             ctypes.CDLL("libc.so.6").mallopt(threshold, 2**31 - 1)
 
 
+def leave_other_processes() -> None:
+    """Without it, a thread of Gloo sometimes aborts a process that has ended well."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def describe_machine(trainer: "L.Trainer") -> dict[str, Any]:
     """What the last digits of a result depend on."""
     return {

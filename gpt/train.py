@@ -4,6 +4,7 @@
 pre-trains: `pretraining_parts` and `gpt.finetune.module` are all in which the two differ.
 """
 
+import atexit
 import contextlib
 import math
 import sys
@@ -24,7 +25,7 @@ from gpt.errors import UserError, one_line, shorten
 from gpt.finetune.module import TaskData, finetuning_parts
 from gpt.finetune.predict import naive_bayes_accuracy
 from gpt.interop.weights import starting_weights
-from gpt.machine import describe_machine, keep_freed_memory, silence_lightning
+from gpt.machine import describe_machine, keep_freed_memory, leave_other_processes, silence_lightning
 from gpt.model import GPT
 from gpt.module import Diverged, GPTModule
 from gpt.result import Result
@@ -41,6 +42,7 @@ def train(config: RunConfig, folder: Path, options: RunOptions | None = None) ->
     options = options or RunOptions()
     silence_lightning()
     keep_freed_memory()
+    atexit.register(leave_other_processes)  # which Lightning does for NCCL alone
     with Run(folder) as run:
         stored = run.config
         content = read(run.last) if run.last else None
