@@ -276,6 +276,10 @@ def test_progress_lines_say_once_how_long_the_steps_will_take(capsys, monkeypatc
         lines.on_train_batch_end(SimpleNamespace(global_step=step, max_steps=100, is_global_zero=True))
     line = "the other 96 steps take about 03:12, and validations some more\n"  # 2 s each
     assert capsys.readouterr().out == line
+    seconds, lines = iter([100.0, 110.0]), ProgressLines()
+    for step in (1, 6):  # a run that is almost at its end
+        lines.on_train_batch_end(SimpleNamespace(global_step=step, max_steps=12, is_global_zero=True))
+    assert capsys.readouterr().out == ""
 
 
 def set_width(monkeypatch, columns: int) -> None:

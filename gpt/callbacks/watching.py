@@ -25,6 +25,7 @@ from gpt.module import data_of, is_training, model_of
 MOST_KEPT = 100  # texts in the history of samples, which is part of every checkpoint
 MOST_TOKENS = 24  # of a picture of attention; more of them could not be read
 LONG_ENOUGH = 5  # seconds, after which the speed of a run can be judged
+WORTH_TELLING = 30  # seconds: of the time that is left
 MUCH_WAITING = 0.2  # the share of them that is worth a note
 SEED = 0  # of the examples of ZeroShot, which are the same in every run
 
@@ -91,8 +92,10 @@ class ProgressLines(Callback):
         has_told = self.has_estimated or not trainer.is_global_zero
         if first < step < last and now - began > LONG_ENOUGH and not has_told:
             self.has_estimated = True
-            left = tqdm.format_interval((last - step) * (now - began) / (step - first))
-            print(f"the other {last - step:,} steps take about {left}, and validations some more", flush=True)
+            left = (last - step) * (now - began) / (step - first)
+            if left > WORTH_TELLING:
+                needed = f"about {tqdm.format_interval(left)}, and validations some more"
+                print(f"the other {last - step:,} steps take {needed}", flush=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and is_training(trainer):
